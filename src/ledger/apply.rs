@@ -1,0 +1,244 @@
+//! How usage events are decided: one by one, in the call's order.
+//! `store/lua/apply.lua` adds an account's events up where the sum fits; the answers are the same.
+
+use std::collections::BTreeSet;
+
+use super::account::Counter;
+use super::call::{
+    Applied, ApplyCall, CallEvent, Class, DENIED_BYTES_MAX, DENIED_EVENTS_MAX, Group, Judge, Note, OutboxEntry, Output,
+    Reply, StaleAccount,
+};
+use super::catalogue::{Amount, Overage};
+use super::credits::Credits;
+use super::event::Days;
+use super::outcome::{DeadReason, Denial, Outcome, Verdict};
+use super::shard::Shard;
+
+impl Shard {
+    /// Applies usage events, or changes nothing and says why.
+    pub fn apply(&mut self, call: &ApplyCall) -> Reply<Applied> {
+        match self.check(call) {
+            Err(refused) => refused,
+            Ok(()) => Reply::Applied(self.write(call)),
+        }
+    }
+
+    fn check(&mut self, call: &ApplyCall) -> Result<(), Reply<Applied>> {
+        self.check_fence(&call.stamp, &call.ranges)?;
+
+        let stale = call.groups.iter().filter(|group| self.version(group) != group.version);
+        let stale: Vec<_> = stale
+            .map(|group| StaleAccount {
+                account: group.account.clone(),
+                view: self.accounts.get(&group.account).map(|account| account.view()),
+            })
+            .collect();
+        if !stale.is_empty() {
+            return Err(Reply::Stale(stale));
+        }
+
+        let unknown = || call.groups.iter().filter(|group| group.version == 0 && !group.events.is_empty());
+        let commands_position = self.position(super::call::Partition::COMMANDS);
+        let settled = call.commands_end.is_some_and(|end| commands_position >= end);
+        if unknown().next().is_some() && !settled {
+            return Err(Reply::Unknown { commands_position });
+        }
+
+        let mut found: Vec<Note> = call.dead.clone();
+        for group in unknown() {
+            found.extend(group.events.iter().map(|event| note(call, event, DeadReason::UnknownAccount)));
+        }
+        let floor_ms = self.fence.as_ref().map_or(0, |fence| fence.floor_ms);
+        for group in call.groups.iter().filter(|group| group.version > 0) {
+            let too_late = group.events.iter().filter(|event| event.event.dated_ms < floor_ms);
+            found.extend(too_late.map(|event| note(call, event, DeadReason::TooLate)));
+        }
+        let noted = self.notes_in(&call.ranges);
+        let declared: BTreeSet<_> = call.dead.iter().map(|note| (note.partition, note.offset)).collect();
+        let all_noted = found.iter().all(|note| self.notes.contains_key(&(note.partition, note.offset)));
+        let all_declared = noted.iter().all(|note| declared.contains(&(note.partition, note.offset)));
+        if !all_noted || !all_declared {
+            for note in found {
+                // A note that is there decides.
+                self.notes.entry((note.partition, note.offset)).or_insert(note.reason);
+            }
+            return Err(Reply::Dead(self.notes_in(&call.ranges)));
+        }
+        self.check_outbox(&call.stamp)
+    }
+
+    fn version(&self, group: &Group) -> u64 {
+        self.accounts.get(&group.account).map_or(0, |account| account.version)
+    }
+
+    fn write(&mut self, call: &ApplyCall) -> Applied {
+        let mut verdicts = Vec::with_capacity(call.events());
+        for group in &call.groups {
+            let mut denied = Denied::new(call, group);
+            for event in &group.events {
+                let verdict = self.decide(call, group, event, &mut denied);
+                self.count(call.ranges[event.range].partition, verdict.outcome(), 1);
+                verdicts.push(verdict);
+            }
+            self.outbox.extend(denied.messages());
+        }
+        for note in &call.dead {
+            self.count(note.partition, Outcome::DeadLettered, 1);
+        }
+        for range in &call.ranges {
+            self.count(range.partition, Outcome::Duplicate, u64::from(range.repeats));
+        }
+        self.advance(&call.stamp, &call.ranges);
+        Applied { verdicts, outbox: self.outbox.len() }
+    }
+
+    fn decide(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent, denied: &mut Denied) -> Verdict {
+        let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
+        let member = event.event.identity.member;
+        let in_day = |day: i64| self.seen.get(&(group.account.clone(), day)).is_some_and(|set| set.contains(&member));
+        let duplicate = in_day(days.own) || days.neighbour.is_some_and(in_day);
+        // Each event is remembered in its own day, a duplicate too: the next retry may be nearer to that one.
+        self.seen.entry((group.account.clone(), days.own)).or_default().insert(member);
+        let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
+        account.days.entry(days.own).or_insert(1);
+        if duplicate {
+            return Verdict::Duplicate;
+        }
+        let class = &call.classes[event.class];
+        let counter = account.counters.entry(class.credit_type.clone()).or_default();
+        let (verdict, uncovered) = judge(counter, class, group.overage);
+        let remaining = counter.remaining();
+        match verdict {
+            Verdict::Denied(_) => denied.add(verdict, event, class, remaining, None),
+            Verdict::Capped => denied.add(verdict, event, class, remaining, Some(uncovered)),
+            Verdict::Charged | Verdict::Free | Verdict::Duplicate => {}
+        }
+        if matches!(verdict, Verdict::Charged | Verdict::Capped) {
+            counter.charged += class.cost - uncovered;
+        } else if *counter == Counter::default() {
+            account.counters.remove(&class.credit_type);
+        }
+        verdict
+    }
+}
+
+/// Whether a cost is charged, and how much of it is not covered.
+fn judge(counter: &Counter, class: &Class, overage: Overage) -> (Verdict, Credits) {
+    match class.judge {
+        Judge::NotEntitled => return (Verdict::Denied(Denial::NotEntitled), Credits::ZERO),
+        Judge::Free => return (Verdict::Free, Credits::ZERO),
+        Judge::Charge => {}
+    }
+    let Some(remaining) = counter.remaining() else {
+        // Only counted, but the count must stay exact.
+        if counter.charged + class.cost > Credits::BALANCE_MAX {
+            return (Verdict::Denied(Denial::OverageLimit), Credits::ZERO);
+        }
+        return (Verdict::Charged, Credits::ZERO);
+    };
+    if class.cost <= remaining {
+        return (Verdict::Charged, Credits::ZERO);
+    }
+    match overage {
+        Overage::Reject => (Verdict::Denied(Denial::InsufficientCredits), Credits::ZERO),
+        Overage::Cap => (Verdict::Capped, class.cost - remaining),
+        Overage::Allow { limit } => {
+            let Amount::Limited(granted) = counter.granted else { unreachable!("a balance has a limit") };
+            let beyond = counter.charged + class.cost - (granted - counter.expired);
+            let limit = limit.unwrap_or(Credits::BALANCE_MAX);
+            if beyond > limit {
+                return (Verdict::Denied(Denial::OverageLimit), Credits::ZERO);
+            }
+            (Verdict::Charged, Credits::ZERO)
+        }
+    }
+}
+
+fn note(call: &ApplyCall, event: &CallEvent, reason: DeadReason) -> Note {
+    Note { partition: call.ranges[event.range].partition, offset: event.offset, reason }
+}
+
+/// The messages about one account's denied and capped events in a call.
+struct Denied<'a> {
+    call: &'a ApplyCall,
+    group: &'a Group,
+    by_reason: [Vec<OutboxEntry>; 4],
+    /// Events in the last message of each reason.
+    open: [usize; 4],
+}
+
+const REASONS: [&str; 4] = [
+    Denial::NotEntitled.name(),
+    Denial::InsufficientCredits.name(),
+    Denial::OverageLimit.name(),
+    Outcome::Capped.name(),
+];
+
+impl<'a> Denied<'a> {
+    fn new(call: &'a ApplyCall, group: &'a Group) -> Denied<'a> {
+        Denied { call, group, by_reason: Default::default(), open: [0; 4] }
+    }
+
+    fn add(
+        &mut self,
+        verdict: Verdict,
+        event: &CallEvent,
+        class: &Class,
+        remaining: Option<Credits>,
+        uncovered: Option<Credits>,
+    ) {
+        let reason = match verdict {
+            Verdict::Denied(denial) => denial as usize,
+            _ => 3,
+        };
+        let topic = &self.call.stamp.usage_topic;
+        let partition = self.call.ranges[event.range].partition.index;
+        let offset = event.offset;
+        let remaining = remaining.map_or("null".to_owned(), |remaining| remaining.to_string());
+        let uncovered = uncovered.map_or(String::new(), |uncovered| format!(",\"uncovered\":{uncovered}"));
+        let text = format!(
+            "{{{},\"topic\":{},\"partition\":{partition},\"offset\":{offset},\"action\":\"{}\",\
+             \"credit_type\":\"{}\",\"required\":{},\"remaining\":{remaining}{uncovered}}}",
+            named(&event.event.source, &event.event.id),
+            json_text(topic),
+            class.action,
+            class.credit_type,
+            class.cost,
+        );
+        let messages = &mut self.by_reason[reason];
+        let full = messages.last().is_none_or(|message| {
+            self.open[reason] == DENIED_EVENTS_MAX || message.data.len() + text.len() > DENIED_BYTES_MAX
+        });
+        if full {
+            messages.push(OutboxEntry {
+                output: Output::Denied,
+                id: format!("{topic}/{partition}/{offset}/{}", REASONS[reason]),
+                event_type: "credits.denied.v1".to_owned(),
+                account: self.group.account.to_string(),
+                data: format!("{{\"reason\":\"{}\",\"events\":[{text}", REASONS[reason]),
+            });
+            self.open[reason] = 1;
+        } else {
+            let message = messages.last_mut().expect("it is not full, so it is there");
+            message.data.push(',');
+            message.data.push_str(&text);
+            self.open[reason] += 1;
+        }
+    }
+
+    fn messages(self) -> impl Iterator<Item = OutboxEntry> {
+        self.by_reason.into_iter().flatten().map(|mut message| {
+            message.data.push_str("]}");
+            message
+        })
+    }
+}
+
+/// The part of a JSON object that names an event.
+pub fn named(source: &str, id: &str) -> String {
+    format!("\"source\":{},\"id\":{}", json_text(source), json_text(id))
+}
+
+pub fn json_text(text: &str) -> String {
+    serde_json::to_string(text).expect("text is always valid JSON")
+}

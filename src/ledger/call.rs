@@ -1,0 +1,299 @@
+//! What a worker asks a shard, and what the shard answers.
+//!
+//! The fence: every call carries, for each partition that it touches, the range of offsets that it applies.
+//! A shard applies a range only at its stored position, so that a late, repeated or lost call does no harm.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::account::{AccountConfig, AccountView, Grant};
+use super::catalogue::{CatalogueId, Overage};
+use super::credits::Credits;
+use super::cycle::Cycle;
+use super::event::UsageEvent;
+use super::outcome::{DeadReason, Outcome, Verdict};
+
+/// The layout of what is stored. A program refuses a state with a newer one.
+pub const SCHEMA: u32 = 1;
+/// Events of a call. A script unpacks a range of arguments at once, and Lua's stack ends at 8,000.
+pub const CALL_EVENTS_MAX: usize = 4_000;
+/// Events named in one message to the denied topic.
+pub const DENIED_EVENTS_MAX: usize = 500;
+/// Bytes of the events named in one message to the denied topic.
+pub const DENIED_BYTES_MAX: usize = 256 * 1024;
+
+/// A topic that is read, by its part in the meter, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Input {
+    Usage,
+    Commands,
+}
+
+impl Input {
+    pub const ALL: [Input; 2] = [Input::Usage, Input::Commands];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Input::Usage => "usage",
+            Input::Commands => "commands",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partition {
+    pub input: Input,
+    pub index: i32,
+}
+
+impl Partition {
+    pub const COMMANDS: Partition = Partition { input: Input::Commands, index: 0 };
+
+    pub fn usage(index: i32) -> Partition {
+        Partition { input: Input::Usage, index }
+    }
+
+    pub fn parse(text: &str) -> Option<Partition> {
+        let (name, index) = text.split_once(':')?;
+        let input = Input::ALL.into_iter().find(|input| input.name() == name)?;
+        Some(Partition { input, index: index.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.input.name(), self.index)
+    }
+}
+
+/// Offsets `from..to` of a partition: all records in it that belong to the shard are in the call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub partition: Partition,
+    pub from: i64,
+    pub to: i64,
+    /// Repeats of an event of the same call; counted as duplicates.
+    pub repeats: u32,
+}
+
+/// What every call carries beside its ranges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Names this meter's state: made once, with the root key.
+    pub generation: String,
+    pub catalogue: CatalogueId,
+    /// Of the usage topic, for messages.
+    pub usage_topic: String,
+    pub restamp_tolerance_ms: i64,
+    /// Entries in a shard's outbox beyond which it takes nothing more.
+    pub outbox_max: usize,
+}
+
+/// Usage events of one shard, and ranges of offsets.
+#[derive(Clone, Debug)]
+pub struct ApplyCall {
+    pub stamp: Arc<Stamp>,
+    pub ranges: Vec<Range>,
+    /// The end of the commands topic, seen after the last event was read: an account that is unknown
+    /// once the shard has applied all commands before it stays unknown. `None`: not asked yet.
+    pub commands_end: Option<i64>,
+    /// Records that end as dead letters.
+    pub dead: Vec<Note>,
+    pub classes: Vec<Class>,
+    pub groups: Vec<Group>,
+}
+
+impl ApplyCall {
+    pub fn events(&self) -> usize {
+        self.groups.iter().map(|group| group.events.len()).sum()
+    }
+}
+
+/// Events that cost the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
+    pub action: Arc<str>,
+    pub credit_type: String,
+    pub cost: Credits,
+    pub judge: Judge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Judge {
+    Charge,
+    Free,
+    NotEntitled,
+}
+
+/// The events of one account in a call, in the order in which they are decided.
+/// Without events it asks only that the account is as the worker believes.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub account: Arc<str>,
+    /// The version that the events were priced by; 0 if the worker does not know the account.
+    pub version: u64,
+    pub overage: Overage,
+    pub events: Vec<CallEvent>,
+}
+
+#[derive(Clone, Debug)]
+pub struct CallEvent {
+    /// Index into the call's ranges.
+    pub range: usize,
+    /// Index into the call's classes. Without meaning where the account is unknown.
+    pub class: usize,
+    pub offset: i64,
+    pub event: Arc<UsageEvent>,
+}
+
+/// A record that was found dead: it decides, whatever a later reader finds, until the position has passed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    pub partition: Partition,
+    pub offset: i64,
+    pub reason: DeadReason,
+}
+
+/// One command of one account, decided by [`super::command::decide`].
+#[derive(Clone, Debug)]
+pub struct CommandCall {
+    pub stamp: Arc<Stamp>,
+    /// Holds exactly one record, the command.
+    pub range: Range,
+    pub account: Arc<str>,
+    /// The version that the command was decided by; 0 if the account does not exist.
+    pub version: u64,
+    pub command_id: String,
+    /// The hash of source and id that is remembered.
+    pub member: i64,
+    pub command_type: &'static str,
+    pub change: Change,
+}
+
+/// What a command does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Creates the account, or sets its configuration.
+    Put {
+        config: Box<AccountConfig>,
+        opens: Option<Cycle>,
+        grants: Vec<Grant>,
+    },
+    Grant(Grant),
+    /// Nothing, and the ledger says why.
+    Refuse(Refusal),
+}
+
+/// Why a command is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: RefusalReason,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefusalReason {
+    InvalidCommand,
+    UnknownAccount,
+    UnknownPlan,
+    UnknownCreditType,
+    UnsupportedField,
+    /// The change takes effect at a renewal.
+    ChangeNeedsRollover,
+    CycleNotOpen,
+    BalanceTooLarge,
+}
+
+impl RefusalReason {
+    pub const fn name(self) -> &'static str {
+        match self {
+            RefusalReason::InvalidCommand => "invalid_command",
+            RefusalReason::UnknownAccount => "unknown_account",
+            RefusalReason::UnknownPlan => "unknown_plan",
+            RefusalReason::UnknownCreditType => "unknown_credit_type",
+            RefusalReason::UnsupportedField => "unsupported_field",
+            RefusalReason::ChangeNeedsRollover => "change_needs_rollover",
+            RefusalReason::CycleNotOpen => "cycle_not_open",
+            RefusalReason::BalanceTooLarge => "balance_too_large",
+        }
+    }
+}
+
+/// What a shard answers. Everything but `Applied` changed nothing (`Dead` wrote its notes), in order of precedence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply<T> {
+    /// The shard belongs to another state, or was never opened (`None`).
+    OtherGeneration(Option<String>),
+    /// All ranges were applied before.
+    DoneBefore,
+    /// The stored position of each range of the call.
+    OtherPosition(Vec<i64>),
+    OtherCatalogue(CatalogueId),
+    Stale(Vec<StaleAccount>),
+    /// The call's unknown accounts may be created by a command that the shard has not applied yet.
+    Unknown {
+        commands_position: i64,
+    },
+    /// Every record of the call's ranges that must end as a dead letter.
+    Dead(Vec<Note>),
+    OutboxFull {
+        entries: usize,
+    },
+    Applied(T),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct StaleAccount {
+    pub account: Arc<str>,
+    /// `None`: it does not exist.
+    pub view: Option<AccountView>,
+}
+
+/// How a call's events were decided, in the call's order.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Applied {
+    pub verdicts: Vec<Verdict>,
+    /// Entries in the shard's outbox, for the relay to know.
+    pub outbox: usize,
+}
+
+/// How a command ended: applied, refused (with the reason) or a duplicate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commanded {
+    pub outcome: Outcome,
+    pub outbox: usize,
+}
+
+/// A message that waits to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxEntry {
+    pub output: Output,
+    /// Deterministic: a message that is published twice has the same.
+    pub id: String,
+    pub event_type: String,
+    pub account: String,
+    /// The event's `data`, as JSON.
+    pub data: String,
+}
+
+/// A topic that is written from the outbox, by its part in the meter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Output {
+    Denied,
+    Ledger,
+}
+
+impl Output {
+    pub const ALL: [Output; 2] = [Output::Denied, Output::Ledger];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Output::Denied => "denied",
+            Output::Ledger => "ledger",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Output> {
+        Output::ALL.into_iter().find(|output| output.name() == name)
+    }
+}

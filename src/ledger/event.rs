@@ -1,0 +1,126 @@
+//! A usage event: its identity, its day and its price.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::account::AccountView;
+use super::call::{Class, Judge};
+use super::catalogue::{Action, Catalogue};
+use super::credits::Credits;
+use super::outcome::DeadReason;
+
+pub const DAY_MS: i64 = 86_400_000;
+
+/// A `credits.usage.v1` event that was read and checked, except against the catalogue and its account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageEvent {
+    pub account: Arc<str>,
+    pub source: Arc<str>,
+    pub id: Box<str>,
+    /// The event's own time, as its producer wrote it. Its day and the restamp tolerance use it.
+    pub time_ms: i64,
+    /// The earlier of its own and its append time: a fast clock cannot move an event into the future.
+    pub dated_ms: i64,
+    pub action: Arc<str>,
+    pub quantity: u64,
+    /// What the lookup found, for actions that are free when it found nothing.
+    pub outcome: Option<Arc<str>>,
+    pub identity: Identity,
+}
+
+/// The hash of (source, id): within an account it tells events apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// The half that is remembered.
+    pub member: i64,
+    /// The half that chooses a sub-set, and tells two events with the same member apart in an audit.
+    pub other: u64,
+}
+
+impl Identity {
+    pub fn of(source: &str, id: &str) -> Identity {
+        let mut hasher = Xxh3::new();
+        // The length keeps ("ab", "c") and ("a", "bc") apart.
+        hasher.update(&(source.len() as u64).to_le_bytes());
+        hasher.update(source.as_bytes());
+        hasher.update(id.as_bytes());
+        let hash = hasher.digest128();
+        Identity { member: hash as u64 as i64, other: (hash >> 64) as u64 }
+    }
+}
+
+/// The UTC day of an event's time, and the neighbouring day whose memory a restamped retry may be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Days {
+    pub own: i64,
+    pub neighbour: Option<i64>,
+}
+
+impl Days {
+    pub fn of(time_ms: i64, restamp_tolerance_ms: i64) -> Days {
+        let own = time_ms.div_euclid(DAY_MS);
+        let into_day = time_ms.rem_euclid(DAY_MS);
+        let neighbour = if into_day < restamp_tolerance_ms {
+            Some(own - 1)
+        } else if DAY_MS - into_day <= restamp_tolerance_ms {
+            Some(own + 1)
+        } else {
+            None
+        };
+        Days { own, neighbour }
+    }
+}
+
+/// The action of an event and what it costs at most: all that can be judged without its account.
+pub fn cost<'a>(catalogue: &'a Catalogue, event: &UsageEvent) -> Result<(&'a Action, Credits), DeadReason> {
+    let action = catalogue.actions.get(&*event.action).ok_or(DeadReason::UnknownAction)?;
+    let cost = action.price.checked_mul(event.quantity).filter(|cost| *cost <= Credits::EVENT_MAX);
+    Ok((action, cost.ok_or(DeadReason::CostTooLarge)?))
+}
+
+/// Prices an event for its account.
+pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -> Result<Class, DeadReason> {
+    let (action, cost) = cost(catalogue, event)?;
+    if !account.cycle.holds(event.dated_ms) {
+        return Err(DeadReason::CycleNotOpen);
+    }
+    let plan = catalogue.plans.get(&account.config.plan);
+    let entitled = plan.is_some_and(|plan| plan.actions.iter().any(|name| **name == *event.action));
+    let found_nothing =
+        event.outcome.as_deref().is_some_and(|outcome| action.free_outcomes.iter().any(|free| free == outcome));
+    let judge = if !entitled {
+        Judge::NotEntitled
+    } else if found_nothing || cost == Credits::ZERO {
+        Judge::Free
+    } else {
+        Judge::Charge
+    };
+    let cost = if judge == Judge::Free { Credits::ZERO } else { cost };
+    Ok(Class { action: event.action.clone(), credit_type: action.credit_type.clone(), cost, judge })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_near_midnight_also_asks_the_neighbouring_day() {
+        let minute = 60_000;
+        let check = |time_ms: i64, own: i64, neighbour: Option<i64>| {
+            assert_eq!(Days::of(time_ms, 10 * minute), Days { own, neighbour }, "{time_ms}");
+        };
+        check(DAY_MS, 1, Some(0));
+        check(DAY_MS + 10 * minute - 1, 1, Some(0));
+        check(DAY_MS + 10 * minute, 1, None);
+        check(2 * DAY_MS - 10 * minute - 1, 1, None);
+        check(2 * DAY_MS - 10 * minute, 1, Some(2));
+        check(2 * DAY_MS - 1, 1, Some(2));
+    }
+
+    #[test]
+    fn source_and_id_do_not_run_together() {
+        assert_ne!(Identity::of("ab", "c"), Identity::of("a", "bc"));
+        assert_eq!(Identity::of("ab", "c"), Identity::of("ab", "c"));
+    }
+}

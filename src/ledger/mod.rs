@@ -1,0 +1,25 @@
+//! The specification of the credit meter: what a record does to a team's credits.
+//!
+//! Pure Rust: no clock, no IO, no async. Times are arguments, and the scripts in `store/lua` must give
+//! the same answers (`tests/it/lua_vs_ledger.rs` compares them). In reading order:
+
+/// A team: its configuration, counters and grants.
+pub mod account;
+/// How usage events are decided.
+pub mod apply;
+/// What a worker asks a shard, and what it answers.
+pub mod call;
+/// The price list: credit types, actions, plans.
+pub mod catalogue;
+/// Commands to accounts, and what they change.
+pub mod command;
+/// Amounts: integers of a thousandth of a credit.
+pub mod credits;
+/// Billing cycles: where one ends and the next begins.
+pub mod cycle;
+/// A usage event, its identity and its price.
+pub mod event;
+/// What a record can end as, and why.
+pub mod outcome;
+/// One shard: the fence, the accounts and what was already seen.
+pub mod shard;

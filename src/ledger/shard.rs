@@ -1,0 +1,189 @@
+//! One shard: its accounts, what was already seen, and the fence that lets each record in once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::account::{AccountConfig, AccountView, Counter, Grant};
+use super::call::{Note, OutboxEntry, Partition, Range, Reply, SCHEMA, Stamp};
+use super::catalogue::CatalogueId;
+use super::cycle::Cycle;
+use super::outcome::{DeadReason, Outcome};
+
+/// The state of one shard. `None` of it exists before [`Shard::init`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shard {
+    pub fence: Option<Fence>,
+    pub accounts: HashMap<Arc<str>, Account>,
+    /// Identities decided, by account and UTC day.
+    pub seen: HashMap<(Arc<str>, i64), BTreeSet<i64>>,
+    /// Identities of the commands to an account, whether it exists or not. Never forgotten.
+    pub commands_seen: HashMap<Arc<str>, BTreeSet<i64>>,
+    pub notes: BTreeMap<(Partition, i64), DeadReason>,
+    pub outbox: Vec<OutboxEntry>,
+    /// Entries taken from the front of the outbox so far.
+    pub outbox_taken: u64,
+}
+
+/// What the shard compares a call with, and moves with each call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fence {
+    pub schema: u32,
+    pub generation: String,
+    pub shards: u32,
+    pub catalogue: CatalogueId,
+    pub meter_time_ms: i64,
+    /// Events dated below it are too late. Only rises.
+    pub floor_ms: i64,
+    /// The largest ever used: how long past a day's end its identities are needed.
+    pub restamp_tolerance_ms: i64,
+    /// The next offset to apply. A partition that is not here starts at 0.
+    pub positions: BTreeMap<Partition, i64>,
+    /// Records by how they ended.
+    pub totals: BTreeMap<(Partition, Outcome), u64>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    pub version: u64,
+    pub config: AccountConfig,
+    pub cycle: Cycle,
+    pub grants: Vec<Grant>,
+    pub counters: BTreeMap<String, Counter>,
+    /// Days whose identities are kept, with the number of sub-sets of each.
+    pub days: BTreeMap<i64, u32>,
+}
+
+impl Account {
+    pub fn view(&self) -> AccountView {
+        AccountView {
+            version: self.version,
+            config: self.config.clone(),
+            cycle: self.cycle,
+            grants: self.grants.clone(),
+        }
+    }
+}
+
+/// Makes a shard, or checks that it is the one the worker believes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InitCall {
+    pub generation: String,
+    pub shards: u32,
+    pub catalogue: CatalogueId,
+    /// Where each partition starts.
+    pub starts: Vec<(Partition, i64)>,
+    /// Whether the shard may be made: only until a worker may have applied anything to it.
+    pub first_start: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum InitReply {
+    Ready,
+    /// It is empty, and it is not the first start: its counters were lost.
+    Emptied,
+    OtherGeneration(String),
+    OtherShards(u32),
+    NewerSchema(u32),
+    /// The stored catalogue has a higher version, or the same with another content.
+    OtherCatalogue(CatalogueId),
+}
+
+impl Shard {
+    pub fn init(&mut self, call: &InitCall) -> InitReply {
+        let Some(fence) = &mut self.fence else {
+            if !call.first_start {
+                return InitReply::Emptied;
+            }
+            self.fence = Some(Fence {
+                schema: SCHEMA,
+                generation: call.generation.clone(),
+                shards: call.shards,
+                catalogue: call.catalogue.clone(),
+                meter_time_ms: 0,
+                floor_ms: 0,
+                restamp_tolerance_ms: 0,
+                positions: call.starts.iter().copied().collect(),
+                totals: BTreeMap::new(),
+            });
+            return InitReply::Ready;
+        };
+        if fence.schema > SCHEMA {
+            return InitReply::NewerSchema(fence.schema);
+        }
+        if fence.generation != call.generation {
+            return InitReply::OtherGeneration(fence.generation.clone());
+        }
+        if fence.shards != call.shards {
+            return InitReply::OtherShards(fence.shards);
+        }
+        if call.catalogue.version > fence.catalogue.version {
+            fence.catalogue = call.catalogue.clone();
+        }
+        if call.catalogue != fence.catalogue {
+            return InitReply::OtherCatalogue(fence.catalogue.clone());
+        }
+        InitReply::Ready
+    }
+
+    pub fn position(&self, partition: Partition) -> i64 {
+        self.fence.as_ref().and_then(|fence| fence.positions.get(&partition).copied()).unwrap_or(0)
+    }
+
+    /// The first three checks of every call: generation, ranges, catalogue. `Ok` lets it on.
+    pub(super) fn check_fence<T>(&self, stamp: &Stamp, ranges: &[Range]) -> Result<(), Reply<T>> {
+        let Some(fence) = &self.fence else { return Err(Reply::OtherGeneration(None)) };
+        if fence.generation != stamp.generation {
+            return Err(Reply::OtherGeneration(Some(fence.generation.clone())));
+        }
+        let stored: Vec<i64> = ranges.iter().map(|range| self.position(range.partition)).collect();
+        let each = || ranges.iter().zip(&stored);
+        if !each().all(|(range, stored)| *stored == range.from) {
+            let done_before = each().all(|(range, stored)| *stored >= range.to);
+            return Err(if done_before { Reply::DoneBefore } else { Reply::OtherPosition(stored) });
+        }
+        if fence.catalogue != stamp.catalogue {
+            return Err(Reply::OtherCatalogue(fence.catalogue.clone()));
+        }
+        Ok(())
+    }
+
+    /// Notes within the ranges, in the order of the ranges.
+    pub(super) fn notes_in(&self, ranges: &[Range]) -> Vec<Note> {
+        let within = |range: &Range| (range.partition, range.from)..(range.partition, range.to);
+        let notes = ranges.iter().flat_map(|range| self.notes.range(within(range)));
+        notes.map(|(&(partition, offset), &reason)| Note { partition, offset, reason }).collect()
+    }
+
+    pub(super) fn check_outbox<T>(&self, stamp: &Stamp) -> Result<(), Reply<T>> {
+        if self.outbox.len() >= stamp.outbox_max {
+            return Err(Reply::OutboxFull { entries: self.outbox.len() });
+        }
+        Ok(())
+    }
+
+    /// Moves the positions to the ends of the ranges and drops the notes that they have passed.
+    pub(super) fn advance(&mut self, stamp: &Stamp, ranges: &[Range]) {
+        let fence = self.fence.as_mut().expect("check_fence saw it");
+        for range in ranges {
+            fence.positions.insert(range.partition, range.to);
+            self.notes.retain(|&(partition, offset), _| partition != range.partition || offset >= range.to);
+        }
+        fence.restamp_tolerance_ms = fence.restamp_tolerance_ms.max(stamp.restamp_tolerance_ms);
+    }
+
+    pub(super) fn count(&mut self, partition: Partition, outcome: Outcome, records: u64) {
+        if records > 0 {
+            let fence = self.fence.as_mut().expect("check_fence saw it");
+            *fence.totals.entry((partition, outcome)).or_default() += records;
+        }
+    }
+
+    /// Deletes the first `published` entries that were taken, and gives the next.
+    pub fn take(&mut self, published_up_to: u64, count: usize) -> Vec<(u64, OutboxEntry)> {
+        let published = published_up_to.saturating_sub(self.outbox_taken).min(self.outbox.len() as u64);
+        self.outbox.drain(..published as usize);
+        self.outbox_taken += published;
+        let first = self.outbox_taken + 1;
+        (first..).zip(self.outbox.iter().take(count).cloned()).collect()
+    }
+}

@@ -1,0 +1,133 @@
+//! Redis keys. Nothing else in the crate spells one.
+//!
+//! All keys of a shard carry its hash tag, so that a script's keys lie in one slot of a Redis Cluster.
+//! Nothing that decides expires by a Redis TTL: it is deleted by meter time.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Slots of a Redis Cluster.
+const SLOTS: u32 = 16_384;
+
+/// What is stored, by key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key<'a> {
+    /// `{prefix}:root` string, JSON [`super::Root`]: names this state, its number of shards and where its
+    /// partitions started. Made on the first start, never changed. Absent = never started, or emptied.
+    Root,
+    /// `shard` hash: the fence. Made by `init` with the first start; absent afterwards = emptied.
+    /// - `schema`, `generation`, `shards`, `catalogue_version`, `catalogue_hash`
+    /// - `meter_time_ms`, `floor_ms` (events dated below are too late), `restamp_tolerance_ms` (largest ever used)
+    /// - `position:<input>:<partition>` next offset to apply; absent = 0
+    /// - `total:<input>:<partition>:<outcome>` records that ended so; absent = 0
+    Shard(u32),
+    /// `notes` hash `<input>:<partition>@<offset>` -> reason: records found dead that the position has not
+    /// passed yet. Absent = none.
+    Notes(u32),
+    /// `outbox` stream (output, id, type, account, data): written by the script that moved the counters,
+    /// deleted once published. Absent = all published.
+    Outbox(u32),
+    /// `relay` string: the relay that publishes the outbox. Expires; two relays would only repeat.
+    Relay(u32),
+    /// `due` zset account -> time in ms at which it next changes by itself. Every open account is in it.
+    Due(u32),
+    /// `a:<account>` hash. Absent = no account.
+    /// - `version` counts puts; `config` JSON; `cycle` `number start end` in ms
+    /// - `grants` lines `kind type amount command`, in thousandths, of the open cycle
+    /// - `<type>.granted` thousandths or `unlimited`; `<type>.charged`; `<type>.expired`; absent = 0
+    /// - `days` ` <day>:<sub-sets>` for each day whose identities are kept
+    Account(&'a str),
+    /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it
+    /// stays an intset). Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
+    Day(&'a str, i64),
+    /// `c:<account>` set: identities of its commands, for ever. Absent = none.
+    Commands(&'a str),
+}
+
+/// Spells the keys of one meter.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    prefix: String,
+    tags: Vec<String>,
+}
+
+impl Keys {
+    pub fn new(prefix: &str, shards: u32) -> Keys {
+        Keys { prefix: prefix.to_owned(), tags: (0..shards).map(|shard| tag(shard, shards)).collect() }
+    }
+
+    pub fn shards(&self) -> u32 {
+        self.tags.len() as u32
+    }
+
+    pub fn shard_of(&self, account: &str) -> u32 {
+        shard_of(account, self.shards())
+    }
+
+    pub fn spell(&self, key: Key) -> String {
+        let prefix = &self.prefix;
+        let tag = |shard: u32| &self.tags[shard as usize];
+        let of = |account: &str| tag(self.shard_of(account));
+        match key {
+            Key::Root => format!("{prefix}:root"),
+            Key::Shard(shard) => format!("{prefix}:{{{}}}:shard", tag(shard)),
+            Key::Notes(shard) => format!("{prefix}:{{{}}}:notes", tag(shard)),
+            Key::Outbox(shard) => format!("{prefix}:{{{}}}:outbox", tag(shard)),
+            Key::Relay(shard) => format!("{prefix}:{{{}}}:relay", tag(shard)),
+            Key::Due(shard) => format!("{prefix}:{{{}}}:due", tag(shard)),
+            Key::Account(account) => format!("{prefix}:{{{}}}:a:{account}", of(account)),
+            Key::Day(account, day) => format!("{prefix}:{{{}}}:d:{day}:{account}", of(account)),
+            Key::Commands(account) => format!("{prefix}:{{{}}}:c:{account}", of(account)),
+        }
+    }
+}
+
+/// The shard of an account. Fixed for the life of a state: positions are kept by shard.
+pub fn shard_of(account: &str, shards: u32) -> u32 {
+    (xxh3_64(account.as_bytes()) % u64::from(shards)) as u32
+}
+
+/// A hash tag whose slot lies in the shard's own share of the slots, so that shards spread evenly over a cluster.
+fn tag(shard: u32, shards: u32) -> String {
+    let share = |slot: u32| slot * shards / SLOTS;
+    let mut tags = (0..).map(|salt| format!("{shard}.{salt}"));
+    tags.find(|tag| share(slot(tag)) == shard).expect("every share of the slots has some tag")
+}
+
+/// The slot of a hash tag (CRC-16/XMODEM, <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+fn slot(tag: &str) -> u32 {
+    let crc = tag.bytes().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 != 0 { 0x1021 } else { 0 })
+    });
+    u32::from(crc) % SLOTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_redis() {
+        assert_eq!(slot("123456789"), 0x31C3 % SLOTS); // the specification's own check value
+        assert_eq!(slot("foo"), 12_182); // CLUSTER KEYSLOT foo
+    }
+
+    #[test]
+    fn shards_spread_evenly_over_the_slots() {
+        for shards in [1, 3, 16, 256] {
+            for shard in 0..shards {
+                let share = slot(&tag(shard, shards)) * shards / SLOTS;
+                assert_eq!(share, shard, "shard {shard} of {shards}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_keys_of_an_account_lie_in_its_shard() {
+        let keys = Keys::new("cm", 16);
+        let tag_of = |key: String| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
+        let shard = tag_of(keys.spell(Key::Shard(keys.shard_of("team}{-7"))));
+        for key in [Key::Account("team}{-7"), Key::Day("team}{-7", 20_000), Key::Commands("team}{-7")] {
+            assert_eq!(tag_of(keys.spell(key)), shard);
+        }
+    }
+}

@@ -1,0 +1,488 @@
+-- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from.
+-- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
+-- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
+-- KEYS[3] outbox  stream
+-- KEYS[4..]       for each group its account (hash), then for each of its runs the set of identities of
+--                 its day, and that of the neighbouring day where the run has one
+-- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
+--         end of the commands topic ('' = not asked), usage topic, the same as JSON text,
+--         ranges: n, then n x (partition, from, to, repeats)
+--         dead:   n, then n x (range, offset, reason)
+--         types:  n, then n x name
+--         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled)
+--         kinds:  n, then n x (range, class): what an event's two bytes in `kinds` stand for
+--         groups: n, then n x (account, version, overage: 'reject' | 'cap' | 'allow', overage limit,
+--                 oldest date, types (a byte each), kinds (two bytes an event),
+--                 lines (an event each: offset, date, its source and id in JSON),
+--                 runs: n, then n x (day, '1' if it has a neighbour, members: n, then n x member))
+--         all indexes count from 0
+-- Reply   in order of precedence; all but 'applied' (and the notes of 'dead') wrote nothing:
+--         {'other_generation', stored} {'done_before'} {'other_position', stored of each range}
+--         {'other_catalogue', version, hash}
+--         {'stale', then for each: group, version, config, cycle, grants}
+--         {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
+--         {'outbox_full', entries}
+--         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event}
+local BALANCE_MAX = 1e15
+local DENIED_EVENTS_MAX = 500
+local DENIED_BYTES_MAX = 262144
+local byte, format, match = string.byte, string.format, string.match
+
+local at = 0
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function take_number()
+  at = at + 1
+  return tonumber(ARGV[at])
+end
+
+local generation, catalogue_version, catalogue_hash = take(), take(), take()
+local outbox_max, restamp_tolerance = take_number(), take()
+local commands_end, topic, topic_text = take(), take(), take()
+
+local range_count = take_number()
+local partition, from, to, repeats = {}, {}, {}, {}
+for r = 1, range_count do
+  partition[r], from[r], to[r], repeats[r] = take(), take_number(), take(), take_number()
+end
+
+-- The fence, before anything else.
+local TOTALS = { 'dead_lettered', 'duplicate', 'denied', 'free', 'capped', 'charged' }
+local fields = {}
+for r = 1, range_count do
+  fields[#fields + 1] = 'position:' .. partition[r]
+  for _, outcome in ipairs(TOTALS) do
+    fields[#fields + 1] = 'total:' .. partition[r] .. ':' .. outcome
+  end
+end
+local FENCE = 6
+local fence = redis.call('HMGET', KEYS[1], 'generation', 'catalogue_version', 'catalogue_hash', 'floor_ms',
+  'restamp_tolerance_ms', 'position:commands:0', unpack(fields))
+if fence[1] ~= generation then
+  return { 'other_generation', fence[1] or '' }
+end
+local in_place, done_before = true, true
+local positions = { 'other_position' }
+for r = 1, range_count do
+  local stored = fence[FENCE + 7 * (r - 1) + 1] or '0'
+  positions[r + 1] = stored
+  in_place = in_place and tonumber(stored) == from[r]
+  done_before = done_before and tonumber(stored) >= tonumber(to[r])
+end
+if not in_place then
+  return done_before and { 'done_before' } or positions
+end
+if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
+  return { 'other_catalogue', fence[2], fence[3] }
+end
+
+local dead_count = take_number()
+local dead_range, dead_name, dead_reason = {}, {}, {}
+local declared = {}
+for d = 1, dead_count do
+  local r = take_number() + 1
+  local name = partition[r] .. '@' .. take()
+  dead_range[d], dead_name[d], dead_reason[d] = r, name, take()
+  declared[name] = true
+end
+
+local type_count = take_number()
+local type_name = {}
+for t = 1, type_count do
+  type_name[t] = take()
+end
+local class_count = take_number()
+local class_action, class_type, class_cost, class_judge = {}, {}, {}, {}
+for c = 1, class_count do
+  class_action[c], class_type[c], class_cost[c], class_judge[c] = take(), take_number() + 1, take_number(), take()
+end
+local kind_count = take_number()
+local kind_range, kind_class = {}, {}
+for k = 1, kind_count do
+  kind_range[k], kind_class[k] = take_number() + 1, take_number() + 1
+end
+
+-- Accounts: read each once; is the worker's knowledge of them stale?
+local group_count = take_number()
+local groups = {}
+local key = 3
+local stale = { 'stale' }
+local unknown = false
+local floor = tonumber(fence[4])
+local below_floor = false
+for g = 1, group_count do
+  local group = {
+    account = take(), version = take(), overage = take(), limit = take_number(), oldest = take_number(),
+    types = take(), kinds = take(), lines = take(), runs = {},
+  }
+  key = key + 1
+  group.key = KEYS[key]
+  local event = 0
+  for i = 1, take_number() do
+    local run = { day = take(), neighbour = take() == '1', count = take_number(), first_event = event + 1 }
+    run.first = at + 1
+    at = at + run.count
+    event = event + run.count
+    run.key = KEYS[key + 1]
+    key = key + 1
+    if run.neighbour then
+      run.neighbour_key = KEYS[key + 1]
+      key = key + 1
+    end
+    group.runs[i] = run
+  end
+  group.count = event
+  local wanted = { 'version', 'days' }
+  for t = 1, #group.types do
+    local name = type_name[byte(group.types, t) + 1]
+    local n = #wanted
+    wanted[n + 1], wanted[n + 2], wanted[n + 3] = name .. '.granted', name .. '.charged', name .. '.expired'
+  end
+  local stored = redis.call('HMGET', group.key, unpack(wanted))
+  group.stored = stored
+  if (stored[1] or '0') ~= group.version then
+    local shown = redis.call('HMGET', group.key, 'version', 'config', 'cycle', 'grants')
+    local n = #stale
+    stale[n + 1], stale[n + 2] = tostring(g - 1), shown[1] or '0'
+    stale[n + 3], stale[n + 4], stale[n + 5] = shown[2] or '', shown[3] or '', shown[4] or ''
+  end
+  unknown = unknown or (group.version == '0' and group.count > 0)
+  below_floor = below_floor or (group.count > 0 and group.oldest < floor)
+  groups[g] = group
+end
+assert(at == #ARGV and key == #KEYS, 'apply: wrong arity')
+if #stale > 1 then
+  return stale
+end
+local commands_position = fence[6] or '0'
+if unknown and (commands_end == '' or tonumber(commands_position) < tonumber(commands_end)) then
+  return { 'unknown', commands_position }
+end
+
+-- Dead records: each must be noted, and each note within the ranges must be declared.
+local noted = {}
+if redis.call('HLEN', KEYS[2]) > 0 then
+  local all = redis.call('HGETALL', KEYS[2])
+  for i = 1, #all, 2 do
+    noted[all[i]] = all[i + 1]
+  end
+end
+local new_notes = {}
+local found_new = false
+local function find_dead(name, reason)
+  if not noted[name] then
+    noted[name], new_notes[#new_notes + 1], new_notes[#new_notes + 2] = reason, name, reason
+    found_new = true
+  end
+end
+for d = 1, dead_count do
+  find_dead(dead_name[d], dead_reason[d])
+end
+if unknown or below_floor then
+  for g = 1, group_count do
+    local group = groups[g]
+    local e = 0
+    for line in string.gmatch(group.lines, '[^\n]+') do
+      e = e + 1
+      local offset, date = match(line, '^(%d+) (-?%d+) ')
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local name = partition[kind_range[b1 * 256 + b2 + 1]] .. '@' .. offset
+      if group.version == '0' then
+        find_dead(name, 'unknown_account')
+      elseif tonumber(date) < floor then
+        find_dead(name, 'too_late')
+      end
+    end
+  end
+end
+local in_ranges = {}
+local undeclared = false
+for name, reason in pairs(noted) do
+  local noted_partition, offset = match(name, '^(.*)@(%d+)$')
+  offset = tonumber(offset)
+  for r = 1, range_count do
+    if partition[r] == noted_partition and from[r] <= offset and offset < tonumber(to[r]) then
+      in_ranges[#in_ranges + 1] = { r, offset, name, reason }
+      undeclared = undeclared or not declared[name]
+    end
+  end
+end
+if found_new or undeclared then
+  table.sort(in_ranges, function(a, b)
+    if a[1] ~= b[1] then
+      return a[1] < b[1]
+    end
+    return a[2] < b[2]
+  end)
+  local reply = { 'dead' }
+  for _, note in ipairs(in_ranges) do
+    reply[#reply + 1] = note[3]
+    reply[#reply + 1] = note[4]
+  end
+  -- The only write of a refused call: notes, by which a record stays dead whoever reads it next.
+  for i = 1, #new_notes, 2000 do
+    redis.call('HSET', KEYS[2], unpack(new_notes, i, math.min(i + 1999, #new_notes)))
+  end
+  return reply
+end
+local outbox_entries = redis.call('XLEN', KEYS[3])
+if outbox_entries >= outbox_max then
+  return { 'outbox_full', tostring(outbox_entries) }
+end
+
+-- What was seen before. The worker has taken out repeats within the call.
+for g = 1, group_count do
+  local group = groups[g]
+  local seen, any = {}, false
+  for _, run in ipairs(group.runs) do
+    local own = redis.call('SMISMEMBER', run.key, unpack(ARGV, run.first, run.first + run.count - 1))
+    local beside = run.neighbour
+      and redis.call('SMISMEMBER', run.neighbour_key, unpack(ARGV, run.first, run.first + run.count - 1))
+    for i = 1, run.count do
+      run.new = run.new or own[i] == 0
+      if own[i] == 1 or (beside and beside[i] == 1) then
+        seen[run.first_event + i - 1] = true
+        any = true
+      end
+    end
+  end
+  group.seen, group.any_seen = seen, any
+end
+
+-- Decide.
+local function credits(thousandths)
+  if not thousandths then
+    return 'null'
+  end
+  local whole, fraction = math.floor(thousandths / 1000), thousandths % 1000
+  local text = format('%.0f', whole)
+  if fraction == 0 then
+    return text
+  end
+  return text .. '.' .. string.gsub(format('%03d', fraction), '0+$', '')
+end
+
+local counts = {}
+for r = 1, range_count do
+  counts[r] = { dead_lettered = 0, duplicate = repeats[r], denied = 0, free = 0, capped = 0, charged = 0 }
+end
+for d = 1, dead_count do
+  counts[dead_range[d]].dead_lettered = counts[dead_range[d]].dead_lettered + 1
+end
+local simple = {}
+for k = 1, kind_count do
+  simple[k] = 0
+end
+
+local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped' }
+local LETTERS = { 'e', 'i', 'o' }
+local messages = {}
+
+-- Decides a group's events one by one.
+local function one_by_one(group, counter)
+  local verdicts, by_reason = {}, { {}, {}, {}, {} }
+  local e = 0
+  for line in string.gmatch(group.lines, '[^\n]+') do
+    e = e + 1
+    local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+    local kind = b1 * 256 + b2 + 1
+    local range, class = kind_range[kind], kind_class[kind]
+    local tally = counts[range]
+    if group.seen[e] then
+      tally.duplicate = tally.duplicate + 1
+      verdicts[e] = 'd'
+    elseif class_judge[class] == 'f' then
+      tally.free = tally.free + 1
+      verdicts[e] = 'f'
+    else
+      local cost, c = class_cost[class], counter[class_type[class]]
+      local remaining, reason, uncovered = nil, nil, 0
+      if not c.unlimited then
+        remaining = math.max(0, c.usable - c.charged)
+      end
+      if class_judge[class] == 'e' then
+        reason = 1
+      elseif c.unlimited then
+        if c.charged + cost > BALANCE_MAX then
+          reason = 3
+        end
+      elseif cost > remaining then
+        if group.overage == 'reject' then
+          reason = 2
+        elseif group.overage == 'cap' then
+          reason, uncovered = 4, cost - remaining
+        elseif c.charged + cost - c.usable > group.limit then
+          reason = 3
+        end
+      end
+      if not reason then
+        c.charged = c.charged + cost
+        tally.charged = tally.charged + 1
+        verdicts[e] = 'c'
+      elseif reason == 4 then
+        c.charged = c.charged + cost - uncovered
+        tally.capped = tally.capped + 1
+        verdicts[e] = 'p'
+      else
+        tally.denied = tally.denied + 1
+        verdicts[e] = LETTERS[reason]
+      end
+      if reason then
+        local offset, named = match(line, '^(%d+) %-?%d+ (.*)$')
+        local index = match(partition[range], ':(%d+)$')
+        local text = '{' .. named .. ',"topic":' .. topic_text .. ',"partition":' .. index .. ',"offset":' .. offset
+          .. ',"action":"' .. class_action[class] .. '","credit_type":"' .. type_name[class_type[class]]
+          .. '","required":' .. credits(cost) .. ',"remaining":' .. credits(remaining)
+        if reason == 4 then
+          text = text .. ',"uncovered":' .. credits(uncovered)
+        end
+        text = text .. '}'
+        local list = by_reason[reason]
+        local last = list[#list]
+        if not last or #last.events == DENIED_EVENTS_MAX or last.bytes + #text > DENIED_BYTES_MAX then
+          last = {
+            account = group.account, reason = REASONS[reason], events = {},
+            id = topic .. '/' .. index .. '/' .. offset .. '/' .. REASONS[reason],
+          }
+          last.bytes = #('{"reason":"' .. last.reason .. '","events":[') - 1
+          list[#list + 1] = last
+        end
+        last.events[#last.events + 1] = text
+        last.bytes = last.bytes + #text + 1
+      end
+    end
+  end
+  for reason = 1, 4 do
+    for _, message in ipairs(by_reason[reason]) do
+      messages[#messages + 1] = message
+    end
+  end
+  return table.concat(verdicts)
+end
+
+local reply = { 'applied', '' }
+for g = 1, group_count do
+  local group = groups[g]
+  local stored = group.stored
+  local counter = {}
+  for i = 1, #group.types do
+    local granted, charged, expired = stored[3 * i], tonumber(stored[3 * i + 1] or '0'), tonumber(stored[3 * i + 2] or '0')
+    local c = { charged = charged, was = charged, unlimited = granted == 'unlimited' }
+    if not c.unlimited then
+      c.usable = tonumber(granted or '0') - expired
+      assert(c.usable >= 0 and charged >= 0 and c.usable <= BALANCE_MAX, 'apply: a counter is broken')
+    end
+    counter[byte(group.types, i) + 1] = c
+  end
+  -- Add the group's costs up: where the sums fit, every event fits.
+  local sums, fits = {}, true
+  for e = 1, group.count do
+    if not group.seen[e] then
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local class = kind_class[b1 * 256 + b2 + 1]
+      local judge = class_judge[class]
+      if judge == 'c' then
+        local t = class_type[class]
+        sums[t] = (sums[t] or 0) + class_cost[class]
+      elseif judge == 'e' then
+        fits = false
+      end
+    end
+  end
+  for t, sum in pairs(sums) do
+    local c = counter[t]
+    if c.unlimited then
+      fits = fits and c.charged + sum <= BALANCE_MAX
+    else
+      local limit = group.overage == 'allow' and group.limit or 0
+      fits = fits and c.charged + sum - c.usable <= limit
+    end
+  end
+  if not fits then
+    reply[g + 2] = one_by_one(group, counter)
+  else
+    local verdicts = group.any_seen and {}
+    for e = 1, group.count do
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local kind = b1 * 256 + b2 + 1
+      if group.seen[e] then
+        local tally = counts[kind_range[kind]]
+        tally.duplicate = tally.duplicate + 1
+        verdicts[e] = 'd'
+      else
+        simple[kind] = simple[kind] + 1
+        if verdicts then
+          verdicts[e] = class_judge[kind_class[kind]]
+        end
+      end
+    end
+    for t, sum in pairs(sums) do
+      counter[t].charged = counter[t].charged + sum
+    end
+    reply[g + 2] = verdicts and table.concat(verdicts) or ''
+  end
+  group.counter = counter
+end
+for k = 1, kind_count do
+  local tally = counts[kind_range[k]]
+  local outcome = class_judge[kind_class[k]] == 'f' and 'free' or 'charged'
+  tally[outcome] = tally[outcome] + simple[k]
+end
+
+-- Write. Nothing below can fail: every key was read above as the type that it is written as.
+for g = 1, group_count do
+  local group = groups[g]
+  local changed = {}
+  for t, c in pairs(group.counter) do
+    if c.charged ~= c.was then
+      changed[#changed + 1] = type_name[t] .. '.charged'
+      changed[#changed + 1] = format('%.0f', c.charged)
+    end
+  end
+  local days = group.stored[2] or ''
+  local had_days = days
+  for _, run in ipairs(group.runs) do
+    if run.new then
+      redis.call('SADD', run.key, unpack(ARGV, run.first, run.first + run.count - 1))
+    end
+    if not string.find(days, ' ' .. run.day .. ':', 1, true) then
+      days = days .. ' ' .. run.day .. ':1'
+    end
+  end
+  if days ~= had_days then
+    changed[#changed + 1] = 'days'
+    changed[#changed + 1] = days
+  end
+  if #changed > 0 then
+    redis.call('HSET', group.key, unpack(changed))
+  end
+end
+for _, message in ipairs(messages) do
+  redis.call('XADD', KEYS[3], '*', 'output', 'denied', 'id', message.id, 'type', 'credits.denied.v1',
+    'account', message.account,
+    'data', '{"reason":"' .. message.reason .. '","events":[' .. table.concat(message.events, ',') .. ']}')
+end
+local moved = {}
+for r = 1, range_count do
+  moved[#moved + 1] = fields[7 * (r - 1) + 1]
+  moved[#moved + 1] = to[r]
+  for i, outcome in ipairs(TOTALS) do
+    local n = counts[r][outcome]
+    if n > 0 then
+      moved[#moved + 1] = fields[7 * (r - 1) + 1 + i]
+      moved[#moved + 1] = format('%.0f', tonumber(fence[FENCE + 7 * (r - 1) + 1 + i] or '0') + n)
+    end
+  end
+end
+if tonumber(restamp_tolerance) > tonumber(fence[5]) then
+  moved[#moved + 1] = 'restamp_tolerance_ms'
+  moved[#moved + 1] = restamp_tolerance
+end
+redis.call('HSET', KEYS[1], unpack(moved))
+for _, note in ipairs(in_ranges) do
+  redis.call('HDEL', KEYS[2], note[3])
+end
+reply[2] = tostring(outbox_entries + #messages)
+return reply

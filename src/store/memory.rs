@@ -1,0 +1,69 @@
+//! Shards in memory: the ledger itself. For the demo and for tests; nothing of it survives the process.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::keys::shard_of;
+use super::{AccountState, Root, ShardState, TakeCall, Taken};
+use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
+use crate::ledger::shard::{InitCall, InitReply, Shard};
+
+#[derive(Clone)]
+pub struct MemoryStore {
+    root: Arc<Mutex<Option<Root>>>,
+    shards: Arc<[Mutex<Shard>]>,
+}
+
+impl MemoryStore {
+    pub fn new(shards: u32) -> MemoryStore {
+        MemoryStore { root: Arc::default(), shards: (0..shards).map(|_| Mutex::default()).collect() }
+    }
+
+    fn shard(&self, shard: u32) -> MutexGuard<'_, Shard> {
+        self.shards[shard as usize].lock().expect("no thread panics while it holds a shard")
+    }
+
+    pub fn root(&self, proposed: &Root) -> Root {
+        let mut root = self.root.lock().expect("no thread panics while it holds the root");
+        root.get_or_insert_with(|| proposed.clone()).clone()
+    }
+
+    pub fn stored_root(&self) -> Option<Root> {
+        self.root.lock().expect("no thread panics while it holds the root").clone()
+    }
+
+    pub fn init(&self, shard: u32, call: &InitCall) -> InitReply {
+        self.shard(shard).init(call)
+    }
+
+    pub fn apply(&self, shard: u32, call: &ApplyCall) -> Reply<Applied> {
+        self.shard(shard).apply(call)
+    }
+
+    pub fn command(&self, shard: u32, call: &CommandCall) -> Reply<Commanded> {
+        self.shard(shard).command(call)
+    }
+
+    pub fn take(&self, shard: u32, call: &TakeCall) -> Taken {
+        let published = call.published.iter().filter_map(|id| id.parse().ok()).max().unwrap_or(0);
+        let entries = self.shard(shard).take(published, call.count);
+        Taken::Entries(entries.into_iter().map(|(id, entry)| (id.to_string(), entry)).collect())
+    }
+
+    pub fn shard_state(&self, shard: u32) -> ShardState {
+        let shard = self.shard(shard);
+        let Some(fence) = &shard.fence else { return ShardState::default() };
+        ShardState {
+            positions: fence.positions.iter().map(|(partition, offset)| (*partition, *offset)).collect(),
+            totals: fence.totals.iter().map(|((partition, outcome), n)| (*partition, *outcome, *n)).collect(),
+            meter_time_ms: fence.meter_time_ms,
+            floor_ms: fence.floor_ms,
+        }
+    }
+
+    pub fn account(&self, account: &str) -> Option<AccountState> {
+        let shard = self.shard(shard_of(account, self.shards.len() as u32));
+        let account = shard.accounts.get(account)?;
+        let counters = account.counters.iter().map(|(name, counter)| (name.clone(), *counter)).collect();
+        Some(AccountState { view: account.view(), counters })
+    }
+}

@@ -1,0 +1,140 @@
+//! Where shards are kept: in Redis, or in memory for the demo. The only place that names redis.
+
+/// The keys, what each holds, and what absence means.
+pub mod keys;
+/// One typed struct for each Lua script.
+pub mod scripts;
+/// The shards in a real Redis.
+pub mod redis;
+/// The shards as the ledger in memory.
+pub mod memory;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::account::{AccountView, Counter};
+use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, OutboxEntry, Partition, Reply};
+use crate::ledger::outcome::Outcome;
+use crate::ledger::shard::{InitCall, InitReply};
+
+pub use memory::MemoryStore;
+pub use redis::RedisStore;
+
+/// Why a store did not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing is known of the call: it may have been applied, or not, or may be applied yet. Sending it
+    /// again does no harm, since the fence lets a range in once.
+    #[error("no answer from redis at {url}: {reason}")]
+    Indefinite { url: String, reason: String },
+    /// The call was refused before its first write.
+    #[error("redis at {url} refused the call: {reason}")]
+    Refused { url: String, reason: String },
+    /// The answer or the state is none that this program writes.
+    #[error("redis holds or answered something unexpected: {0}")]
+    Broken(String),
+}
+
+/// The root key: what names a state. Stored as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    pub schema: u32,
+    pub generation: String,
+    pub shards: u32,
+    /// Where each usage partition started.
+    pub usage_starts: Vec<i64>,
+    pub commands_start: i64,
+}
+
+impl Root {
+    pub fn starts(&self) -> Vec<(Partition, i64)> {
+        let usage = self.usage_starts.iter().enumerate();
+        let usage = usage.map(|(index, start)| (Partition::usage(index as i32), *start));
+        usage.chain([(Partition::COMMANDS, self.commands_start)]).collect()
+    }
+}
+
+/// A relay's request to a shard's outbox.
+#[derive(Clone, Debug)]
+pub struct TakeCall {
+    /// Names the relay, for the lease.
+    pub relay: String,
+    pub lease_ms: u64,
+    /// Entries that were published and may go.
+    pub published: Vec<String>,
+    pub count: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Taken {
+    /// Another relay holds the lease.
+    Held,
+    Entries(Vec<(String, OutboxEntry)>),
+}
+
+/// An account as `balance` and `account get` show it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AccountState {
+    pub view: AccountView,
+    pub counters: Vec<(String, Counter)>,
+}
+
+/// A shard's positions and totals, for `balance`, metrics and tests.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ShardState {
+    pub positions: Vec<(Partition, i64)>,
+    pub totals: Vec<(Partition, Outcome, u64)>,
+    pub meter_time_ms: i64,
+    pub floor_ms: i64,
+}
+
+/// Where the shards are kept.
+#[derive(Clone)]
+pub enum Store {
+    Redis(RedisStore),
+    Memory(MemoryStore),
+}
+
+macro_rules! either {
+    ($self:ident, $store:ident => $call:expr) => {
+        match $self {
+            Store::Redis($store) => $call.await,
+            Store::Memory($store) => Ok($call),
+        }
+    };
+}
+
+impl Store {
+    /// The root key, made as proposed if there is none.
+    pub async fn root(&self, proposed: &Root) -> Result<Root, StoreError> {
+        either!(self, store => store.root(proposed))
+    }
+
+    /// The root key, if there is one.
+    pub async fn stored_root(&self) -> Result<Option<Root>, StoreError> {
+        either!(self, store => store.stored_root())
+    }
+
+    pub async fn init(&self, shard: u32, call: &InitCall) -> Result<InitReply, StoreError> {
+        either!(self, store => store.init(shard, call))
+    }
+
+    pub async fn apply(&self, shard: u32, call: &ApplyCall) -> Result<Reply<Applied>, StoreError> {
+        either!(self, store => store.apply(shard, call))
+    }
+
+    pub async fn command(&self, shard: u32, call: &CommandCall) -> Result<Reply<Commanded>, StoreError> {
+        either!(self, store => store.command(shard, call))
+    }
+
+    pub async fn take(&self, shard: u32, call: &TakeCall) -> Result<Taken, StoreError> {
+        either!(self, store => store.take(shard, call))
+    }
+
+    pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {
+        either!(self, store => store.shard_state(shard))
+    }
+
+    pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {
+        either!(self, store => store.account(account))
+    }
+}

@@ -1,0 +1,554 @@
+//! The Lua scripts: for each a typed call, its keys and arguments, and its reply.
+//! One script is one file is one transition. Only they write to Redis.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::keys::{Key, Keys};
+use super::{Root, StoreError, TakeCall, Taken};
+use crate::ledger::account::{AccountConfig, AccountView, Grant, GrantKind};
+use crate::ledger::apply::{json_text, named};
+use crate::ledger::call::{
+    Applied, ApplyCall, Change, CommandCall, Commanded, Group, Judge, Note, OutboxEntry, Output, Partition, Reply,
+    SCHEMA, StaleAccount,
+};
+use crate::ledger::catalogue::{Amount, CatalogueId, Overage};
+use crate::ledger::credits::Credits;
+use crate::ledger::cycle::Cycle;
+use crate::ledger::event::Days;
+use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
+use crate::ledger::shard::{InitCall, InitReply};
+
+/// The keys and arguments of a call, in the order of the script's header.
+#[derive(Default)]
+pub struct Input {
+    pub keys: Vec<String>,
+    pub arguments: Vec<Vec<u8>>,
+}
+
+impl Input {
+    fn key(&mut self, keys: &Keys, key: Key) {
+        self.keys.push(keys.spell(key));
+    }
+
+    fn text(&mut self, text: impl AsRef<[u8]>) {
+        self.arguments.push(text.as_ref().to_vec());
+    }
+
+    fn number(&mut self, number: impl itoa::Integer) {
+        self.arguments.push(itoa::Buffer::new().format(number).as_bytes().to_vec());
+    }
+}
+
+/// A call of a script.
+pub trait Script {
+    const NAME: &'static str;
+    const SOURCE: &'static str;
+    type Reply;
+
+    fn input(&self, keys: &Keys) -> Input;
+    fn reply(&self, fields: Fields) -> Result<Self::Reply, StoreError>;
+}
+
+/// All scripts, to be loaded on each connection.
+pub const ALL: [(&str, &str); 5] = [
+    (RootScript::NAME, RootScript::SOURCE),
+    (InitScript::NAME, InitScript::SOURCE),
+    (ApplyScript::NAME, ApplyScript::SOURCE),
+    (CommandScript::NAME, CommandScript::SOURCE),
+    (TakeScript::NAME, TakeScript::SOURCE),
+];
+
+pub struct RootScript<'a>(pub &'a Root);
+
+impl Script for RootScript<'_> {
+    const NAME: &'static str = "root";
+    const SOURCE: &'static str = include_str!("lua/root.lua");
+    type Reply = Root;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let mut input = Input::default();
+        input.key(keys, Key::Root);
+        input.text(serde_json::to_vec(self.0).expect("a root has only text keys"));
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Root, StoreError> {
+        parse_root(&fields.text()?)
+    }
+}
+
+pub fn parse_root(text: &str) -> Result<Root, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Broken(format!("the root key: {error}")))
+}
+
+pub struct InitScript<'a> {
+    pub shard: u32,
+    pub call: &'a InitCall,
+}
+
+impl Script for InitScript<'_> {
+    const NAME: &'static str = "init";
+    const SOURCE: &'static str = include_str!("lua/init.lua");
+    type Reply = InitReply;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.number(SCHEMA);
+        input.text(&call.generation);
+        input.number(call.shards);
+        input.number(call.catalogue.version);
+        input.text(&call.catalogue.hash);
+        input.text(if call.first_start { "1" } else { "0" });
+        input.number(call.starts.len());
+        for (partition, start) in &call.starts {
+            input.text(partition.to_string());
+            input.number(*start);
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<InitReply, StoreError> {
+        let code = fields.text()?;
+        let detail = fields.text()?;
+        match code.as_str() {
+            "ready" => Ok(InitReply::Ready),
+            "emptied" => Ok(InitReply::Emptied),
+            "other_generation" => Ok(InitReply::OtherGeneration(detail)),
+            "other_shards" => Ok(InitReply::OtherShards(number(&detail)?)),
+            "newer_schema" => Ok(InitReply::NewerSchema(number(&detail)?)),
+            "other_catalogue" => {
+                Ok(InitReply::OtherCatalogue(CatalogueId { version: number(&detail)?, hash: fields.text()? }))
+            }
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
+pub struct ApplyScript<'a> {
+    pub shard: u32,
+    pub call: &'a ApplyCall,
+}
+
+impl Script for ApplyScript<'_> {
+    const NAME: &'static str = "apply";
+    const SOURCE: &'static str = include_str!("lua/apply.lua");
+    type Reply = Reply<Applied>;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.key(keys, Key::Notes(self.shard));
+        input.key(keys, Key::Outbox(self.shard));
+        input.text(&call.stamp.generation);
+        input.number(call.stamp.catalogue.version);
+        input.text(&call.stamp.catalogue.hash);
+        input.number(call.stamp.outbox_max);
+        input.number(call.stamp.restamp_tolerance_ms);
+        input.text(call.commands_end.map_or(String::new(), |end| end.to_string()));
+        input.text(&call.stamp.usage_topic);
+        input.text(json_text(&call.stamp.usage_topic));
+        input.number(call.ranges.len());
+        for range in &call.ranges {
+            input.text(range.partition.to_string());
+            input.number(range.from);
+            input.number(range.to);
+            input.number(range.repeats);
+        }
+        input.number(call.dead.len());
+        for note in &call.dead {
+            let range = call.ranges.iter().position(|range| range.partition == note.partition);
+            input.number(range.expect("a dead record lies in a range of its call"));
+            input.number(note.offset);
+            input.text(note.reason.name());
+        }
+        let mut types: Vec<&str> = call.classes.iter().map(|class| class.credit_type.as_str()).collect();
+        types.sort_unstable();
+        types.dedup();
+        input.number(types.len());
+        for name in &types {
+            input.text(name);
+        }
+        let type_of = |name: &str| types.binary_search(&name).expect("every class's type is listed");
+        input.number(call.classes.len());
+        for class in &call.classes {
+            input.text(class.action.as_bytes());
+            input.number(type_of(&class.credit_type));
+            input.number(class.cost.thousandths());
+            input.text(match class.judge {
+                Judge::Charge => "c",
+                Judge::Free => "f",
+                Judge::NotEntitled => "e",
+            });
+        }
+        let class_types: Vec<u8> = call.classes.iter().map(|class| type_of(&class.credit_type) as u8).collect();
+        let kinds = Kinds::of(call);
+        input.number(kinds.list.len());
+        for (range, class) in &kinds.list {
+            input.number(*range);
+            input.number(*class);
+        }
+        input.number(call.groups.len());
+        for group in &call.groups {
+            self.group(&mut input, keys, group, &kinds, &class_types);
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Reply<Applied>, StoreError> {
+        let code = fields.text()?;
+        if code != "applied" {
+            let accounts = self.call.groups.iter().map(|group| group.account.clone()).collect();
+            return refused(Self::NAME, &code, fields, accounts);
+        }
+        let outbox = number(&fields.text()?)?;
+        let mut verdicts = Vec::with_capacity(self.call.events());
+        for group in &self.call.groups {
+            let letters = fields.bytes()?;
+            if letters.is_empty() {
+                verdicts.extend(group.events.iter().map(|event| match self.call.classes[event.class].judge {
+                    Judge::Free => Verdict::Free,
+                    Judge::Charge | Judge::NotEntitled => Verdict::Charged,
+                }));
+                continue;
+            }
+            if letters.len() != group.events.len() {
+                return Err(unexpected(Self::NAME, "a verdict is missing"));
+            }
+            for letter in letters {
+                let verdict = Verdict::from_code(letter).ok_or_else(|| unexpected(Self::NAME, "unknown verdict"))?;
+                verdicts.push(verdict);
+            }
+        }
+        Ok(Reply::Applied(Applied { verdicts, outbox }))
+    }
+}
+
+/// The distinct pairs of range and class in a call; an event names its own with two bytes.
+struct Kinds {
+    list: Vec<(usize, usize)>,
+    index: HashMap<(usize, usize), u16>,
+}
+
+impl Kinds {
+    fn of(call: &ApplyCall) -> Kinds {
+        let mut kinds = Kinds { list: Vec::new(), index: HashMap::new() };
+        for event in call.groups.iter().flat_map(|group| &group.events) {
+            let pair = (event.range, event.class);
+            if !kinds.index.contains_key(&pair) {
+                let next = u16::try_from(kinds.list.len()).expect("a call has at most 4,000 events");
+                kinds.index.insert(pair, next);
+                kinds.list.push(pair);
+            }
+        }
+        kinds
+    }
+}
+
+impl ApplyScript<'_> {
+    fn group(&self, input: &mut Input, keys: &Keys, group: &Group, kinds: &Kinds, class_types: &[u8]) {
+        input.key(keys, Key::Account(&group.account));
+        input.text(group.account.as_bytes());
+        input.number(group.version);
+        let (overage, limit) = match group.overage {
+            Overage::Reject => ("reject", Credits::ZERO),
+            Overage::Cap => ("cap", Credits::ZERO),
+            Overage::Allow { limit } => ("allow", limit.unwrap_or(Credits::BALANCE_MAX)),
+        };
+        input.text(overage);
+        input.number(limit.thousandths());
+        input.number(group.events.iter().map(|event| event.event.dated_ms).min().unwrap_or(0));
+        let mut types = Vec::new();
+        let mut event_kinds = Vec::with_capacity(group.events.len() * 2);
+        let mut lines = Vec::new();
+        for event in &group.events {
+            let credit_type = class_types.get(event.class).copied();
+            if let Some(credit_type) = credit_type.filter(|credit_type| !types.contains(credit_type)) {
+                types.push(credit_type);
+            }
+            event_kinds.extend(kinds.index[&(event.range, event.class)].to_be_bytes());
+            if !lines.is_empty() {
+                lines.push(b'\n');
+            }
+            let name = named(&event.event.source, &event.event.id);
+            lines.extend(format!("{} {} {name}", event.offset, event.event.dated_ms).into_bytes());
+        }
+        input.text(types);
+        input.text(event_kinds);
+        input.text(lines);
+        let tolerance = self.call.stamp.restamp_tolerance_ms;
+        let days = |event: &crate::ledger::call::CallEvent| Days::of(event.event.time_ms, tolerance);
+        let runs: Vec<_> = group.events.chunk_by(|a, b| days(a) == days(b)).collect();
+        input.number(runs.len());
+        for run in runs {
+            let days = days(&run[0]);
+            input.key(keys, Key::Day(&group.account, days.own));
+            if let Some(neighbour) = days.neighbour {
+                input.key(keys, Key::Day(&group.account, neighbour));
+            }
+            input.number(days.own);
+            input.text(if days.neighbour.is_some() { "1" } else { "0" });
+            input.number(run.len());
+            for event in run {
+                input.number(event.event.identity.member);
+            }
+        }
+    }
+}
+
+pub struct CommandScript<'a> {
+    pub shard: u32,
+    pub call: &'a CommandCall,
+}
+
+impl Script for CommandScript<'_> {
+    const NAME: &'static str = "command";
+    const SOURCE: &'static str = include_str!("lua/command.lua");
+    type Reply = Reply<Commanded>;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.key(keys, Key::Notes(self.shard));
+        input.key(keys, Key::Outbox(self.shard));
+        input.key(keys, Key::Account(&call.account));
+        input.key(keys, Key::Commands(&call.account));
+        input.key(keys, Key::Due(self.shard));
+        input.text(&call.stamp.generation);
+        input.number(call.stamp.catalogue.version);
+        input.text(&call.stamp.catalogue.hash);
+        input.number(call.stamp.outbox_max);
+        input.number(call.stamp.restamp_tolerance_ms);
+        input.text(call.range.partition.to_string());
+        input.number(call.range.from);
+        input.number(call.range.to);
+        input.text(call.account.as_bytes());
+        input.number(call.version);
+        input.number(call.member);
+        input.text(json_text(&call.command_id));
+        input.text(call.command_type);
+        match &call.change {
+            Change::Refuse(refusal) => {
+                input.text("refuse");
+                input.text(refusal.reason.name());
+                input.text(json_text(&refusal.message));
+            }
+            Change::Put { config, opens, grants } => {
+                input.text("put");
+                input.text(config.to_json());
+                let cycle = opens.map(|cycle| format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms));
+                input.text(cycle.unwrap_or_default());
+                input.text(opens.map(|cycle| cycle.end_ms.to_string()).unwrap_or_default());
+                grant_lines(&mut input, grants);
+            }
+            Change::Grant(grant) => {
+                input.text("grant");
+                input.text("");
+                input.text("");
+                input.text("");
+                grant_lines(&mut input, std::slice::from_ref(grant));
+            }
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Reply<Commanded>, StoreError> {
+        let code = fields.text()?;
+        if code != "applied" {
+            return refused(Self::NAME, &code, fields, vec![self.call.account.clone()]);
+        }
+        let name = fields.text()?;
+        let outcome = Outcome::from_name(&name).ok_or_else(|| unexpected(Self::NAME, &name))?;
+        Ok(Reply::Applied(Commanded { outcome, outbox: number(&fields.text()?)? }))
+    }
+}
+
+fn grant_lines(input: &mut Input, grants: &[Grant]) {
+    input.number(grants.len());
+    for grant in grants {
+        let amount = match grant.amount {
+            Amount::Limited(amount) => amount.thousandths().to_string(),
+            Amount::Unlimited => "unlimited".to_owned(),
+        };
+        let command = grant.command_id.as_deref().map(|id| format!(" {id}")).unwrap_or_default();
+        let line = format!("{} {} {amount}{command}", grant.kind.name(), grant.credit_type);
+        input.text(grant.kind.name());
+        input.text(&grant.credit_type);
+        input.text(amount);
+        input.text(line);
+    }
+}
+
+pub struct TakeScript<'a> {
+    pub shard: u32,
+    pub call: &'a TakeCall,
+}
+
+impl Script for TakeScript<'_> {
+    const NAME: &'static str = "take";
+    const SOURCE: &'static str = include_str!("lua/take.lua");
+    type Reply = Taken;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let mut input = Input::default();
+        input.key(keys, Key::Outbox(self.shard));
+        input.key(keys, Key::Relay(self.shard));
+        input.text(&self.call.relay);
+        input.number(self.call.lease_ms);
+        input.number(self.call.count);
+        input.number(self.call.published.len());
+        for id in &self.call.published {
+            input.text(id);
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Taken, StoreError> {
+        match fields.text()?.as_str() {
+            "held" => return Ok(Taken::Held),
+            "taken" => {}
+            other => return Err(unexpected(Self::NAME, other)),
+        }
+        let mut entries = Vec::new();
+        while !fields.is_empty() {
+            let entry_id = fields.text()?;
+            let output = fields.text()?;
+            let entry = OutboxEntry {
+                output: Output::from_name(&output).ok_or_else(|| unexpected(Self::NAME, &output))?,
+                id: fields.text()?,
+                event_type: fields.text()?,
+                account: fields.text()?,
+                data: fields.text()?,
+            };
+            entries.push((entry_id, entry));
+        }
+        Ok(Taken::Entries(entries))
+    }
+}
+
+/// The replies that `apply` and `command` share.
+fn refused<T>(
+    script: &str,
+    code: &str,
+    mut fields: Fields,
+    accounts: Vec<Arc<str>>,
+) -> Result<Reply<T>, StoreError> {
+    Ok(match code {
+        "other_generation" => Reply::OtherGeneration(Some(fields.text()?).filter(|stored| !stored.is_empty())),
+        "done_before" => Reply::DoneBefore,
+        "other_position" => {
+            let mut stored = Vec::new();
+            while !fields.is_empty() {
+                stored.push(number(&fields.text()?)?);
+            }
+            Reply::OtherPosition(stored)
+        }
+        "other_catalogue" => {
+            Reply::OtherCatalogue(CatalogueId { version: number(&fields.text()?)?, hash: fields.text()? })
+        }
+        "stale" => {
+            let mut stale = Vec::new();
+            while !fields.is_empty() {
+                let index: usize = number(&fields.text()?)?;
+                let account = accounts.get(index).ok_or_else(|| unexpected(script, "an unknown group"))?;
+                let (version, config) = (fields.text()?, fields.text()?);
+                let (cycle, grants) = (fields.text()?, fields.text()?);
+                let view = if version == "0" { None } else { Some(parse_view(&version, &config, &cycle, &grants)?) };
+                stale.push(StaleAccount { account: account.clone(), view });
+            }
+            Reply::Stale(stale)
+        }
+        "unknown" => Reply::Unknown { commands_position: number(&fields.text()?)? },
+        "dead" => {
+            let mut notes = Vec::new();
+            while !fields.is_empty() {
+                let (name, reason) = (fields.text()?, fields.text()?);
+                notes.push(parse_note(&name, &reason).ok_or_else(|| unexpected(script, &name))?);
+            }
+            Reply::Dead(notes)
+        }
+        "outbox_full" => Reply::OutboxFull { entries: number(&fields.text()?)? },
+        other => return Err(unexpected(script, other)),
+    })
+}
+
+pub fn parse_note(name: &str, reason: &str) -> Option<Note> {
+    let (partition, offset) = name.rsplit_once('@')?;
+    Some(Note {
+        partition: Partition::parse(partition)?,
+        offset: offset.parse().ok()?,
+        reason: DeadReason::from_name(reason)?,
+    })
+}
+
+/// Reads an account's configuration, cycle and grants as they are stored.
+pub fn parse_view(version: &str, config: &str, cycle: &str, grants: &str) -> Result<AccountView, StoreError> {
+    let mut parts = cycle.split(' ');
+    let mut part = || parts.next().ok_or_else(|| StoreError::Broken(format!("cycle `{cycle}`")));
+    let cycle = Cycle { number: number(part()?)?, start_ms: number(part()?)?, end_ms: number(part()?)? };
+    let grants = grants.lines().map(|line| parse_grant(line).ok_or(StoreError::Broken(format!("grant `{line}`"))));
+    Ok(AccountView {
+        version: number(version)?,
+        config: AccountConfig::from_json(config).map_err(StoreError::Broken)?,
+        cycle,
+        grants: grants.collect::<Result<_, _>>()?,
+    })
+}
+
+fn parse_grant(line: &str) -> Option<Grant> {
+    let mut parts = line.splitn(4, ' ');
+    Some(Grant {
+        kind: GrantKind::from_name(parts.next()?)?,
+        credit_type: parts.next()?.to_owned(),
+        amount: parse_amount(parts.next()?)?,
+        command_id: parts.next().map(str::to_owned),
+    })
+}
+
+pub fn parse_amount(text: &str) -> Option<Amount> {
+    match text {
+        "unlimited" => Some(Amount::Unlimited),
+        thousandths => Some(Amount::Limited(Credits::from_thousandths(thousandths.parse().ok()?))),
+    }
+}
+
+/// The strings of a script's reply, in order.
+pub struct Fields(std::vec::IntoIter<Value>);
+
+impl Fields {
+    pub fn of(reply: Value) -> Fields {
+        match reply {
+            Value::Array(values) => Fields(values.into_iter()),
+            single => Fields(vec![single].into_iter()),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.len() == 0
+    }
+
+    fn bytes(&mut self) -> Result<Vec<u8>, StoreError> {
+        match self.0.next() {
+            Some(Value::BulkString(bytes)) => Ok(bytes),
+            other => Err(StoreError::Broken(format!("a script's reply has {other:?} where a string is due"))),
+        }
+    }
+
+    fn text(&mut self) -> Result<String, StoreError> {
+        String::from_utf8(self.bytes()?).map_err(|error| StoreError::Broken(error.to_string()))
+    }
+}
+
+pub fn number<T: std::str::FromStr>(text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|_| StoreError::Broken(format!("`{text}` where a number is due")))
+}
+
+fn unexpected(script: &str, what: &str) -> StoreError {
+    StoreError::Broken(format!("{script}.lua replied `{what}`"))
+}
