@@ -7,3 +7,9 @@ pub mod ledger;
 pub mod store;
 /// Every metric, a function each.
 pub mod metrics;
+/// Batches, ranges and refusals: what to send to which shard. No IO.
+pub mod pipeline;
+/// Kafka: reading, decoding, dead letters.
+pub mod ingest;
+/// The only reader of files and environment.
+pub mod config;

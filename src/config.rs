@@ -1,0 +1,262 @@
+//! The configuration: defaults, then a file, then the environment, then flags. Nothing else reads files or environment.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub kafka: Kafka,
+    pub redis: Redis,
+    pub http: Http,
+    pub catalogue: CatalogueFile,
+    pub events: Events,
+    pub batch: Batch,
+    pub outbox: Outbox,
+    pub log: Log,
+    pub debug: Debug,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kafka {
+    pub brokers: String,
+    pub group: String,
+    /// Static membership: a restarted worker takes its partitions back without a rebalance.
+    pub instance_id: Option<String>,
+    #[serde(with = "duration")]
+    pub session_timeout: Duration,
+    pub topics: Topics,
+    /// Given to librdkafka as they are.
+    pub properties: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Topics {
+    pub usage: String,
+    pub commands: String,
+    pub denied: String,
+    pub alerts: String,
+    pub cycles: String,
+    pub ledger: String,
+    pub dead_letter: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    pub url: String,
+    pub prefix: String,
+    /// Fixed at the first start.
+    pub shards: u32,
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    pub listen: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CatalogueFile {
+    pub path: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Events {
+    #[serde(with = "duration")]
+    pub late_after: Duration,
+    #[serde(with = "duration")]
+    pub early_limit: Duration,
+    #[serde(with = "duration")]
+    pub restamp_tolerance: Duration,
+    pub age_from: AgeFrom,
+    pub max_bytes: usize,
+}
+
+/// Which record timestamp an event's age is counted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgeFrom {
+    /// The broker's (`LogAppendTime`).
+    Append,
+    /// The producer's (`CreateTime`): for test topics and loads of history.
+    Create,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    pub max_events: usize,
+    pub max_bytes: usize,
+    #[serde(with = "duration")]
+    pub max_age: Duration,
+    /// Records that wait in the worker before it stops reading.
+    pub queue_max: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Outbox {
+    pub publish_after: PublishAfter,
+    pub max_entries: usize,
+    #[serde(with = "duration")]
+    pub lease: Duration,
+    #[serde(with = "duration")]
+    pub poll: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublishAfter {
+    Applied,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A `tracing` filter, as in `RUST_LOG`.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// For tests only.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Debug {
+    /// The named place at which the process ends as if killed.
+    pub failpoint: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            kafka: Kafka::default(),
+            redis: Redis::default(),
+            http: Http::default(),
+            catalogue: CatalogueFile::default(),
+            events: Events::default(),
+            batch: Batch::default(),
+            outbox: Outbox::default(),
+            log: Log::default(),
+            debug: Debug::default(),
+        }
+    }
+}
+
+impl Default for Kafka {
+    fn default() -> Kafka {
+        Kafka {
+            brokers: "127.0.0.1:9092".into(),
+            group: "credit-meter".into(),
+            instance_id: None,
+            session_timeout: Duration::from_secs(45),
+            topics: Topics::default(),
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Topics {
+    fn default() -> Topics {
+        Topics {
+            usage: "credits.usage".into(),
+            commands: "credits.commands".into(),
+            denied: "credits.denied".into(),
+            alerts: "credits.alerts".into(),
+            cycles: "credits.cycles".into(),
+            ledger: "credits.ledger".into(),
+            dead_letter: "credits.dead-letter".into(),
+        }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Redis {
+        Redis {
+            url: "redis://127.0.0.1:6379/".into(),
+            prefix: "credit-meter".into(),
+            shards: 16,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http { listen: "127.0.0.1:9464".into() }
+    }
+}
+
+impl Default for CatalogueFile {
+    fn default() -> CatalogueFile {
+        CatalogueFile { path: "config/catalogue.toml".into() }
+    }
+}
+
+impl Default for Events {
+    fn default() -> Events {
+        Events {
+            late_after: Duration::from_secs(72 * 3600),
+            early_limit: Duration::from_secs(5 * 60),
+            restamp_tolerance: Duration::from_secs(10 * 60),
+            age_from: AgeFrom::Append,
+            max_bytes: 1024 * 1024,
+        }
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch {
+            max_events: 4000,
+            max_bytes: 4 * 1024 * 1024,
+            max_age: Duration::from_millis(5),
+            queue_max: 200_000,
+        }
+    }
+}
+
+impl Default for Outbox {
+    fn default() -> Outbox {
+        Outbox {
+            publish_after: PublishAfter::Applied,
+            max_entries: 100_000,
+            lease: Duration::from_secs(10),
+            poll: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, de::Error};
+
+    /// `72h`, `10min`, `5ms`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(|error| D::Error::custom(format!("`{text}` is no duration: {error}")))
+    }
+}
