@@ -1,2 +1,4 @@
 //! placeholder, replaced by the helper
-pub fn record_redis_connect() -> u64 { 1 }
+pub fn record_redis_connect() -> u64 {
+    1
+}

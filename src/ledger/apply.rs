@@ -44,7 +44,9 @@ impl Shard {
             return Err(Reply::Unknown { commands_position });
         }
 
-        let mut found: Vec<Note> = call.dead.clone();
+        let mut found: Vec<Note> = call.found.clone();
+        // Redis may be older than the dead letter.
+        found.extend(call.dead.iter().filter(|note| !self.notes.contains_key(&(note.partition, note.offset))));
         for group in unknown() {
             found.extend(group.events.iter().map(|event| note(call, event, DeadReason::UnknownAccount)));
         }
@@ -53,11 +55,9 @@ impl Shard {
             let too_late = group.events.iter().filter(|event| event.event.dated_ms < floor_ms);
             found.extend(too_late.map(|event| note(call, event, DeadReason::TooLate)));
         }
-        let noted = self.notes_in(&call.ranges);
         let declared: BTreeSet<_> = call.dead.iter().map(|note| (note.partition, note.offset)).collect();
-        let all_noted = found.iter().all(|note| self.notes.contains_key(&(note.partition, note.offset)));
-        let all_declared = noted.iter().all(|note| declared.contains(&(note.partition, note.offset)));
-        if !all_noted || !all_declared {
+        let undeclared = |note: &Note| !declared.contains(&(note.partition, note.offset));
+        if !found.is_empty() || self.notes_in(&call.ranges).iter().any(undeclared) {
             for note in found {
                 // A note that is there decides.
                 self.notes.entry((note.partition, note.offset)).or_insert(note.reason);

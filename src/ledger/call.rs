@@ -90,14 +90,16 @@ pub struct Stamp {
 }
 
 /// Usage events of one shard, and ranges of offsets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ApplyCall {
     pub stamp: Arc<Stamp>,
     pub ranges: Vec<Range>,
     /// The end of the commands topic, seen after the last event was read: an account that is unknown
     /// once the shard has applied all commands before it stays unknown. `None`: not asked yet.
     pub commands_end: Option<i64>,
-    /// Records that end as dead letters.
+    /// Records found dead whose dead letters are not in Kafka yet: the shard notes them and answers `Dead`.
+    pub found: Vec<Note>,
+    /// Records that end as dead letters, which are in Kafka.
     pub dead: Vec<Note>,
     pub classes: Vec<Class>,
     pub groups: Vec<Group>,
@@ -127,7 +129,7 @@ pub enum Judge {
 
 /// The events of one account in a call, in the order in which they are decided.
 /// Without events it asks only that the account is as the worker believes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     pub account: Arc<str>,
     /// The version that the events were priced by; 0 if the worker does not know the account.
@@ -136,7 +138,7 @@ pub struct Group {
     pub events: Vec<CallEvent>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CallEvent {
     /// Index into the call's ranges.
     pub range: usize,
@@ -155,7 +157,7 @@ pub struct Note {
 }
 
 /// One command of one account, decided by [`super::command::decide`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CommandCall {
     pub stamp: Arc<Stamp>,
     /// Holds exactly one record, the command.

@@ -75,7 +75,7 @@ impl Denial {
 }
 
 /// How one usage event of a call was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
     Duplicate,
     Denied(Denial),

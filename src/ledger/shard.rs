@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::account::{AccountConfig, AccountView, Counter, Grant};
 use super::call::{Note, OutboxEntry, Partition, Range, Reply, SCHEMA, Stamp};
 use super::catalogue::CatalogueId;
@@ -186,4 +188,9 @@ impl Shard {
         let first = self.outbox_taken + 1;
         (first..).zip(self.outbox.iter().take(count).cloned()).collect()
     }
+}
+
+/// The shard of an account. Fixed for the life of a state: positions are kept by shard.
+pub fn shard_of(account: &str, shards: u32) -> u32 {
+    (xxh3_64(account.as_bytes()) % u64::from(shards)) as u32
 }

@@ -1,4 +1,496 @@
-//! The way of records from partitions to shards, without IO: `on(Input) -> Vec<Effect>`.
+//! The way of records from partitions to shards, without IO: `on(now, Input) -> Vec<Effect>`.
+//!
+//! Each shard has a lane. A lane cuts batches, keeps each until the shard has answered for it, and follows
+//! the shard's answers: it prices again, waits, trims, rewinds or halts. It never skips.
 
+/// From records to a call.
+pub mod batch;
+/// The lane to one shard.
+pub mod lane;
 /// A decoded record.
 pub mod record;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ledger::call::{Applied, Commanded, Note, Partition, Reply, StaleAccount, Stamp};
+use crate::ledger::catalogue::Catalogue;
+use crate::ledger::credits::Credits;
+use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
+use crate::ledger::shard::shard_of;
+
+use batch::{Accounts, Batch, Call};
+use lane::{Bounds, Hold, Lane, Work};
+use record::Record;
+
+/// Accounts that a worker remembers; beyond, it forgets all and is told anew.
+const ACCOUNTS_MAX: usize = 1_000_000;
+/// The wait before a call without an answer goes out again, doubled up to the longest.
+const RETRY_MIN_MS: u64 = 20;
+const RETRY_MAX_MS: u64 = 2_000;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub shards: u32,
+    pub bounds: Bounds,
+    /// Records that wait before the worker stops reading.
+    pub queue_max: usize,
+}
+
+/// What happens to the pipeline.
+#[derive(Debug)]
+pub enum Input {
+    /// Partitions, each with every shard's position. All state before it is dropped.
+    Assigned(Vec<(Partition, Vec<i64>)>),
+    Revoked,
+    /// Records in the order of their partitions. `epoch` tells those read before a rewind apart.
+    Records {
+        partition: Partition,
+        epoch: u32,
+        records: Vec<Record>,
+    },
+    /// There is no record between the last one and this offset (control records, gaps).
+    ReadTo {
+        partition: Partition,
+        epoch: u32,
+        offset: i64,
+    },
+    Answered {
+        shard: u32,
+        id: u64,
+        answer: Answer,
+    },
+    /// The end of the commands topic, for the lane that asked.
+    CommandsEnd {
+        shard: u32,
+        id: u64,
+        offset: i64,
+    },
+    /// The dead letters that a lane asked for are in Kafka.
+    DeadLettersProduced {
+        shard: u32,
+        id: u64,
+    },
+    Tick,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub enum Answer {
+    Apply(Reply<Applied>),
+    Command(Reply<Commanded>),
+    /// Nothing was applied, or nobody knows.
+    None,
+}
+
+/// What the pipeline wants done.
+#[derive(Debug)]
+pub enum Effect {
+    Call {
+        shard: u32,
+        id: u64,
+        call: Call,
+    },
+    AskCommandsEnd {
+        shard: u32,
+        id: u64,
+    },
+    ProduceDeadLetters {
+        shard: u32,
+        id: u64,
+        notes: Vec<Note>,
+    },
+    /// Read a partition again from an offset, and mark what is read then with the epoch.
+    Rewind {
+        partition: Partition,
+        offset: i64,
+        epoch: u32,
+    },
+    Applied(Report),
+    /// A shard's outbox holds something.
+    OutboxFilled {
+        shard: u32,
+    },
+    Refused {
+        shard: u32,
+        kind: &'static str,
+    },
+    Halted {
+        shard: u32,
+        reason: String,
+    },
+}
+
+/// What a call changed, for the metrics.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub records: usize,
+    pub verdicts: BTreeMap<(Arc<str>, Verdict), u64>,
+    pub repeats: u64,
+    pub charged: BTreeMap<String, Credits>,
+    pub dead: BTreeMap<DeadReason, u64>,
+    pub command: Option<Outcome>,
+}
+
+/// How far a partition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub partition: Partition,
+    /// The smallest position over the shards, as far as this worker knows.
+    pub applied: i64,
+    pub read: i64,
+    pub oldest_append_ms: Option<i64>,
+}
+
+pub struct Pipeline {
+    settings: Settings,
+    stamp: Arc<Stamp>,
+    catalogue: Arc<Catalogue>,
+    accounts: Accounts,
+    partitions: BTreeMap<Partition, Reading>,
+    lanes: Vec<Lane>,
+    last_id: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    /// All records below were read.
+    read: i64,
+    epoch: u32,
+}
+
+impl Pipeline {
+    pub fn new(settings: Settings, stamp: Arc<Stamp>, catalogue: Arc<Catalogue>) -> Pipeline {
+        let lanes = (0..settings.shards).map(|_| Lane::default()).collect();
+        Pipeline {
+            settings,
+            stamp,
+            catalogue,
+            accounts: Accounts::default(),
+            partitions: BTreeMap::new(),
+            lanes,
+            last_id: 0,
+        }
+    }
+
+    /// `now_ms` is any clock that does not go back: it paces retries and decides nothing else.
+    pub fn on(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Assigned(partitions) => self.assigned(partitions),
+            Input::Revoked => self.assigned(Vec::new()),
+            Input::Records { partition, epoch, records } => self.records(now_ms, partition, epoch, records),
+            Input::ReadTo { partition, epoch, offset } => self.read_to(partition, epoch, offset),
+            Input::Answered { shard, id, answer } => self.answered(now_ms, shard, id, answer, &mut effects),
+            Input::CommandsEnd { shard, id, offset } => {
+                if let Some(hold) = self.lane(shard).hold.as_mut().filter(|hold| hold.id == id) {
+                    hold.commands_end = Some(offset);
+                }
+            }
+            Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(shard, id, &mut effects),
+            Input::Tick => {}
+        }
+        for shard in 0..self.settings.shards {
+            self.advance(now_ms, shard, &mut effects);
+        }
+        effects
+    }
+
+    /// Whether the worker should go on reading.
+    pub fn wants_more(&self) -> bool {
+        self.queued() < self.settings.queue_max
+    }
+
+    pub fn queued(&self) -> usize {
+        self.lanes.iter().map(Lane::queued).sum()
+    }
+
+    /// When the next `Tick` is due; `None`: not before another input.
+    pub fn due_at_ms(&self) -> Option<u64> {
+        let bounds = self.settings.bounds;
+        self.lanes.iter().filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)))).min()
+    }
+
+    pub fn progress(&self) -> Vec<Progress> {
+        let progress = |(&partition, reading): (&Partition, &Reading)| Progress {
+            partition,
+            applied: self.lanes.iter().map(|lane| lane.applied(partition)).min().unwrap_or(0),
+            read: reading.read,
+            oldest_append_ms: self.lanes.iter().filter_map(|lane| lane.oldest_append_ms(partition)).min(),
+        };
+        self.partitions.iter().map(progress).collect()
+    }
+
+    pub fn halted(&self) -> usize {
+        self.lanes.iter().filter(|lane| matches!(lane.work, Work::Halted)).count()
+    }
+
+    fn lane(&mut self, shard: u32) -> &mut Lane {
+        &mut self.lanes[shard as usize]
+    }
+
+    fn read(&self, partition: Partition) -> i64 {
+        self.partitions.get(&partition).map_or(0, |reading| reading.read)
+    }
+
+    fn assigned(&mut self, partitions: Vec<(Partition, Vec<i64>)>) {
+        self.partitions.clear();
+        for lane in &mut self.lanes {
+            *lane = Lane::default();
+        }
+        for (partition, positions) in partitions {
+            assert_eq!(positions.len(), self.lanes.len(), "every shard has a position");
+            let read = positions.iter().copied().min().unwrap_or(0);
+            self.partitions.insert(partition, Reading { read, epoch: 0 });
+            for (lane, position) in self.lanes.iter_mut().zip(positions) {
+                lane.start(partition, position);
+            }
+        }
+    }
+
+    fn records(&mut self, now_ms: u64, partition: Partition, epoch: u32, records: Vec<Record>) {
+        let Some(reading) = self.partitions.get_mut(&partition).filter(|reading| reading.epoch == epoch) else {
+            return;
+        };
+        if let Some(last) = records.last() {
+            reading.read = reading.read.max(last.offset + 1);
+        }
+        let shards = self.settings.shards;
+        for record in records {
+            let shard = match record.account() {
+                Some(account) => shard_of(account, shards),
+                None => partition.index.unsigned_abs() % shards,
+            };
+            self.lane(shard).push(record, now_ms);
+        }
+    }
+
+    fn read_to(&mut self, partition: Partition, epoch: u32, offset: i64) {
+        if let Some(reading) = self.partitions.get_mut(&partition).filter(|reading| reading.epoch == epoch) {
+            reading.read = reading.read.max(offset);
+        }
+    }
+
+    /// Sends what is due on an idle lane.
+    fn advance(&mut self, now_ms: u64, shard: u32, effects: &mut Vec<Effect>) {
+        let bounds = self.settings.bounds;
+        let partitions = &self.partitions;
+        let read = |partition: Partition| partitions.get(&partition).map_or(0, |reading| reading.read);
+        let lane = &mut self.lanes[shard as usize];
+        match &lane.work {
+            Work::Idle => {
+                if let Some(batch) = lane.cut(bounds, now_ms, read) {
+                    self.send(shard, batch, effects);
+                }
+            }
+            Work::Retry { at_ms, .. } if now_ms >= *at_ms => {
+                if let Work::Retry { batch, call, attempts, .. } = std::mem::take(&mut lane.work) {
+                    self.send_again(shard, batch, call, attempts, effects);
+                }
+            }
+            Work::Retry { .. } | Work::InFlight { .. } | Work::DeadLetters { .. } | Work::Halted => {}
+        }
+    }
+
+    fn send(&mut self, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
+        let dead = &self.lanes[shard as usize].dead;
+        let call = batch.call(&self.stamp, &self.catalogue, &self.accounts, dead);
+        self.send_again(shard, batch, call, 0, effects);
+    }
+
+    fn send_again(&mut self, shard: u32, batch: Batch, call: Call, attempts: u32, effects: &mut Vec<Effect>) {
+        let id = self.next_id();
+        effects.push(Effect::Call { shard, id, call: call.clone() });
+        self.lane(shard).work = Work::InFlight { id, batch, call, attempts };
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn dead_letters_produced(&mut self, shard: u32, id: u64, effects: &mut Vec<Effect>) {
+        let lane = self.lane(shard);
+        if !matches!(&lane.work, Work::DeadLetters { id: current, .. } if *current == id) {
+            return;
+        }
+        if let Work::DeadLetters { batch, .. } = std::mem::take(&mut lane.work) {
+            self.send(shard, batch, effects);
+        }
+    }
+
+    fn answered(&mut self, now_ms: u64, shard: u32, id: u64, answer: Answer, effects: &mut Vec<Effect>) {
+        let lane = self.lane(shard);
+        // An answer to a call from before an assignment is nobody's any more.
+        if !matches!(&lane.work, Work::InFlight { id: current, .. } if *current == id) {
+            return;
+        }
+        let Work::InFlight { batch, call, attempts, .. } = std::mem::take(&mut lane.work) else { return };
+        match answer {
+            Answer::None => {
+                let wait = (RETRY_MIN_MS << attempts.min(10)).min(RETRY_MAX_MS);
+                lane.work = Work::Retry { at_ms: now_ms + wait, batch, call, attempts: attempts + 1 };
+            }
+            Answer::Apply(Reply::Applied(applied)) => {
+                let report = Report::of(&batch, &call, &applied.verdicts, None);
+                self.applied(shard, &batch, report, applied.outbox, effects);
+            }
+            Answer::Command(Reply::Applied(commanded)) => {
+                let report = Report::of(&batch, &call, &[], Some(commanded.outcome));
+                self.applied(shard, &batch, report, commanded.outbox, effects);
+            }
+            Answer::Apply(Reply::OutboxFull { .. }) | Answer::Command(Reply::OutboxFull { .. }) => {
+                effects.push(Effect::Refused { shard, kind: "outbox_full" });
+                effects.push(Effect::OutboxFilled { shard });
+                let at_ms = now_ms + RETRY_MAX_MS / 10;
+                self.lane(shard).work = Work::Retry { at_ms, batch, call, attempts };
+            }
+            Answer::Apply(reply) => self.refused(now_ms, shard, batch, reply, effects),
+            Answer::Command(reply) => self.refused(now_ms, shard, batch, reply, effects),
+        }
+    }
+
+    fn applied(&mut self, shard: u32, batch: &Batch, report: Report, outbox: usize, effects: &mut Vec<Effect>) {
+        self.lane(shard).applied_up_to(batch);
+        effects.push(Effect::Applied(report));
+        if outbox > 0 {
+            effects.push(Effect::OutboxFilled { shard });
+        }
+    }
+
+    fn refused<T>(&mut self, now_ms: u64, shard: u32, batch: Batch, reply: Reply<T>, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Refused { shard, kind: reply.kind() });
+        match reply {
+            Reply::Applied(_) | Reply::OutboxFull { .. } => unreachable!("the caller has taken them"),
+            Reply::DoneBefore => self.lane(shard).applied_up_to(&batch),
+            Reply::OtherPosition(stored) => self.other_position(now_ms, shard, batch, &stored, effects),
+            Reply::Stale(stale) => {
+                self.learn(stale);
+                self.send(shard, batch, effects);
+            }
+            Reply::Unknown { .. } => {
+                let id = self.next_id();
+                let lane = self.lane(shard);
+                let hold = Hold {
+                    id,
+                    commands_end: batch.commands_end,
+                    retry_at_ms: now_ms + RETRY_MIN_MS,
+                    records: batch.records.len(),
+                };
+                lane.put_back(batch, now_ms);
+                lane.hold = Some(hold);
+                if hold.commands_end.is_none() {
+                    effects.push(Effect::AskCommandsEnd { shard, id });
+                }
+            }
+            Reply::Dead(notes) => {
+                let id = self.next_id();
+                let lane = self.lane(shard);
+                let key = |note: &Note| (note.partition, note.offset);
+                let new: Vec<Note> =
+                    notes.into_iter().filter(|note| lane.dead.insert(key(note), note.reason).is_none()).collect();
+                lane.work = Work::DeadLetters { id, batch };
+                effects.push(Effect::ProduceDeadLetters { shard, id, notes: new });
+            }
+            Reply::OtherGeneration(stored) => self.halt(
+                shard,
+                effects,
+                match stored {
+                    None => "redis holds nothing of it: it was emptied; restore its data".to_owned(),
+                    Some(stored) => format!("redis holds another state, generation {stored}; restart the worker"),
+                },
+            ),
+            Reply::OtherCatalogue(stored) => {
+                let (version, own) = (stored.version, self.stamp.catalogue.version);
+                let reason = format!(
+                    "it is priced by catalogue version {version} ({}), this worker has version {own} ({}): \
+                     give all workers the same file and restart them",
+                    stored.hash, self.stamp.catalogue.hash,
+                );
+                self.halt(shard, effects, reason);
+            }
+        }
+    }
+
+    fn halt(&mut self, shard: u32, effects: &mut Vec<Effect>, reason: String) {
+        self.lane(shard).halt();
+        effects.push(Effect::Halted { shard, reason });
+    }
+
+    fn learn(&mut self, stale: Vec<StaleAccount>) {
+        if self.accounts.len() + stale.len() > ACCOUNTS_MAX {
+            self.accounts.clear();
+        }
+        for StaleAccount { account, view } in stale {
+            match view {
+                Some(view) => self.accounts.insert(account, view),
+                None => self.accounts.remove(&account),
+            };
+        }
+    }
+
+    fn other_position(&mut self, now_ms: u64, shard: u32, batch: Batch, stored: &[i64], effects: &mut Vec<Effect>) {
+        let ranges = batch.ranges.clone();
+        self.lane(shard).put_back(batch, now_ms);
+        for (range, &position) in ranges.iter().zip(stored) {
+            if position >= range.from {
+                self.lane(shard).skip_to(range.partition, position);
+            } else {
+                self.rewind(shard, range.partition, position, effects);
+            }
+        }
+    }
+
+    /// The shard has lost what it had applied (an older copy was restored, or a replica took over).
+    fn rewind(&mut self, shard: u32, partition: Partition, position: i64, effects: &mut Vec<Effect>) {
+        let read = self.read(partition);
+        for lane in &mut self.lanes {
+            lane.keep_known(partition, read);
+        }
+        self.lane(shard).rewind_to(partition, position);
+        if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
+            *reading = Reading { read: position, epoch: reading.epoch + 1 };
+            effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch });
+        }
+    }
+}
+
+impl Report {
+    fn of(batch: &Batch, call: &Call, verdicts: &[Verdict], command: Option<Outcome>) -> Report {
+        let mut report = Report { records: batch.records.len(), command, ..Report::default() };
+        let Call::Apply(call) = call else { return report };
+        report.dead(&call.dead);
+        report.repeats = call.ranges.iter().map(|range| u64::from(range.repeats)).sum();
+        let events = call.groups.iter().flat_map(|group| &group.events);
+        for (event, verdict) in events.zip(verdicts) {
+            let class = &call.classes[event.class];
+            *report.verdicts.entry((class.action.clone(), *verdict)).or_default() += 1;
+            if *verdict == Verdict::Charged {
+                *report.charged.entry(class.credit_type.clone()).or_default() += class.cost;
+            }
+        }
+        report
+    }
+
+    fn dead(&mut self, notes: &[Note]) {
+        for note in notes {
+            *self.dead.entry(note.reason).or_default() += 1;
+        }
+    }
+}
+
+impl<T> Reply<T> {
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Reply::OtherGeneration(_) => "other_generation",
+            Reply::DoneBefore => "done_before",
+            Reply::OtherPosition(_) => "other_position",
+            Reply::OtherCatalogue(_) => "other_catalogue",
+            Reply::Stale(_) => "stale",
+            Reply::Unknown { .. } => "unknown",
+            Reply::Dead(_) => "dead",
+            Reply::OutboxFull { .. } => "outbox_full",
+            Reply::Applied(_) => "applied",
+        }
+    }
+}

@@ -24,7 +24,10 @@ pub enum Body {
     Command(Box<Command>),
     /// Cannot be judged. It belongs to its account's shard where the bytes name an account: which shard a
     /// record belongs to must not depend on a setting or a version.
-    Dead { reason: DeadReason, account: Option<Arc<str>> },
+    Dead {
+        reason: DeadReason,
+        account: Option<Arc<str>>,
+    },
 }
 
 impl Record {

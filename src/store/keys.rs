@@ -3,7 +3,7 @@
 //! All keys of a shard carry its hash tag, so that a script's keys lie in one slot of a Redis Cluster.
 //! Nothing that decides expires by a Redis TTL: it is deleted by meter time.
 
-use xxhash_rust::xxh3::xxh3_64;
+use crate::ledger::shard::shard_of;
 
 /// Slots of a Redis Cluster.
 const SLOTS: u32 = 16_384;
@@ -79,11 +79,6 @@ impl Keys {
             Key::Commands(account) => format!("{prefix}:{{{}}}:c:{account}", of(account)),
         }
     }
-}
-
-/// The shard of an account. Fixed for the life of a state: positions are kept by shard.
-pub fn shard_of(account: &str, shards: u32) -> u32 {
-    (xxh3_64(account.as_bytes()) % u64::from(shards)) as u32
 }
 
 /// A hash tag whose slot lies in the shard's own share of the slots, so that shards spread evenly over a cluster.

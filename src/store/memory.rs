@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::keys::shard_of;
 use super::{AccountState, Root, ShardState, TakeCall, Taken};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
-use crate::ledger::shard::{InitCall, InitReply, Shard};
+use crate::ledger::shard::{InitCall, InitReply, Shard, shard_of};
 
 #[derive(Clone)]
 pub struct MemoryStore {

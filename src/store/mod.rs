@@ -2,12 +2,12 @@
 
 /// The keys, what each holds, and what absence means.
 pub mod keys;
-/// One typed struct for each Lua script.
-pub mod scripts;
-/// The shards in a real Redis.
-pub mod redis;
 /// The shards as the ledger in memory.
 pub mod memory;
+/// The shards in a real Redis.
+pub mod redis;
+/// One typed struct for each Lua script.
+pub mod scripts;
 
 use serde::{Deserialize, Serialize};
 

@@ -160,12 +160,14 @@ impl Script for ApplyScript<'_> {
             input.number(range.to);
             input.number(range.repeats);
         }
-        input.number(call.dead.len());
-        for note in &call.dead {
+        input.number(call.found.len() + call.dead.len());
+        let found = call.found.iter().map(|note| (note, "0"));
+        for (note, produced) in found.chain(call.dead.iter().map(|note| (note, "1"))) {
             let range = call.ranges.iter().position(|range| range.partition == note.partition);
             input.number(range.expect("a dead record lies in a range of its call"));
             input.number(note.offset);
             input.text(note.reason.name());
+            input.text(produced);
         }
         let mut types: Vec<&str> = call.classes.iter().map(|class| class.credit_type.as_str()).collect();
         types.sort_unstable();
@@ -433,12 +435,7 @@ impl Script for TakeScript<'_> {
 }
 
 /// The replies that `apply` and `command` share.
-fn refused<T>(
-    script: &str,
-    code: &str,
-    mut fields: Fields,
-    accounts: Vec<Arc<str>>,
-) -> Result<Reply<T>, StoreError> {
+fn refused<T>(script: &str, code: &str, mut fields: Fields, accounts: Vec<Arc<str>>) -> Result<Reply<T>, StoreError> {
     Ok(match code {
         "other_generation" => Reply::OtherGeneration(Some(fields.text()?).filter(|stored| !stored.is_empty())),
         "done_before" => Reply::DoneBefore,

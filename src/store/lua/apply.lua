@@ -7,7 +7,7 @@
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), usage topic, the same as JSON text,
 --         ranges: n, then n x (partition, from, to, repeats)
---         dead:   n, then n x (range, offset, reason)
+--         dead:   n, then n x (range, offset, reason, '1' if its dead letter is in Kafka)
 --         types:  n, then n x name
 --         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled)
 --         kinds:  n, then n x (range, class): what an event's two bytes in `kinds` stand for
@@ -81,11 +81,16 @@ end
 local dead_count = take_number()
 local dead_range, dead_name, dead_reason = {}, {}, {}
 local declared = {}
+local found_dead = false
 for d = 1, dead_count do
   local r = take_number() + 1
   local name = partition[r] .. '@' .. take()
   dead_range[d], dead_name[d], dead_reason[d] = r, name, take()
-  declared[name] = true
+  if take() == '1' then
+    declared[name] = true
+  else
+    found_dead = true
+  end
 end
 
 local type_count = take_number()
@@ -161,7 +166,7 @@ if unknown and (commands_end == '' or tonumber(commands_position) < tonumber(com
   return { 'unknown', commands_position }
 end
 
--- Dead records: each must be noted, and each note within the ranges must be declared.
+-- Dead records: each must be noted before its dead letter counts, and each note within the ranges decides.
 local noted = {}
 if redis.call('HLEN', KEYS[2]) > 0 then
   local all = redis.call('HGETALL', KEYS[2])
@@ -170,15 +175,17 @@ if redis.call('HLEN', KEYS[2]) > 0 then
   end
 end
 local new_notes = {}
-local found_new = false
 local function find_dead(name, reason)
+  found_dead = true
   if not noted[name] then
     noted[name], new_notes[#new_notes + 1], new_notes[#new_notes + 2] = reason, name, reason
-    found_new = true
   end
 end
 for d = 1, dead_count do
-  find_dead(dead_name[d], dead_reason[d])
+  -- Redis may be older than the dead letter.
+  if not declared[dead_name[d]] or not noted[dead_name[d]] then
+    find_dead(dead_name[d], dead_reason[d])
+  end
 end
 if unknown or below_floor then
   for g = 1, group_count do
@@ -209,7 +216,7 @@ for name, reason in pairs(noted) do
     end
   end
 end
-if found_new or undeclared then
+if found_dead or undeclared then
   table.sort(in_ranges, function(a, b)
     if a[1] ~= b[1] then
       return a[1] < b[1]

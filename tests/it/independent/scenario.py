@@ -79,6 +79,7 @@ class Scenario:
         self.now = now
         self.partitions = partitions
         self.ids = 0
+        self.spoilers = self.every_spoiler()
 
     # ---- commands ------------------------------------------------------------------------------------------
 
@@ -128,8 +129,8 @@ class Scenario:
             self.insert_after(drafts, draft, self.repeated(draft, spread))
         for draft in self.rng.sample(drafts, 4):
             self.insert_after(drafts, draft, self.same_id_elsewhere(draft))
-        for spoil in self.rng.sample(SPOILERS, 5 if not spread else 6):
-            self.insert_anywhere(drafts, self.spoiled(self.draft(account, plan, spread), spoil))
+        for _ in range(6):
+            self.insert_anywhere(drafts, self.spoiled(self.draft(account, plan, spread), next(self.spoilers)))
         if plan != "organization":
             self.insert_anywhere(drafts, self.spoiled(self.draft(account, plan, spread), before_the_cycle))
         if not spread:
@@ -139,6 +140,11 @@ class Scenario:
             self.insert_anywhere(drafts, bad)
             self.insert_after(drafts, bad, good)
         return drafts
+
+    def every_spoiler(self):
+        """All of them in some order, then again: each kind of bad record is in every scenario."""
+        while True:
+            yield from self.rng.sample(SPOILERS, len(SPOILERS))
 
     def strangers(self):
         """Accounts that no command ever made, and the identities that are easily mixed up."""
@@ -239,7 +245,9 @@ class Scenario:
         return records
 
     def partition(self, draft):
-        return java_partition(draft["id"] if draft["spread"] else draft["account"], self.partitions)
+        # With its time, so that a restamped duplicate may come through another partition.
+        spread_key = f"{draft['id']}{draft['time']}"
+        return java_partition(spread_key if draft["spread"] else draft["account"], self.partitions)
 
     def writer(self, record, via):
         """kcat cannot tell an empty value from none, and would split a value at its line feeds."""
@@ -258,8 +266,8 @@ class Scenario:
         event.update(draft.get("attributes", {}))
         for name in draft.get("without", []):
             del event[name]
-        is_text = all(isinstance(value, str) for name, value in event.items() if name != "data")
-        if is_text and self.rng.random() < (0.4 if via == "confluent" else 0.12):
+        fits_headers = all(name == "data" or isinstance(value, str) for name, value in event.items())
+        if fits_headers and "data" in event and self.rng.random() < (0.4 if via == "confluent" else 0.12):
             return self.binary(event, key)
         if via == "confluent":
             content_type = self.rng.choice(STRUCTURED_TYPES)
@@ -289,7 +297,7 @@ class Scenario:
         self.rng.shuffle(members)
         text = json.dumps(
             dict(members),
-            ensure_ascii=self.rng.random() < 0.5,  # \\u00e9 and é are one account
+            ensure_ascii=self.rng.random() < 0.5,  # \u00e9 and é are one account
             separators=(",", ":") if self.rng.random() < 0.7 else (", ", " : "),
             indent=1 if content_type and self.rng.random() < 0.02 else None,
         )
@@ -300,7 +308,7 @@ class Scenario:
         headers = [["content-type", "application/json"]]
         headers += [[f"ce_{name}", value] for name, value in event.items() if name != "data"]
         self.rng.shuffle(headers)
-        return {"mode": "binary", "key": key, "headers": headers, "value": json.dumps(event.get("data"), ensure_ascii=False)}
+        return {"mode": "binary", "key": key, "headers": headers, "value": json.dumps(event["data"], ensure_ascii=False)}
 
 
 # ---- what can be wrong with an event ---------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+//! From records to a call: which account they belong to, what they cost, which are repeats or dead.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::record::{Body, Record};
+use crate::ledger::account::AccountView;
+use crate::ledger::call::{ApplyCall, CallEvent, Class, CommandCall, Group, Note, Partition, Range, Stamp};
+use crate::ledger::catalogue::{Catalogue, Overage};
+use crate::ledger::command::{Command, decide};
+use crate::ledger::event::{Days, UsageEvent, cost, price};
+use crate::ledger::outcome::DeadReason;
+
+/// Accounts as the worker last saw them. The shard says when one is stale.
+pub type Accounts = FxHashMap<Arc<str>, AccountView>;
+
+/// Records taken from a lane, with the ranges that they fill. Kept until the shard has answered for them.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub records: Vec<Record>,
+    pub ranges: Vec<Range>,
+    /// See [`ApplyCall::commands_end`].
+    pub commands_end: Option<i64>,
+}
+
+/// A call to a shard, shared with whoever carries it there.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Call {
+    Apply(Arc<ApplyCall>),
+    Command(Arc<CommandCall>),
+}
+
+impl Call {
+    pub const fn script(&self) -> &'static str {
+        match self {
+            Call::Apply(_) => "apply",
+            Call::Command(_) => "command",
+        }
+    }
+}
+
+/// Records whose dead letters are in Kafka, and which a shard's positions have not passed yet.
+pub type DeadNotes = BTreeMap<(Partition, i64), DeadReason>;
+
+impl Batch {
+    pub fn call(&self, stamp: &Arc<Stamp>, catalogue: &Catalogue, accounts: &Accounts, dead: &DeadNotes) -> Call {
+        if let [Record { body: Body::Command(command), partition, offset, .. }] = self.records.as_slice()
+            && !dead.contains_key(&(*partition, *offset))
+        {
+            return Call::Command(Arc::new(self.command(stamp, catalogue, accounts, command)));
+        }
+        Call::Apply(Arc::new(Builder::new(self, stamp, catalogue, accounts, dead).build()))
+    }
+
+    fn command(
+        &self,
+        stamp: &Arc<Stamp>,
+        catalogue: &Catalogue,
+        accounts: &Accounts,
+        command: &Command,
+    ) -> CommandCall {
+        let account = accounts.get(&command.account);
+        CommandCall {
+            stamp: stamp.clone(),
+            range: self.ranges[0].clone(),
+            account: command.account.clone(),
+            version: account.map_or(0, |account| account.version),
+            command_id: command.id.clone(),
+            member: command.identity.member,
+            command_type: command.command_type,
+            change: decide(catalogue, account, command),
+        }
+    }
+}
+
+struct Builder<'a> {
+    batch: &'a Batch,
+    catalogue: &'a Catalogue,
+    accounts: &'a Accounts,
+    call: ApplyCall,
+    group_of: FxHashMap<&'a str, usize>,
+    class_of: HashMap<Class, usize>,
+    /// Days of the events that are in the call, by account and identity.
+    in_call: FxHashMap<(usize, i64), Vec<i64>>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(
+        batch: &'a Batch,
+        stamp: &Arc<Stamp>,
+        catalogue: &'a Catalogue,
+        accounts: &'a Accounts,
+        dead: &DeadNotes,
+    ) -> Builder<'a> {
+        let within = |range: &Range| (range.partition, range.from)..(range.partition, range.to);
+        let noted = batch.ranges.iter().flat_map(|range| dead.range(within(range)));
+        let dead = noted.map(|(&(partition, offset), &reason)| Note { partition, offset, reason }).collect();
+        let call = ApplyCall {
+            stamp: stamp.clone(),
+            ranges: batch.ranges.clone(),
+            commands_end: batch.commands_end,
+            found: Vec::new(),
+            dead,
+            classes: Vec::new(),
+            groups: Vec::new(),
+        };
+        Builder {
+            batch,
+            catalogue,
+            accounts,
+            call,
+            group_of: FxHashMap::default(),
+            class_of: HashMap::new(),
+            in_call: FxHashMap::default(),
+        }
+    }
+
+    fn build(mut self) -> ApplyCall {
+        let noted: std::collections::HashSet<_> =
+            self.call.dead.iter().map(|note| (note.partition, note.offset)).collect();
+        let batch = self.batch;
+        for record in batch.records.iter().filter(|record| !noted.contains(&(record.partition, record.offset))) {
+            match &record.body {
+                Body::Usage(event) => self.usage(record, event),
+                Body::Dead { reason, .. } => self.found(record, *reason),
+                Body::Command(_) => unreachable!("a command that is not dead has a batch of its own"),
+            }
+        }
+        self.call
+    }
+
+    fn usage(&mut self, record: &Record, event: &'a Arc<UsageEvent>) {
+        // Judged before the account, since it needs none.
+        if let Err(reason) = cost(self.catalogue, event) {
+            return self.found(record, reason);
+        }
+        let group = self.group(event);
+        let class = match self.accounts.get(&event.account) {
+            // The shard answers with the account, or says that it has none.
+            None => 0,
+            Some(account) => match price(self.catalogue, account, event) {
+                // The group stays, so that the shard checks the account by which this was judged.
+                Err(reason) => return self.found(record, reason),
+                Ok(class) => self.class(class),
+            },
+        };
+        let range = self.range(record.partition);
+        let known = self.call.groups[group].version > 0;
+        if known && self.repeats(group, event) {
+            self.call.ranges[range].repeats += 1;
+            return;
+        }
+        self.call.groups[group].events.push(CallEvent { range, class, offset: record.offset, event: event.clone() });
+    }
+
+    fn group(&mut self, event: &'a UsageEvent) -> usize {
+        if let Some(&index) = self.group_of.get(&*event.account) {
+            return index;
+        }
+        let account = self.accounts.get(&event.account);
+        let plan = account.and_then(|account| self.catalogue.plans.get(&account.config.plan));
+        let overage = account.zip(plan).map_or(Overage::Reject, |(account, plan)| account.config.overage(plan));
+        let index = self.call.groups.len();
+        self.call.groups.push(Group {
+            account: event.account.clone(),
+            version: account.map_or(0, |account| account.version),
+            overage,
+            events: Vec::new(),
+        });
+        self.group_of.insert(&event.account, index);
+        index
+    }
+
+    fn class(&mut self, class: Class) -> usize {
+        if let Some(&index) = self.class_of.get(&class) {
+            return index;
+        }
+        let index = self.call.classes.len();
+        self.call.classes.push(class.clone());
+        self.class_of.insert(class, index);
+        index
+    }
+
+    /// Whether the call holds the event already; the rule is the one by which the shard remembers.
+    fn repeats(&mut self, group: usize, event: &UsageEvent) -> bool {
+        let days = Days::of(event.time_ms, self.call.stamp.restamp_tolerance_ms);
+        let before = self.in_call.entry((group, event.identity.member)).or_default();
+        let repeat = before.iter().any(|day| *day == days.own || Some(*day) == days.neighbour);
+        if !repeat {
+            before.push(days.own);
+        }
+        repeat
+    }
+
+    fn found(&mut self, record: &Record, reason: DeadReason) {
+        self.call.found.push(Note { partition: record.partition, offset: record.offset, reason });
+    }
+
+    fn range(&self, partition: Partition) -> usize {
+        let position = self.call.ranges.iter().position(|range| range.partition == partition);
+        position.expect("a batch's ranges hold its records")
+    }
+}

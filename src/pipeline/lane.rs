@@ -1,0 +1,322 @@
+//! The lane to one shard: records that wait for it, and where its next range begins in each partition.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::batch::{Batch, Call, DeadNotes};
+use super::record::Record;
+use crate::ledger::call::{Input, Partition, Range};
+
+#[derive(Debug, Default)]
+pub struct Lane {
+    /// Commands go first: an account is made before its events are judged.
+    commands: VecDeque<Record>,
+    usage: VecDeque<Record>,
+    usage_bytes: usize,
+    /// Since when the oldest usage record waits.
+    pub waiting_since_ms: Option<u64>,
+    marks: BTreeMap<Partition, Mark>,
+    pub dead: DeadNotes,
+    /// When ranges without records were last sent.
+    pub swept_at_ms: u64,
+    /// Usage that waits for the commands topic to be applied up to here.
+    pub hold: Option<Hold>,
+    pub work: Work,
+}
+
+/// How far a lane is in one partition.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    /// Where the last range that was sent ended.
+    sent: i64,
+    /// Where the last range that was applied ended.
+    applied: i64,
+    /// Records below were queued or sent, or are the shard's already.
+    known: i64,
+    /// Records that wait in the queue.
+    queued: usize,
+}
+
+/// Usage whose account is unknown: it is judged once all commands that came before it are applied.
+#[derive(Clone, Copy, Debug)]
+pub struct Hold {
+    /// Tells the answer to this hold's question from that to an earlier one.
+    pub id: u64,
+    /// The end of the commands topic, once it is known.
+    pub commands_end: Option<i64>,
+    pub retry_at_ms: u64,
+    /// Only the records that were read before the end was asked for may use it.
+    pub records: usize,
+}
+
+/// What the lane does now. One call at a time is under way.
+#[derive(Debug, Default)]
+pub enum Work {
+    #[default]
+    Idle,
+    /// A call is under way; `attempts` counts those without an answer.
+    InFlight { id: u64, batch: Batch, call: Call, attempts: u32 },
+    /// The same call goes out again at this time.
+    Retry { at_ms: u64, batch: Batch, call: Call, attempts: u32 },
+    /// Dead letters are being produced; then the batch goes out again.
+    DeadLetters { id: u64, batch: Batch },
+    /// Nothing goes to this shard any more, and the reason is in the log.
+    Halted,
+}
+
+/// How much a batch may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub max_events: usize,
+    pub max_bytes: usize,
+    pub max_age_ms: u64,
+}
+
+impl Lane {
+    /// Starts a partition at the shard's position.
+    pub fn start(&mut self, partition: Partition, position: i64) {
+        self.marks.insert(partition, Mark { sent: position, applied: position, known: position, queued: 0 });
+    }
+
+    pub fn push(&mut self, record: Record, now_ms: u64) {
+        let Some(mark) = self.marks.get_mut(&record.partition) else { return };
+        if record.offset < mark.known || matches!(self.work, Work::Halted) {
+            return;
+        }
+        mark.known = record.offset + 1;
+        mark.queued += 1;
+        if record.partition.input == Input::Commands {
+            self.commands.push_back(record);
+        } else {
+            self.usage_bytes += record.bytes;
+            self.waiting_since_ms.get_or_insert(now_ms);
+            self.usage.push_back(record);
+        }
+    }
+
+    pub fn queued(&self) -> usize {
+        let in_hand = match &self.work {
+            Work::InFlight { batch, .. } | Work::Retry { batch, .. } | Work::DeadLetters { batch, .. } => {
+                batch.records.len()
+            }
+            Work::Idle | Work::Halted => 0,
+        };
+        self.commands.len() + self.usage.len() + in_hand
+    }
+
+    pub fn applied(&self, partition: Partition) -> i64 {
+        self.marks.get(&partition).map_or(0, |mark| mark.applied)
+    }
+
+    /// When the oldest record that is not applied yet was appended.
+    pub fn oldest_append_ms(&self, partition: Partition) -> Option<i64> {
+        let in_hand = match &self.work {
+            Work::InFlight { batch, .. } | Work::Retry { batch, .. } | Work::DeadLetters { batch, .. } => {
+                batch.records.as_slice()
+            }
+            Work::Idle | Work::Halted => &[],
+        };
+        let waiting = self.commands.iter().chain(&self.usage);
+        in_hand.iter().chain(waiting).find(|record| record.partition == partition).map(|record| record.append_ms)
+    }
+
+    /// The next batch, if one is due. `read` gives the offset up to which a partition was read.
+    pub fn cut(&mut self, bounds: Bounds, now_ms: u64, read: impl Fn(Partition) -> i64) -> Option<Batch> {
+        let sweep = now_ms >= self.swept_at_ms + SWEEP_EVERY_MS;
+        if let Some(command) = self.commands.pop_front() {
+            return Some(self.batch(vec![command], None));
+        }
+        let (records, commands_end) = self.cut_usage(bounds, now_ms);
+        let idle_ranges = sweep || self.hold.is_some();
+        let mut batch = self.batch(records, commands_end);
+        for range in &mut batch.ranges {
+            let mark = self.marks.get_mut(&range.partition).expect("a range's partition has a mark");
+            if mark.queued == 0 {
+                // Offsets between the last record and what was read hold nothing for this shard.
+                range.to = mark.known.max(read(range.partition));
+                mark.sent = range.to;
+            }
+        }
+        if idle_ranges {
+            self.idle_ranges(&mut batch, read);
+            self.swept_at_ms = now_ms;
+        }
+        (!batch.ranges.is_empty()).then_some(batch)
+    }
+
+    /// When [`Lane::cut`] has something to do; `None`: not before another input.
+    pub fn due_at_ms(&self, bounds: Bounds, behind: bool) -> Option<u64> {
+        match &self.work {
+            Work::Retry { at_ms, .. } => return Some(*at_ms),
+            Work::InFlight { .. } | Work::DeadLetters { .. } | Work::Halted => return None,
+            Work::Idle => {}
+        }
+        if !self.commands.is_empty() {
+            return Some(0);
+        }
+        let usage = match self.hold {
+            Some(hold) => hold.commands_end.map(|_| hold.retry_at_ms),
+            None if self.full(bounds) => Some(0),
+            None => self.waiting_since_ms.map(|since| since + bounds.max_age_ms),
+        };
+        let sweep = behind.then_some(self.swept_at_ms + if self.hold.is_some() { 0 } else { SWEEP_EVERY_MS });
+        usage.into_iter().chain(sweep).min()
+    }
+
+    fn full(&self, bounds: Bounds) -> bool {
+        self.usage.len() >= bounds.max_events || self.usage_bytes >= bounds.max_bytes
+    }
+
+    fn cut_usage(&mut self, bounds: Bounds, now_ms: u64) -> (Vec<Record>, Option<i64>) {
+        let mut records: Vec<Record> = Vec::new();
+        let (limit, commands_end) = match self.hold {
+            Some(Hold { commands_end: None, .. }) => return (records, None),
+            Some(Hold { commands_end, retry_at_ms, records, .. }) if now_ms >= retry_at_ms => (records, commands_end),
+            Some(_) => return (records, None),
+            None => {
+                let aged = self.waiting_since_ms.is_some_and(|since| now_ms >= since + bounds.max_age_ms);
+                if !aged && !self.full(bounds) {
+                    return (records, None);
+                }
+                (bounds.max_events, None)
+            }
+        };
+        let mut bytes = 0;
+        while let Some(record) = self.usage.front() {
+            let fits = records.is_empty() || bytes + record.bytes <= bounds.max_bytes;
+            if records.len() >= limit.min(bounds.max_events) || !fits {
+                break;
+            }
+            bytes += record.bytes;
+            records.extend(self.usage.pop_front());
+        }
+        self.usage_bytes -= bytes;
+        self.waiting_since_ms = (!self.usage.is_empty()).then_some(now_ms);
+        if !records.is_empty() {
+            self.hold = None;
+        }
+        (records, commands_end)
+    }
+
+    /// Takes records out of the lane's counts, with a range for each of their partitions.
+    fn batch(&mut self, records: Vec<Record>, commands_end: Option<i64>) -> Batch {
+        let mut ends: BTreeMap<Partition, i64> = BTreeMap::new();
+        for record in &records {
+            ends.insert(record.partition, record.offset + 1);
+            self.marks.get_mut(&record.partition).expect("a queued record's partition has a mark").queued -= 1;
+        }
+        let ranges = ends.into_iter().map(|(partition, to)| self.range(partition, to)).collect();
+        Batch { records, ranges, commands_end }
+    }
+
+    fn range(&mut self, partition: Partition, to: i64) -> Range {
+        let mark = self.marks.get_mut(&partition).expect("a range's partition has a mark");
+        let range = Range { partition, from: mark.sent, to, repeats: 0 };
+        mark.sent = to;
+        range
+    }
+
+    /// Ranges of partitions that hold nothing for this shard, so that its positions do not stand still.
+    fn idle_ranges(&mut self, batch: &mut Batch, read: impl Fn(Partition) -> i64) {
+        let idle: Vec<_> = self
+            .marks
+            .iter()
+            .filter(|(partition, mark)| {
+                let in_batch = batch.ranges.iter().any(|range| range.partition == **partition);
+                mark.queued == 0 && !in_batch && mark.sent < mark.known.max(read(**partition))
+            })
+            .map(|(partition, mark)| (*partition, mark.known.max(read(*partition))))
+            .take(RANGES_MAX)
+            .collect();
+        for (partition, to) in idle {
+            let range = self.range(partition, to);
+            batch.ranges.push(range);
+        }
+    }
+
+    /// Whether some partition was read further than this shard knows.
+    pub fn behind(&self, read: impl Fn(Partition) -> i64) -> bool {
+        self.marks.iter().any(|(partition, mark)| mark.queued == 0 && mark.sent < mark.known.max(read(*partition)))
+    }
+
+    /// The batch is in the shard.
+    pub fn applied_up_to(&mut self, batch: &Batch) {
+        for range in &batch.ranges {
+            if let Some(mark) = self.marks.get_mut(&range.partition) {
+                mark.applied = range.to;
+            }
+            self.dead.retain(|&(partition, offset), _| partition != range.partition || offset >= range.to);
+        }
+    }
+
+    /// Puts a batch back in front, as if it had never been cut.
+    pub fn put_back(&mut self, batch: Batch, now_ms: u64) {
+        for range in &batch.ranges {
+            if let Some(mark) = self.marks.get_mut(&range.partition) {
+                mark.sent = range.from;
+            }
+        }
+        for record in batch.records.into_iter().rev() {
+            self.marks.get_mut(&record.partition).expect("a queued record's partition has a mark").queued += 1;
+            if record.partition.input == Input::Commands {
+                self.commands.push_front(record);
+            } else {
+                self.usage_bytes += record.bytes;
+                self.waiting_since_ms = Some(now_ms);
+                self.usage.push_front(record);
+            }
+        }
+    }
+
+    /// The shard is further than the worker believed: what it has applied is dropped.
+    pub fn skip_to(&mut self, partition: Partition, position: i64) {
+        self.drop_records(|record| record.partition == partition && record.offset < position);
+        if let Some(mark) = self.marks.get_mut(&partition) {
+            *mark = Mark { sent: position, applied: position, known: mark.known.max(position), ..*mark };
+        }
+    }
+
+    /// The shard is back at an older position: its records are read again from there.
+    pub fn rewind_to(&mut self, partition: Partition, position: i64) {
+        self.drop_records(|record| record.partition == partition);
+        self.start(partition, position);
+    }
+
+    /// Another shard rewinds the partition; this one has all below `read` and skips it when it comes again.
+    pub fn keep_known(&mut self, partition: Partition, read: i64) {
+        if let Some(mark) = self.marks.get_mut(&partition) {
+            mark.known = mark.known.max(read);
+        }
+    }
+
+    pub fn halt(&mut self) {
+        self.drop_records(|_| true);
+        self.work = Work::Halted;
+    }
+
+    fn drop_records(&mut self, dropped: impl Fn(&Record) -> bool) {
+        for queue in [&mut self.commands, &mut self.usage] {
+            queue.retain(|record| {
+                let drop = dropped(record);
+                if drop && let Some(mark) = self.marks.get_mut(&record.partition) {
+                    mark.queued -= 1;
+                }
+                !drop
+            });
+        }
+        self.usage_bytes = self.usage.iter().map(|record| record.bytes).sum();
+        if self.usage.is_empty() {
+            self.waiting_since_ms = None;
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.records = hold.records.min(self.usage.len());
+            if hold.records == 0 {
+                self.hold = None;
+            }
+        }
+    }
+}
+
+/// How often ranges without records are sent. No reason: round number, well below what anyone watches.
+pub const SWEEP_EVERY_MS: u64 = 1_000;
+/// Ranges without records in one call; a script reads seven fields for each.
+const RANGES_MAX: usize = 256;

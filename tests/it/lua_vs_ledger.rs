@@ -1,0 +1,470 @@
+//! The project's conscience: the scripts in a real Redis and the ledger give the same answers and end in the
+//! same state, over random histories of commands, batches, duplicates, restamped retries, resends, overlaps,
+//! gaps, stale versions, dead notes and full outboxes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use credit_meter::ledger::account::{AccountConfig, Addon, GrantKind};
+use credit_meter::ledger::call::{Partition, Range, RefusalReason, Reply, StaleAccount, Stamp};
+use credit_meter::ledger::catalogue::{Catalogue, CatalogueId, Overage};
+use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody, GRANT, refuse};
+use credit_meter::ledger::credits::Credits;
+use credit_meter::ledger::event::{DAY_MS, Identity, UsageEvent};
+use credit_meter::ledger::outcome::DeadReason;
+use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
+use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes};
+use credit_meter::pipeline::record::{Body, Record};
+use credit_meter::store::keys::{Key, Keys};
+use credit_meter::store::{RedisStore, TakeCall, Taken};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::support::{dump, own_prefix, service};
+
+const HISTORIES: u64 = 2_000;
+const STEPS: usize = 14;
+/// 10 March 2026: the midnight around which events lie.
+const MIDNIGHT_MS: i64 = 1_773_100_800_000;
+const MINUTE_MS: i64 = 60_000;
+
+const CATALOGUE: &str = r#"
+version = 3
+[credit_types.email]
+[credit_types.phone]
+[actions.reveal_email]
+prices = [{ credit_type = "email", credits = 1 }]
+[actions.reveal_phone]
+prices = [{ credit_type = "phone", credits = 1.5 }]
+free_outcomes = ["not_found"]
+[actions.verify]
+prices = [{ credit_type = "email", credits = 0 }]
+[plans.small]
+interval = "monthly"
+allowance = { email = 12, phone = 4.5 }
+actions = ["reveal_email", "reveal_phone"]
+[plans.capped]
+interval = "monthly"
+allowance = { email = 7.25, phone = 3 }
+actions = ["reveal_email", "reveal_phone", "verify"]
+overage = "cap"
+[plans.allowed]
+interval = "monthly"
+allowance = { email = 5 }
+actions = ["reveal_email", "reveal_phone", "verify"]
+overage = { allow = { limit = 6 } }
+[plans.unlimited]
+interval = "monthly"
+allowance = { email = "unlimited", phone = 10 }
+actions = ["reveal_email"]
+overage = "allow"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_and_ledger_agree_on_random_histories() {
+    let url = service("REDIS_URL");
+    let client = redis::Client::open(url.as_str()).expect("REDIS_URL is an address");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
+    let mut seen = BTreeMap::new();
+    for seed in 0..HISTORIES {
+        let prefix = own_prefix("lua");
+        let store = RedisStore::new(&url, &prefix, 1, Duration::from_secs(60), None).expect("an address");
+        let mut history = History::new(seed, &catalogue, &prefix, store).await;
+        for _ in 0..STEPS {
+            history.step(&mut connection).await;
+        }
+        let stored = dump::normal(dump::shard(&mut connection, &prefix).await);
+        assert_eq!(stored, dump::normal(history.shard.clone()), "seed {seed}: the states differ");
+        history.check_due(&mut connection, &prefix).await;
+        for (kind, count) in history.replies {
+            *seen.entry(kind).or_insert(0) += count;
+        }
+        let keys = dump::keys(&mut connection, &prefix).await;
+        let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
+    }
+    // A history that never meets a refusal would prove nothing about it.
+    for kind in [
+        "applied",
+        "done_before",
+        "other_position",
+        "other_catalogue",
+        "other_generation",
+        "stale",
+        "unknown",
+        "dead",
+        "outbox_full",
+        "duplicate",
+        "charged",
+        "capped",
+        "free",
+        "denied",
+        "command",
+        "refused_command",
+        "taken",
+    ] {
+        assert!(seen.get(kind).is_some_and(|count| *count >= 20), "{kind} hardly occurs: {seen:?}");
+    }
+}
+
+struct History<'a> {
+    rng: SmallRng,
+    seed: u64,
+    catalogue: &'a Catalogue,
+    store: RedisStore,
+    keys: Keys,
+    shard: Shard,
+    stamp: Arc<Stamp>,
+    accounts: Accounts,
+    dead: DeadNotes,
+    positions: BTreeMap<Partition, i64>,
+    sent: Vec<Arc<UsageEvent>>,
+    commands: Vec<Command>,
+    last: Option<Call>,
+    published: Vec<String>,
+    replies: BTreeMap<&'static str, u64>,
+}
+
+impl<'a> History<'a> {
+    async fn new(seed: u64, catalogue: &'a Catalogue, prefix: &str, store: RedisStore) -> History<'a> {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let stamp = Stamp {
+            generation: "g1".into(),
+            catalogue: catalogue.id.clone(),
+            usage_topic: "credits.\"usage\"".into(),
+            restamp_tolerance_ms: 10 * MINUTE_MS,
+            outbox_max: if rng.random_bool(0.2) { 3 } else { 1000 },
+        };
+        let mut positions = BTreeMap::from([(Partition::COMMANDS, 0), (Partition::usage(0), 0)]);
+        positions.insert(Partition::usage(1), rng.random_range(0..50));
+        let init = InitCall {
+            generation: "g1".into(),
+            shards: 1,
+            catalogue: catalogue.id.clone(),
+            starts: positions.iter().map(|(partition, start)| (*partition, *start)).collect(),
+            first_start: true,
+        };
+        let mut shard = Shard::default();
+        let refused = InitCall { first_start: false, ..init.clone() };
+        assert_eq!(store.init(0, &refused).await.expect("redis answers"), InitReply::Emptied);
+        for call in [&refused, &init, &init] {
+            assert_eq!(store.init(0, call).await.expect("redis answers"), shard.init(call), "seed {seed}");
+        }
+        History {
+            rng,
+            seed,
+            catalogue,
+            store,
+            keys: Keys::new(prefix, 1),
+            shard,
+            stamp: Arc::new(stamp),
+            accounts: Accounts::default(),
+            dead: DeadNotes::new(),
+            positions,
+            sent: Vec::new(),
+            commands: Vec::new(),
+            last: None,
+            published: Vec::new(),
+            replies: BTreeMap::new(),
+        }
+    }
+
+    async fn step(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
+        match self.rng.random_range(0..100) {
+            0..25 => {
+                let command = self.command();
+                let offset = self.positions[&Partition::COMMANDS] + self.rng.random_range(0..2);
+                let record = self.record(Partition::COMMANDS, offset, Body::Command(Box::new(command)));
+                self.submit(vec![record]).await;
+            }
+            25..75 => {
+                let records = self.usage();
+                self.submit(records).await;
+            }
+            75..82 => {
+                if let Some(call) = self.last.clone() {
+                    self.send(&call).await; // a resend, whatever was applied since
+                }
+            }
+            82..88 => {
+                let mut call = self.last.clone();
+                if let Some(Call::Apply(apply)) = &mut call {
+                    let by = self.rng.random_range(-3..=3);
+                    for range in &mut Arc::make_mut(apply).ranges {
+                        range.from += by; // an overlap or a gap
+                    }
+                }
+                if let Some(call) = call {
+                    self.send_if_fenced(&call).await;
+                }
+            }
+            88..92 => self.other_stamp().await,
+            92..95 => {
+                let floor_ms = MIDNIGHT_MS - self.rng.random_range(0..8) * MINUTE_MS;
+                let floor_ms = floor_ms.max(self.shard.fence.as_ref().expect("it is made").floor_ms);
+                self.shard.fence.as_mut().expect("it is made").floor_ms = floor_ms;
+                let mut set = redis::cmd("HSET");
+                set.arg(self.keys.spell(Key::Shard(0))).arg("floor_ms").arg(floor_ms);
+                let _: () = set.query_async(connection).await.expect("redis answers");
+            }
+            _ => self.take().await,
+        }
+        if self.rng.random_bool(0.15) {
+            self.accounts.clear(); // another worker, which knows nothing
+        }
+    }
+
+    /// Sends records as a worker does: follows each answer until they are applied.
+    async fn submit(&mut self, records: Vec<Record>) {
+        let mut ends: BTreeMap<Partition, i64> = BTreeMap::new();
+        for record in &records {
+            ends.insert(
+                record.partition,
+                record.offset + 1 + self.rng.random_range(0..2) * i64::from(record.partition != Partition::COMMANDS),
+            );
+        }
+        let ranges = ends.iter().map(|(partition, to)| Range {
+            partition: *partition,
+            from: self.positions[partition],
+            to: *to,
+            repeats: 0,
+        });
+        let mut batch = Batch { records, ranges: ranges.collect(), commands_end: None };
+        for _ in 0..8 {
+            let call = batch.call(&self.stamp, self.catalogue, &self.accounts, &self.dead);
+            let reply = self.send(&call).await;
+            self.last = Some(call);
+            match reply {
+                Reply::Applied(()) => {
+                    self.positions.extend(ends);
+                    return;
+                }
+                Reply::Stale(stale) => {
+                    for StaleAccount { account, view } in stale {
+                        match view {
+                            Some(view) => self.accounts.insert(account, view),
+                            None => self.accounts.remove(&account),
+                        };
+                    }
+                }
+                Reply::Unknown { commands_position } => batch.commands_end = Some(commands_position),
+                Reply::Dead(notes) => {
+                    self.dead.extend(notes.iter().map(|note| ((note.partition, note.offset), note.reason)));
+                    if self.rng.random_bool(0.2) {
+                        return; // the worker dies here; the next one reads the same records or others
+                    }
+                }
+                Reply::OutboxFull { .. } => self.take().await,
+                other => panic!("seed {}: unexpected {other:?}", self.seed),
+            }
+        }
+    }
+
+    async fn send_if_fenced(&mut self, call: &Call) {
+        let Call::Apply(apply) = call else { return };
+        let in_place = |range: &Range| self.shard.position(range.partition) == range.from;
+        // One that would fit by chance is no refusal; the events in it are those of another range.
+        if !apply.ranges.iter().all(in_place) {
+            self.send(call).await;
+        }
+    }
+
+    /// The same call to Redis and to the ledger.
+    async fn send(&mut self, call: &Call) -> Reply<()> {
+        let seed = self.seed;
+        let (kind, reply) = match call {
+            Call::Apply(call) => {
+                let stored = self.store.apply(0, call).await.expect("redis answers");
+                let expected = self.shard.apply(call);
+                assert_eq!(stored, expected, "seed {seed}: {call:#?}");
+                if let Reply::Applied(applied) = &stored {
+                    for verdict in &applied.verdicts {
+                        *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
+                    }
+                }
+                (stored.kind(), without_answer(stored))
+            }
+            Call::Command(call) => {
+                let stored = self.store.command(0, call).await.expect("redis answers");
+                let expected = self.shard.command(call);
+                assert_eq!(stored, expected, "seed {seed}: {call:#?}");
+                if let Reply::Applied(commanded) = &stored {
+                    let refused = commanded.outcome == credit_meter::ledger::outcome::Outcome::Refused;
+                    *self.replies.entry(if refused { "refused_command" } else { "command" }).or_insert(0) += 1;
+                }
+                (stored.kind(), without_answer(stored))
+            }
+        };
+        *self.replies.entry(kind).or_insert(0) += 1;
+        reply
+    }
+
+    async fn other_stamp(&mut self) {
+        let Some(mut call) = self.last.clone() else { return };
+        let mut stamp = (*self.stamp).clone();
+        if self.rng.random_bool(0.5) {
+            stamp.generation = "g2".into();
+        } else {
+            stamp.catalogue = CatalogueId { version: 2, hash: "other".into() };
+        }
+        let stamp = Arc::new(stamp);
+        let place = |range: &mut Range, position: i64| {
+            range.from = position;
+            range.to = range.to.max(position + 1);
+        };
+        match &mut call {
+            Call::Apply(call) => {
+                let call = Arc::make_mut(call);
+                call.stamp = stamp;
+                for range in &mut call.ranges {
+                    place(range, self.shard.position(range.partition));
+                }
+            }
+            Call::Command(call) => {
+                let call = Arc::make_mut(call);
+                call.stamp = stamp;
+                place(&mut call.range, self.shard.position(Partition::COMMANDS));
+            }
+        }
+        self.send(&call).await;
+    }
+
+    async fn take(&mut self) {
+        let call = TakeCall { relay: "r1".into(), lease_ms: 10_000, published: self.published.clone(), count: 2 };
+        let Taken::Entries(stored) = self.store.take(0, &call).await.expect("redis answers") else {
+            panic!("nobody else holds the lease");
+        };
+        let published = self.shard.outbox_taken + self.published.len() as u64;
+        let expected = self.shard.take(published, 2);
+        let plain = |entries: &[(String, _)]| {
+            entries.iter().map(|(_, entry): &(_, _)| format!("{entry:?}")).collect::<Vec<_>>()
+        };
+        let expected: Vec<_> = expected.into_iter().map(|(_, entry)| (String::new(), entry)).collect();
+        assert_eq!(plain(&stored), plain(&expected), "seed {}", self.seed);
+        let other = TakeCall { relay: "r2".into(), published: Vec::new(), ..call };
+        assert_eq!(self.store.take(0, &other).await.expect("redis answers"), Taken::Held);
+        self.published = stored.into_iter().map(|(id, _)| id).collect();
+        *self.replies.entry("taken").or_insert(0) += self.published.len() as u64;
+    }
+
+    fn record(&self, partition: Partition, offset: i64, body: Body) -> Record {
+        Record { partition, offset, append_ms: MIDNIGHT_MS, bytes: 100, body }
+    }
+
+    fn usage(&mut self) -> Vec<Record> {
+        let mut next = self.positions.clone();
+        let count = self.rng.random_range(1..25);
+        (0..count)
+            .map(|_| {
+                let partition = Partition::usage(self.rng.random_range(0..2));
+                let offset = next[&partition] + i64::from(self.rng.random_range(0..10) == 0);
+                next.insert(partition, offset + 1);
+                let body = if self.rng.random_bool(0.02) {
+                    Body::Dead { reason: DeadReason::InvalidJson, account: None }
+                } else {
+                    Body::Usage(self.event())
+                };
+                self.record(partition, offset, body)
+            })
+            .collect()
+    }
+
+    fn event(&mut self) -> Arc<UsageEvent> {
+        let rng = &mut self.rng;
+        if !self.sent.is_empty() && rng.random_bool(0.25) {
+            let mut event = (**self.sent.choose(rng).expect("some were sent")).clone();
+            event.time_ms += rng.random_range(-8..=8) * MINUTE_MS; // a restamped retry
+            event.dated_ms = event.time_ms.min(MIDNIGHT_MS + 12 * MINUTE_MS);
+            return Arc::new(event);
+        }
+        let account = *["a", "b", "c", "d \"}{", "nobody"].choose(rng).expect("not empty");
+        let action =
+            *["reveal_email", "reveal_email", "reveal_phone", "verify", "unheard_of"].choose(rng).expect("not empty");
+        let time_ms = match rng.random_range(0..30) {
+            0 => MIDNIGHT_MS + 40 * DAY_MS,
+            1 => MIDNIGHT_MS - 40 * DAY_MS,
+            2 => MIDNIGHT_MS + DAY_MS / 2,
+            _ => MIDNIGHT_MS + rng.random_range(-15..15) * MINUTE_MS,
+        };
+        let id = format!("é\n\"{}", rng.random_range(0..10_000));
+        let event = Arc::new(UsageEvent {
+            account: account.into(),
+            source: "s/1".into(),
+            identity: Identity::of("s/1", &id),
+            id: id.into(),
+            time_ms,
+            dated_ms: time_ms,
+            action: action.into(),
+            quantity: *[1, 1, 1, 2, 3, 100_000_000, 1_000_000_000].choose(rng).expect("not empty"),
+            outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
+        });
+        self.sent.push(event.clone());
+        event
+    }
+
+    fn command(&mut self) -> Command {
+        let rng = &mut self.rng;
+        if !self.commands.is_empty() && rng.random_bool(0.15) {
+            return self.commands.choose(rng).expect("some were sent").clone();
+        }
+        let account = *["a", "b", "c", "d \"}{"].choose(rng).expect("not empty");
+        let credit_type = *["email", "phone", "fax"].choose(rng).expect("not empty");
+        let amount =
+            Credits::from_thousandths(*[500, 3_000, 10_000, 999_999_999_999_000].choose(rng).expect("not empty"));
+        let id = format!("\"c{}\"", rng.random_range(0..100_000));
+        let put = rng.random_bool(0.6);
+        let body = if rng.random_bool(0.05) {
+            Err(refuse(RefusalReason::InvalidCommand, "amount is \"x\"".into()))
+        } else if put {
+            let plan = *["small", "capped", "allowed", "unlimited", "none"].choose(rng).expect("not empty");
+            Ok(CommandBody::Put(Box::new(AccountConfig {
+                plan: plan.into(),
+                anchor: "2026-03-01".parse().expect("a date"),
+                interval: None,
+                timezone: chrono_tz::UTC,
+                addons: if rng.random_bool(0.5) {
+                    vec![Addon { credit_type: credit_type.into(), amount }]
+                } else {
+                    vec![]
+                },
+                thresholds: None,
+                overage: if rng.random_bool(0.2) { Some(Overage::Allow { limit: None }) } else { None },
+            })))
+        } else {
+            let kind = if rng.random_bool(0.5) { GrantKind::Topup } else { GrantKind::Promo };
+            Ok(CommandBody::Grant { credit_type: credit_type.into(), amount, kind })
+        };
+        let command = Command {
+            account: account.into(),
+            identity: Identity::of("cli", &id),
+            id,
+            time_ms: MIDNIGHT_MS,
+            command_type: if put { ACCOUNT_PUT } else { GRANT },
+            body,
+        };
+        self.commands.push(command.clone());
+        command
+    }
+
+    async fn check_due(&self, connection: &mut redis::aio::MultiplexedConnection, _prefix: &str) {
+        let due = dump::due(connection, &self.keys.spell(Key::Due(0))).await;
+        let ends = self.shard.accounts.iter().map(|(name, account)| (name.clone(), account.cycle.end_ms));
+        assert_eq!(due, ends.collect(), "seed {}: every open account is due at its cycle's end", self.seed);
+    }
+}
+
+fn without_answer<T>(reply: Reply<T>) -> Reply<()> {
+    match reply {
+        Reply::OtherGeneration(stored) => Reply::OtherGeneration(stored),
+        Reply::DoneBefore => Reply::DoneBefore,
+        Reply::OtherPosition(stored) => Reply::OtherPosition(stored),
+        Reply::OtherCatalogue(stored) => Reply::OtherCatalogue(stored),
+        Reply::Stale(stale) => Reply::Stale(stale),
+        Reply::Unknown { commands_position } => Reply::Unknown { commands_position },
+        Reply::Dead(notes) => Reply::Dead(notes),
+        Reply::OutboxFull { entries } => Reply::OutboxFull { entries },
+        Reply::Applied(_) => Reply::Applied(()),
+    }
+}

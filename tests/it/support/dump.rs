@@ -1,0 +1,162 @@
+//! Reads a whole shard back from Redis into the ledger's own type, to compare.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use credit_meter::ledger::account::Counter;
+use credit_meter::ledger::call::{OutboxEntry, Output, Partition};
+use credit_meter::ledger::catalogue::CatalogueId;
+use credit_meter::ledger::outcome::Outcome;
+use credit_meter::ledger::shard::{Account, Fence, Shard};
+use credit_meter::store::scripts::{parse_amount, parse_note, parse_view};
+use redis::aio::MultiplexedConnection;
+
+pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut cursor = 0u64;
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(format!("{prefix}:*")).arg("COUNT").arg(1000);
+        let (next, found): (u64, Vec<String>) = scan.query_async(connection).await.expect("redis answers");
+        keys.extend(found);
+        cursor = next;
+        if cursor == 0 {
+            return keys;
+        }
+    }
+}
+
+/// The single shard under a prefix.
+pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shard {
+    let mut shard = Shard::default();
+    for key in keys(connection, prefix).await {
+        let name = key.split_once('}').map_or("", |(_, name)| name).trim_start_matches(':').to_owned();
+        let mut parts = name.splitn(2, ':');
+        match (parts.next().unwrap_or(""), parts.next()) {
+            ("shard", None) => shard.fence = Some(fence(&hash(connection, &key).await)),
+            ("notes", None) => {
+                for (field, reason) in hash(connection, &key).await {
+                    let note = parse_note(&field, &reason).expect("a note");
+                    shard.notes.insert((note.partition, note.offset), note.reason);
+                }
+            }
+            ("outbox", None) => shard.outbox = outbox(connection, &key).await,
+            ("due" | "relay", None) => {}
+            ("a", Some(account)) => {
+                shard.accounts.insert(account.into(), parse_account(&hash(connection, &key).await));
+            }
+            ("d", Some(rest)) => {
+                let (day, account) = rest.split_once(':').expect("a day and an account");
+                shard.seen.insert((account.into(), day.parse().expect("a day")), members(connection, &key).await);
+            }
+            ("c", Some(account)) => {
+                shard.commands_seen.insert(account.into(), members(connection, &key).await);
+            }
+            other => panic!("an unknown key {key}: {other:?}"),
+        }
+    }
+    shard
+}
+
+/// What equal states may show differently: a counter of nothing, an empty set.
+pub fn normal(mut shard: Shard) -> Shard {
+    for account in shard.accounts.values_mut() {
+        account.counters.retain(|_, counter| *counter != Counter::default());
+    }
+    shard.seen.retain(|_, set| !set.is_empty());
+    shard.commands_seen.retain(|_, set| !set.is_empty());
+    shard.outbox_taken = 0;
+    shard
+}
+
+async fn hash(connection: &mut MultiplexedConnection, key: &str) -> BTreeMap<String, String> {
+    redis::cmd("HGETALL").arg(key).query_async(connection).await.expect("redis answers")
+}
+
+async fn members(connection: &mut MultiplexedConnection, key: &str) -> BTreeSet<i64> {
+    redis::cmd("SMEMBERS").arg(key).query_async(connection).await.expect("redis answers")
+}
+
+async fn outbox(connection: &mut MultiplexedConnection, key: &str) -> Vec<OutboxEntry> {
+    let mut range = redis::cmd("XRANGE");
+    range.arg(key).arg("-").arg("+");
+    let entries: Vec<(String, HashMap<String, String>)> = range.query_async(connection).await.expect("redis answers");
+    let entry = |mut fields: HashMap<String, String>| {
+        let mut take = |name: &str| fields.remove(name).expect("an outbox entry has all fields");
+        OutboxEntry {
+            output: Output::from_name(&take("output")).expect("an output"),
+            id: take("id"),
+            event_type: take("type"),
+            account: take("account"),
+            data: take("data"),
+        }
+    };
+    entries.into_iter().map(|(_, fields)| entry(fields)).collect()
+}
+
+fn fence(fields: &BTreeMap<String, String>) -> Fence {
+    let text = |name: &str| fields[name].clone();
+    let number = |name: &str| fields[name].parse::<i64>().expect("a number");
+    let mut positions = BTreeMap::new();
+    let mut totals = BTreeMap::new();
+    for (field, value) in fields {
+        let value: i64 = value.parse().unwrap_or(0);
+        if let Some(partition) = field.strip_prefix("position:") {
+            positions.insert(Partition::parse(partition).expect("a partition"), value);
+        } else if let Some(total) = field.strip_prefix("total:") {
+            let (partition, outcome) = total.rsplit_once(':').expect("an outcome");
+            let partition = Partition::parse(partition).expect("a partition");
+            totals.insert((partition, Outcome::from_name(outcome).expect("an outcome")), value as u64);
+        }
+    }
+    Fence {
+        schema: number("schema") as u32,
+        generation: text("generation"),
+        shards: number("shards") as u32,
+        catalogue: CatalogueId { version: number("catalogue_version") as u32, hash: text("catalogue_hash") },
+        meter_time_ms: number("meter_time_ms"),
+        floor_ms: number("floor_ms"),
+        restamp_tolerance_ms: number("restamp_tolerance_ms"),
+        positions,
+        totals,
+    }
+}
+
+fn parse_account(fields: &BTreeMap<String, String>) -> Account {
+    let field = |name: &str| fields.get(name).map_or("", String::as_str);
+    let view = parse_view(field("version"), field("config"), field("cycle"), field("grants")).expect("an account");
+    let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
+    for (field, value) in fields {
+        let Some((credit_type, part)) = field.split_once('.') else { continue };
+        let counter = counters.entry(credit_type.to_owned()).or_default();
+        let amount = parse_amount(value).expect("an amount");
+        let credits_of = |amount| match amount {
+            credit_meter::ledger::catalogue::Amount::Limited(credits) => credits,
+            credit_meter::ledger::catalogue::Amount::Unlimited => panic!("only a grant is unlimited"),
+        };
+        match part {
+            "granted" => counter.granted = amount,
+            "charged" => counter.charged = credits_of(amount),
+            "expired" => counter.expired = credits_of(amount),
+            other => panic!("an unknown field {other}"),
+        }
+    }
+    let day =
+        |text: &str| text.split_once(':').map(|(day, sets)| (day.parse().expect("a day"), sets.parse().expect("sets")));
+    Account {
+        version: view.version,
+        config: view.config,
+        cycle: view.cycle,
+        grants: view.grants,
+        counters,
+        days: field("days").split_whitespace().filter_map(day).collect(),
+    }
+}
+
+/// The account names in a due set.
+pub async fn due(connection: &mut MultiplexedConnection, key: &str) -> BTreeMap<Arc<str>, i64> {
+    let mut range = redis::cmd("ZRANGE");
+    range.arg(key).arg(0).arg(-1).arg("WITHSCORES");
+    let entries: Vec<(String, f64)> = range.query_async(connection).await.expect("redis answers");
+    entries.into_iter().map(|(account, at_ms)| (account.into(), at_ms as i64)).collect()
+}
