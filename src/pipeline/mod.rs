@@ -150,6 +150,7 @@ pub struct Pipeline {
     partitions: BTreeMap<Partition, Reading>,
     lanes: Vec<Lane>,
     last_id: u64,
+    stopping: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +171,7 @@ impl Pipeline {
             partitions: BTreeMap::new(),
             lanes,
             last_id: 0,
+            stopping: false,
         }
     }
 
@@ -190,8 +192,10 @@ impl Pipeline {
             Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(shard, id, &mut effects),
             Input::Tick => {}
         }
-        for shard in 0..self.settings.shards {
-            self.advance(now_ms, shard, &mut effects);
+        if !self.stopping {
+            for shard in 0..self.settings.shards {
+                self.advance(now_ms, shard, &mut effects);
+            }
         }
         effects
     }
@@ -207,6 +211,9 @@ impl Pipeline {
 
     /// When the next `Tick` is due; `None`: not before another input.
     pub fn due_at_ms(&self) -> Option<u64> {
+        if self.stopping {
+            return None;
+        }
         let bounds = self.settings.bounds;
         self.lanes.iter().filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)))).min()
     }
@@ -219,6 +226,15 @@ impl Pipeline {
             oldest_append_ms: self.lanes.iter().filter_map(|lane| lane.oldest_append_ms(partition)).min(),
         };
         self.partitions.iter().map(progress).collect()
+    }
+
+    /// Cuts no more batches; what is under way is answered and finished.
+    pub fn stop_cutting(&mut self) {
+        self.stopping = true;
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.lanes.iter().filter(|lane| matches!(lane.work, Work::InFlight { .. })).count()
     }
 
     pub fn halted(&self) -> usize {

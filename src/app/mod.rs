@@ -1,0 +1,157 @@
+//! The wiring of a meter: what it is made of, in which order it starts, and in which it stops.
+
+/// From an unknown state to open shards.
+pub mod start;
+/// The loop that carries the pipeline's effects out.
+pub mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, read_catalogue};
+use crate::http::{self, Health};
+use crate::ingest::consumer;
+use crate::ingest::decode::{self, Decoder};
+use crate::ingest::producer::Producer;
+use crate::ingest::watermarks::Watermarks;
+use crate::ledger::call::Stamp;
+use crate::ledger::catalogue::Catalogue;
+use crate::metrics;
+use crate::outbox::Relay;
+use crate::pipeline::{self, Pipeline};
+use crate::store::redis::Failpoint;
+use crate::store::{RedisStore, Store};
+
+/// How long a stopping meter waits for what is under way. What has no answer by then is resent at the next start.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+
+/// Runs a meter on real Kafka and Redis until a signal stops it.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let catalogue = read_catalogue(&config)?;
+    let failpoint = config.debug.failpoint.as_deref().and_then(Failpoint::from_name);
+    let redis = &config.redis;
+    let store = RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout, failpoint)?;
+    let listener = TcpListener::bind(&config.http.listen)
+        .await
+        .with_context(|| format!("http.listen = {}: is another meter running here?", config.http.listen))?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "serving /metrics, /livez and /readyz");
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    let health = Arc::new(Health::new());
+    let http = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
+    let result = run(config, catalogue, Store::Redis(store), health, stop.clone()).await;
+    stop.cancel();
+    http.await.context("the http server")??;
+    result
+}
+
+/// Runs a meter until it is told to stop.
+pub async fn run(
+    config: Config,
+    catalogue: Catalogue,
+    store: Store,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    metrics::init_actions(catalogue.actions.keys().map(String::as_str));
+    metrics::init_credit_types(catalogue.credit_types.iter().map(String::as_str));
+    let watermarks = Watermarks::new(&config.kafka)?;
+    let generation = tokio::select! {
+        opened = start::open(&config, &catalogue, &store, &watermarks, &health) => opened?,
+        () = stop.cancelled() => return Ok(()),
+    };
+
+    let producer = Arc::new(Producer::new(&config.kafka)?);
+    let relay = Arc::new(Relay {
+        store: store.clone(),
+        producer: producer.clone(),
+        topics: config.kafka.topics.clone(),
+        settings: config.outbox.clone(),
+        source: config.redis.prefix.clone(),
+        name: uuid::Uuid::now_v7().to_string(),
+        health: health.clone(),
+        bells: (0..config.redis.shards).map(|_| Notify::new()).collect(),
+    });
+    let stop_relays = CancellationToken::new();
+    let relays: Vec<_> = (0..config.redis.shards)
+        .map(|shard| tokio::spawn(relay.clone().run(shard, stop_relays.clone())))
+        .collect();
+
+    let (from_kafka, events) = mpsc::unbounded_channel();
+    let reader = consumer::spawn(
+        consumer::Settings {
+            kafka: config.kafka.clone(),
+            age_from: config.events.age_from,
+            decoder: Decoder::new(decode::Settings {
+                max_bytes: config.events.max_bytes,
+                early_limit_ms: config.events.early_limit.as_millis() as i64,
+            }),
+            generation: generation.clone(),
+        },
+        from_kafka,
+    )?;
+    let stamp = Arc::new(Stamp {
+        generation,
+        catalogue: catalogue.id.clone(),
+        usage_topic: config.kafka.topics.usage.clone(),
+        restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
+        outbox_max: config.outbox.max_entries,
+    });
+    let settings = pipeline::Settings {
+        shards: config.redis.shards,
+        bounds: pipeline::lane::Bounds {
+            max_events: config.batch.max_events,
+            max_bytes: config.batch.max_bytes,
+            max_age_ms: config.batch.max_age.as_millis() as u64,
+        },
+        queue_max: config.batch.queue_max,
+    };
+    let pipeline = Pipeline::new(settings, stamp, Arc::new(catalogue));
+    let worker = worker::Worker::new(worker::Parts {
+        config,
+        pipeline,
+        store,
+        reader: reader.control,
+        enough: reader.enough,
+        producer,
+        relay,
+        watermarks,
+        health,
+    });
+
+    // The order of stopping: the worker (reads no more, waits for its calls, commits) · the reader (leaves the
+    // group) · the relays (their outboxes stay in Redis for the next).
+    worker.run(events, stop, STOP_WAIT).await;
+    let left = tokio::task::spawn_blocking(move || reader.thread.join());
+    if tokio::time::timeout(STOP_WAIT, left).await.is_err() {
+        tracing::warn!("kafka did not let the consumer go in time; its partitions wait for the session to expire");
+    }
+    stop_relays.cancel();
+    for relay in relays {
+        let _ = tokio::time::timeout(STOP_WAIT, relay).await;
+    }
+    Ok(())
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminate = signal(SignalKind::terminate());
+    match terminate {
+        Ok(mut terminate) => tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        },
+        Err(error) => {
+            tracing::warn!(%error, "no SIGTERM handler; ctrl-c stops the meter");
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+}

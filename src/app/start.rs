@@ -1,0 +1,160 @@
+//! From an unknown state to open shards: a first start, a return, or a refusal.
+//!
+//! An emptied Redis looks like one that was never used. What tells them apart is Kafka: the group commits the
+//! state's generation for every partition before the first call that applies anything.
+
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::http::{Check, Health};
+use crate::ingest::client::{BrokerError, Cluster};
+use crate::ingest::watermarks::Watermarks;
+use crate::ledger::call::SCHEMA;
+use crate::ledger::catalogue::Catalogue;
+use crate::ledger::shard::{InitCall, InitReply};
+use crate::store::{Root, Store, StoreError};
+
+/// The wait between tries while Kafka or Redis is away.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a meter does not start. Waiting does not help with any of these.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(
+        "redis holds no state under `{prefix}`, but kafka's group `{group}` has applied records of state \
+         {generation}: redis was emptied or is another one; restore its data, nothing is counted meanwhile"
+    )]
+    Emptied { prefix: String, group: String, generation: String },
+    #[error(
+        "redis holds state {stored} under `{prefix}`, but kafka's group `{group}` has applied records of state \
+         {generation}: give each meter its own redis.prefix and kafka.group"
+    )]
+    OtherGeneration { prefix: String, group: String, stored: String, generation: String },
+    #[error("shard {shard} of `{prefix}` is empty, the others are not: restore its data, nothing is counted meanwhile")]
+    ShardEmptied { prefix: String, shard: u32 },
+    #[error("redis.shards = {configured}, but the state was made with {stored}: the number is fixed, set it back")]
+    OtherShards { configured: u32, stored: u32 },
+    #[error("the state's layout is version {stored}, this program knows {SCHEMA}: run the newer program")]
+    NewerSchema { stored: u32 },
+    #[error(
+        "the catalogue has version {own}, the state was priced by version {stored} (hash {hash}): use that file, or \
+         raise the version if the content has changed"
+    )]
+    OtherCatalogue { own: u32, stored: u32, hash: String },
+    #[error("topic {topic} has {partitions} partitions, but commands have one order: it must have 1")]
+    CommandsPartitions { topic: String, partitions: i32 },
+    #[error("shard {shard} holds state {stored}, the root key another: restore redis from one snapshot")]
+    Torn { shard: u32, stored: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Opens the state, waiting for Kafka and Redis as long as it takes, and gives its generation.
+pub async fn open(
+    config: &Config,
+    catalogue: &Catalogue,
+    store: &Store,
+    watermarks: &Watermarks,
+    health: &Health,
+) -> Result<String, StartError> {
+    loop {
+        match try_open(config, catalogue, store, watermarks).await {
+            Ok(generation) => {
+                health.set(Check::Redis, Ok(()));
+                health.set(Check::Kafka, Ok(()));
+                return Ok(generation);
+            }
+            Err(StartError::Store(error @ (StoreError::Indefinite { .. } | StoreError::Refused { .. }))) => {
+                health.set(Check::Redis, Err(error.to_string()));
+            }
+            Err(StartError::Broker(error @ (BrokerError::NoAnswer { .. } | BrokerError::NoTopic { .. }))) => {
+                health.set(Check::Kafka, Err(error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn try_open(
+    config: &Config,
+    catalogue: &Catalogue,
+    store: &Store,
+    watermarks: &Watermarks,
+) -> Result<String, StartError> {
+    let topics = &config.kafka.topics;
+    let cluster = Cluster::new(&config.kafka)?;
+    let commands_partitions = cluster.partitions(&topics.commands).await?;
+    if commands_partitions != 1 {
+        let topic = topics.commands.clone();
+        return Err(StartError::CommandsPartitions { topic, partitions: commands_partitions });
+    }
+    let usage_partitions = cluster.partitions(&topics.usage).await?;
+
+    // Before Redis is asked: a worker that starts beside this one commits only after it has made the root.
+    let mut committed = watermarks.committed_metadata(&topics.usage, usage_partitions).await?;
+    committed.extend(watermarks.committed_metadata(&topics.commands, 1).await?);
+    let used = committed.into_iter().find(|metadata| !metadata.is_empty());
+    let stored = store.stored_root().await?;
+    let (prefix, group) = (config.redis.prefix.clone(), config.kafka.group.clone());
+    let root = match (stored, &used) {
+        (Some(root), _) => root,
+        (None, Some(generation)) => {
+            return Err(StartError::Emptied { prefix, group, generation: generation.clone() });
+        }
+        (None, None) => {
+            let proposed = first_root(config, watermarks, usage_partitions).await?;
+            store.root(&proposed).await?
+        }
+    };
+    if root.schema > SCHEMA {
+        return Err(StartError::NewerSchema { stored: root.schema });
+    }
+    if root.shards != config.redis.shards {
+        return Err(StartError::OtherShards { configured: config.redis.shards, stored: root.shards });
+    }
+    if let Some(generation) = used.clone().filter(|generation| *generation != root.generation) {
+        return Err(StartError::OtherGeneration { prefix, group, stored: root.generation, generation });
+    }
+    let call = InitCall {
+        generation: root.generation.clone(),
+        shards: root.shards,
+        catalogue: catalogue.id.clone(),
+        starts: root.starts(),
+        first_start: used.is_none(),
+    };
+    for shard in 0..root.shards {
+        match store.init(shard, &call).await? {
+            InitReply::Ready => {}
+            InitReply::Emptied => return Err(StartError::ShardEmptied { prefix, shard }),
+            InitReply::OtherGeneration(stored) => return Err(StartError::Torn { shard, stored }),
+            InitReply::OtherShards(stored) => {
+                return Err(StartError::OtherShards { configured: root.shards, stored });
+            }
+            InitReply::NewerSchema(stored) => return Err(StartError::NewerSchema { stored }),
+            InitReply::OtherCatalogue(stored) => {
+                let own = catalogue.id.version;
+                return Err(StartError::OtherCatalogue { own, stored: stored.version, hash: stored.hash });
+            }
+        }
+    }
+    Ok(root.generation)
+}
+
+/// A first start reads everything that the topics hold.
+async fn first_root(config: &Config, watermarks: &Watermarks, usage_partitions: i32) -> Result<Root, BrokerError> {
+    let topics = &config.kafka.topics;
+    let mut usage_starts = Vec::new();
+    for partition in 0..usage_partitions {
+        usage_starts.push(watermarks.range(&topics.usage, partition).await?.0);
+    }
+    Ok(Root {
+        schema: SCHEMA,
+        generation: uuid::Uuid::now_v7().to_string(),
+        shards: config.redis.shards,
+        usage_starts,
+        commands_start: watermarks.range(&topics.commands, 0).await?.0,
+    })
+}

@@ -1,0 +1,391 @@
+//! The loop that carries the pipeline's effects out, and brings it the answers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::http::{Check, Health};
+use crate::ingest::consumer::{FromKafka, ToConsumer, topic_of};
+use crate::ingest::dead_letters;
+use crate::ingest::producer::Producer;
+use crate::ingest::watermarks::Watermarks;
+use crate::ledger::call::{Note, Partition};
+use crate::ledger::outcome::{Outcome, Verdict};
+use crate::metrics;
+use crate::outbox::Relay;
+use crate::pipeline::batch::Call;
+use crate::pipeline::{Answer, Effect, Input, Pipeline, Report};
+use crate::store::{Store, StoreError};
+
+/// How often lag is measured and offsets are committed.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// Positions that stand still this long while records wait make the meter unready.
+const STALL_AFTER: Duration = Duration::from_secs(30);
+/// The wait before something that failed outside the pipeline is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Events from Kafka taken in a row before answers get their turn.
+const TURN: usize = 64;
+
+pub struct Parts {
+    pub config: Config,
+    pub pipeline: Pipeline,
+    pub store: Store,
+    pub reader: Sender<ToConsumer>,
+    pub enough: Arc<AtomicBool>,
+    pub producer: Arc<Producer>,
+    pub relay: Arc<Relay>,
+    pub watermarks: Watermarks,
+    pub health: Arc<Health>,
+}
+
+pub struct Worker {
+    parts: Parts,
+    started: Instant,
+    done: UnboundedSender<Done>,
+    finished: UnboundedReceiver<Done>,
+    assignment: u64,
+    /// The ends of the partitions, as the brokers last told.
+    ends: BTreeMap<Partition, i64>,
+    moved: Moved,
+}
+
+/// When positions last moved.
+struct Moved {
+    applied: i64,
+    at: Instant,
+}
+
+/// What a task has done for the worker.
+enum Done {
+    Answered { shard: u32, id: u64, answer: Answer },
+    Positions { assignment: u64, positions: Vec<(Partition, Vec<i64>)> },
+    CommandsEnd { shard: u32, id: u64, offset: i64 },
+    DeadLetters { shard: u32, id: u64 },
+}
+
+impl Worker {
+    pub fn new(parts: Parts) -> Worker {
+        let (done, finished) = unbounded_channel();
+        Worker {
+            parts,
+            started: Instant::now(),
+            done,
+            finished,
+            assignment: 0,
+            ends: BTreeMap::new(),
+            moved: Moved { applied: 0, at: Instant::now() },
+        }
+    }
+
+    /// Works until it is told to stop, then waits for the calls that are under way.
+    pub async fn run(mut self, mut events: UnboundedReceiver<FromKafka>, stop: CancellationToken, stop_wait: Duration) {
+        let mut status = tokio::time::interval(STATUS_EVERY);
+        loop {
+            let due = self.parts.pipeline.due_at_ms().map(|at_ms| self.started + Duration::from_millis(at_ms));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(done) = self.finished.recv() => self.on_done(done),
+                Some(event) = events.recv() => {
+                    self.on_event(event);
+                    for _ in 0..TURN {
+                        let Ok(event) = events.try_recv() else { break };
+                        self.on_event(event);
+                    }
+                }
+                _ = status.tick() => self.status(),
+                () = sleep_until(due) => self.on(Input::Tick),
+            }
+        }
+        self.drain(stop_wait).await;
+        self.commit();
+        let _ = self.parts.reader.send(ToConsumer::Stop);
+    }
+
+    async fn drain(&mut self, stop_wait: Duration) {
+        self.parts.pipeline.stop_cutting();
+        let deadline = tokio::time::sleep(stop_wait);
+        tokio::pin!(deadline);
+        while self.parts.pipeline.in_flight() > 0 {
+            tokio::select! {
+                Some(done) = self.finished.recv() => self.on_done(done),
+                () = &mut deadline => {
+                    tracing::warn!("redis has not answered in time; the next start asks again");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn on_event(&mut self, event: FromKafka) {
+        match event {
+            FromKafka::Assigned { assignment, partitions } => self.assigned(assignment, partitions),
+            FromKafka::Revoked { assignment } => {
+                self.assignment = assignment;
+                self.forget_lag();
+                self.on(Input::Revoked);
+                self.parts.health.set(Check::Assigned, Err("the group has taken the partitions back".to_owned()));
+            }
+            FromKafka::Started { assignment } => {
+                if assignment == self.assignment {
+                    self.parts.health.set(Check::Assigned, Ok(()));
+                }
+            }
+            FromKafka::Records { assignment, partition, epoch, records } => {
+                if assignment == self.assignment {
+                    self.on(Input::Records { partition, epoch, records });
+                }
+            }
+            FromKafka::ReadTo { assignment, partition, epoch, offset } => {
+                if assignment == self.assignment {
+                    self.on(Input::ReadTo { partition, epoch, offset });
+                }
+            }
+            FromKafka::End { partition, offset } => {
+                self.ends.insert(partition, offset);
+            }
+            FromKafka::Halted { reason } => {
+                tracing::error!(reason, "halted");
+                self.parts.health.set(Check::Progress, Err(reason));
+            }
+        }
+    }
+
+    fn assigned(&mut self, assignment: u64, partitions: Vec<Partition>) {
+        tracing::info!(partitions = partitions.len(), "assigned");
+        self.assignment = assignment;
+        self.forget_lag();
+        self.on(Input::Revoked);
+        let (store, shards, done) = (self.parts.store.clone(), self.parts.config.redis.shards, self.done.clone());
+        let health = self.parts.health.clone();
+        tokio::spawn(async move {
+            loop {
+                match positions(&store, shards, &partitions).await {
+                    Ok(positions) => {
+                        let _ = done.send(Done::Positions { assignment, positions });
+                        return;
+                    }
+                    Err(error) => {
+                        health.set(Check::Redis, Err(error.to_string()));
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                if done.is_closed() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Answered { shard, id, answer } => self.on(Input::Answered { shard, id, answer }),
+            Done::CommandsEnd { shard, id, offset } => self.on(Input::CommandsEnd { shard, id, offset }),
+            Done::DeadLetters { shard, id } => self.on(Input::DeadLettersProduced { shard, id }),
+            Done::Positions { assignment, positions } if assignment == self.assignment => {
+                self.parts.health.set(Check::Redis, Ok(()));
+                let starts = positions.iter().map(|(partition, each)| {
+                    let start = each.iter().copied().min().expect("there is at least one shard");
+                    (*partition, start)
+                });
+                let order = ToConsumer::Start { assignment, positions: starts.collect() };
+                self.on(Input::Assigned(positions));
+                let _ = self.parts.reader.send(order);
+            }
+            Done::Positions { .. } => {}
+        }
+    }
+
+    fn on(&mut self, input: Input) {
+        let effects = self.parts.pipeline.on(self.now_ms(), input);
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        self.parts.enough.store(!self.parts.pipeline.wants_more(), Ordering::Release);
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Call { shard, id, call } => self.call(shard, id, call),
+            Effect::AskCommandsEnd { shard, id } => self.ask_commands_end(shard, id),
+            Effect::ProduceDeadLetters { shard, id, notes } => self.produce_dead_letters(shard, id, notes),
+            Effect::Rewind { partition, offset, epoch } => {
+                metrics::record_rewind();
+                tracing::warn!(%partition, offset, "redis is older than it was: reading again from its position");
+                let _ = self.parts.reader.send(ToConsumer::Rewind { partition, offset, epoch });
+            }
+            Effect::Applied(report) => record(&report),
+            Effect::OutboxFilled { shard } => self.parts.relay.bells[shard as usize].notify_one(),
+            Effect::Refused { shard, kind } => {
+                metrics::record_call_refusal(kind);
+                tracing::debug!(shard, kind, "a shard refused a call");
+            }
+            Effect::Halted { shard, reason } => {
+                let reason = format!("shard {shard} is halted: {reason}");
+                tracing::error!(reason, "halted");
+                metrics::set_shards_halted(self.parts.pipeline.halted());
+                self.parts.health.set(Check::Shards, Err(reason));
+            }
+        }
+    }
+
+    fn call(&self, shard: u32, id: u64, call: Call) {
+        let (store, done, health) = (self.parts.store.clone(), self.done.clone(), self.parts.health.clone());
+        tokio::spawn(async move {
+            let started = Instant::now();
+            let script = call.script();
+            let answer = match &call {
+                Call::Apply(call) => {
+                    metrics::record_batch(call.events());
+                    store.apply(shard, call).await.map(Answer::Apply)
+                }
+                Call::Command(call) => store.command(shard, call).await.map(Answer::Command),
+            };
+            let answer = match answer {
+                Ok(answer) => {
+                    metrics::record_call(script, started.elapsed());
+                    health.set(Check::Redis, Ok(()));
+                    answer
+                }
+                Err(error) => {
+                    let kind = match &error {
+                        StoreError::Indefinite { .. } => "indefinite",
+                        StoreError::Refused { .. } | StoreError::Broken(_) => "refused",
+                    };
+                    metrics::record_call_refusal(kind);
+                    tracing::warn!(shard, script, %error, "a call has no answer and goes out again");
+                    health.set(Check::Redis, Err(error.to_string()));
+                    Answer::None
+                }
+            };
+            let _ = done.send(Done::Answered { shard, id, answer });
+        });
+    }
+
+    fn ask_commands_end(&self, shard: u32, id: u64) {
+        let (watermarks, done) = (self.parts.watermarks.clone(), self.done.clone());
+        let topic = self.parts.config.kafka.topics.commands.clone();
+        tokio::spawn(async move {
+            while !done.is_closed() {
+                match watermarks.range(&topic, 0).await {
+                    Ok((_, offset)) => {
+                        let _ = done.send(Done::CommandsEnd { shard, id, offset });
+                        return;
+                    }
+                    Err(error) => tracing::warn!(shard, %error, "events of an unknown account wait"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
+    }
+
+    fn produce_dead_letters(&self, shard: u32, id: u64, notes: Vec<Note>) {
+        let (kafka, producer) = (self.parts.config.kafka.clone(), self.parts.producer.clone());
+        let done = self.done.clone();
+        tokio::spawn(async move {
+            while !done.is_closed() && !notes.is_empty() {
+                match dead_letters::produce(&kafka, &producer, notes.clone()).await {
+                    Ok(()) => break,
+                    Err(error) => tracing::error!(shard, %error, "dead letters wait, and the shard with them"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            let _ = done.send(Done::DeadLetters { shard, id });
+        });
+    }
+
+    /// Measures lag, notices a stall, and commits positions for lag tools.
+    fn status(&mut self) {
+        let progress = self.parts.pipeline.progress();
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let mut lag_total = 0;
+        for each in &progress {
+            let end = self.ends.get(&each.partition).copied().unwrap_or(each.read);
+            let lag = (end - each.applied).max(0);
+            lag_total += lag;
+            let age_ms = each.oldest_append_ms.map_or(0, |append_ms| (now_ms - append_ms).max(0));
+            let topic = topic_of(&self.parts.config.kafka.topics, each.partition.input);
+            metrics::set_lag(topic, each.partition.index, lag, Duration::from_millis(age_ms as u64));
+        }
+        metrics::set_queue_records(self.parts.pipeline.queued());
+        let applied = progress.iter().map(|each| each.applied).sum();
+        if applied != self.moved.applied || lag_total == 0 {
+            self.moved = Moved { applied, at: Instant::now() };
+            self.parts.health.set(Check::Progress, Ok(()));
+        } else if self.moved.at.elapsed() > STALL_AFTER {
+            let reason = format!("{lag_total} records wait and no position has moved for {STALL_AFTER:?}");
+            self.parts.health.set(Check::Progress, Err(reason));
+        }
+        self.commit();
+    }
+
+    fn commit(&self) {
+        let progress = self.parts.pipeline.progress();
+        let positions: Vec<_> = progress.iter().map(|each| (each.partition, each.applied)).collect();
+        if !positions.is_empty() {
+            let _ = self.parts.reader.send(ToConsumer::Commit { positions });
+        }
+    }
+
+    fn forget_lag(&mut self) {
+        for each in self.parts.pipeline.progress() {
+            let topic = topic_of(&self.parts.config.kafka.topics, each.partition.input);
+            metrics::forget_lag(topic, each.partition.index);
+        }
+    }
+}
+
+/// Every shard's position of every partition.
+async fn positions(
+    store: &Store,
+    shards: u32,
+    partitions: &[Partition],
+) -> Result<Vec<(Partition, Vec<i64>)>, StoreError> {
+    let mut positions: Vec<_> = partitions.iter().map(|partition| (*partition, Vec::new())).collect();
+    for shard in 0..shards {
+        let state = store.shard_state(shard).await?;
+        let stored: BTreeMap<Partition, i64> = state.positions.into_iter().collect();
+        for (partition, of_shards) in &mut positions {
+            of_shards.push(stored.get(partition).copied().unwrap_or(0));
+        }
+    }
+    Ok(positions)
+}
+
+fn record(report: &Report) {
+    for ((action, verdict), events) in &report.verdicts {
+        metrics::record_events(verdict.outcome(), Some(action), *events);
+        if let Verdict::Denied(denial) = verdict {
+            metrics::record_denied(*denial, *events);
+        }
+    }
+    metrics::record_events(Outcome::Duplicate, None, report.repeats);
+    metrics::record_repeats(report.repeats);
+    for (credit_type, credits) in &report.charged {
+        metrics::record_credits_charged(credit_type, *credits);
+    }
+    for (reason, records) in &report.dead {
+        metrics::record_events(Outcome::DeadLettered, None, *records);
+        metrics::record_dead_letters(*reason, *records);
+    }
+    if let Some(outcome) = report.command {
+        metrics::record_command(outcome);
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

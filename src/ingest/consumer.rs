@@ -1,0 +1,525 @@
+//! The consumer: one thread that reads and decodes, and starts each partition where Redis says.
+//!
+//! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, Timestamp, TopicPartitionList};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::client::{self, BrokerError};
+use super::decode::{Decoder, Raw};
+use crate::config::{AgeFrom, Kafka, Topics};
+use crate::ledger::call::{Input, Partition};
+use crate::metrics;
+use crate::pipeline::record::Record;
+
+/// Records decoded before they are handed on, at most.
+const CHUNK_RECORDS: usize = 1_000;
+/// How long a chunk may be collected.
+const CHUNK_AGE: Duration = Duration::from_millis(2);
+/// The poll when nothing comes: bounds how late a command to the thread is seen.
+const POLL: Duration = Duration::from_millis(10);
+/// A short wait for room costs nothing; a longer one pauses the partitions, so that Kafka goes on seeing polls.
+const UNPOLLED_MAX: Duration = Duration::from_secs(1);
+const COMMIT_TIMEOUT_LOG: &str = "could not commit offsets to kafka: lag tools will lag";
+
+const DEFAULTS: [(&str, &str); 7] = [
+    ("fetch.min.bytes", "1"),
+    ("fetch.wait.max.ms", "20"),
+    ("queued.min.messages", "100000"),
+    ("queued.max.messages.kbytes", "65536"),
+    // The default of a second stalls a reader that keeps its queue full.
+    ("fetch.queue.backoff.ms", "10"),
+    ("check.crcs", "true"),
+    ("isolation.level", "read_committed"),
+];
+const FIXED: [(&str, &str); 6] = [
+    // A position that the log does not hold halts; it never jumps.
+    ("auto.offset.reset", "error"),
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "true"),
+    ("partition.assignment.strategy", "range"),
+    ("statistics.interval.ms", "1000"),
+];
+
+/// What the thread tells the worker. `assignment` tells those of an earlier assignment apart.
+#[derive(Debug)]
+pub enum FromKafka {
+    /// The group gave these partitions; they are read once [`ToConsumer::Start`] says from where.
+    Assigned { assignment: u64, partitions: Vec<Partition> },
+    Revoked { assignment: u64 },
+    /// The partitions are being read.
+    Started { assignment: u64 },
+    Records { assignment: u64, partition: Partition, epoch: u32, records: Vec<Record> },
+    /// Nothing lies between the last record and this offset.
+    ReadTo { assignment: u64, partition: Partition, epoch: u32, offset: i64 },
+    /// The offset after a partition's last record, for the lag.
+    End { partition: Partition, offset: i64 },
+    /// A partition cannot be read, and waiting does not help.
+    Halted { reason: String },
+}
+
+/// What the worker tells the thread.
+#[derive(Debug)]
+pub enum ToConsumer {
+    Start { assignment: u64, positions: Vec<(Partition, i64)> },
+    Rewind { partition: Partition, offset: i64, epoch: u32 },
+    /// Commits applied positions, for lag tools.
+    Commit { positions: Vec<(Partition, i64)> },
+    Stop,
+}
+
+/// The worker's end of the thread.
+pub struct Handle {
+    pub control: Sender<ToConsumer>,
+    /// Set while the worker has enough to do.
+    pub enough: Arc<AtomicBool>,
+    pub thread: JoinHandle<()>,
+}
+
+pub struct Settings {
+    pub kafka: Kafka,
+    pub age_from: AgeFrom,
+    pub decoder: Decoder,
+    /// Committed beside each offset: tells a lost state from a first start.
+    pub generation: String,
+}
+
+/// Starts the thread.
+pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<Handle, BrokerError> {
+    let mut config = client::settings(&settings.kafka, &DEFAULTS, &FIXED);
+    config.set("group.id", &settings.kafka.group);
+    config.set("session.timeout.ms", settings.kafka.session_timeout.as_millis().to_string());
+    if let Some(instance) = &settings.kafka.instance_id {
+        config.set("group.instance.id", instance);
+    }
+    let group = Group { topics: settings.kafka.topics.clone(), shared: Mutex::default() };
+    let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
+    let consumer: BaseConsumer<Group> = config.create_with_context(group).map_err(refused)?;
+    let topics = [settings.kafka.topics.usage.as_str(), settings.kafka.topics.commands.as_str()];
+    consumer.subscribe(&topics).map_err(refused)?;
+    let (control, orders) = channel();
+    let enough = Arc::new(AtomicBool::new(false));
+    let thread = Thread {
+        consumer,
+        settings,
+        events,
+        orders,
+        enough: enough.clone(),
+        assignment: 0,
+        starting: None,
+        reading: BTreeMap::new(),
+        paused: false,
+        full_since: None,
+        complained_at: None,
+    };
+    let thread = std::thread::Builder::new()
+        .name("consumer".into())
+        .spawn(move || thread.run())
+        .map_err(|error| BrokerError::Settings { reason: error.to_string() })?;
+    Ok(Handle { control, enough, thread })
+}
+
+pub fn topic_of(topics: &Topics, input: Input) -> &str {
+    match input {
+        Input::Usage => &topics.usage,
+        Input::Commands => &topics.commands,
+    }
+}
+
+/// What the callbacks leave for the thread; they run inside its own polls.
+struct Group {
+    topics: Topics,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    rebalances: Vec<Rebalance>,
+    statistics: Vec<PartitionView>,
+}
+
+enum Rebalance {
+    Assign(Vec<Partition>),
+    Revoke,
+}
+
+/// A partition as the client's statistics show it.
+struct PartitionView {
+    partition: Partition,
+    app_offset: i64,
+    eof_offset: i64,
+    queued: i64,
+    end: i64,
+}
+
+impl Group {
+    fn partition(&self, topic: &str, index: i32) -> Option<Partition> {
+        let input = Input::ALL.into_iter().find(|input| topic_of(&self.topics, *input) == topic)?;
+        Some(Partition { input, index })
+    }
+
+    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for Group {
+    fn stats(&self, statistics: Statistics) {
+        let mut views = Vec::new();
+        for topic in statistics.topics.values() {
+            for view in topic.partitions.values() {
+                if let Some(partition) = self.partition(&topic.topic, view.partition) {
+                    views.push(PartitionView {
+                        partition,
+                        app_offset: view.app_offset,
+                        eof_offset: view.eof_offset,
+                        queued: view.fetchq_cnt,
+                        end: view.ls_offset,
+                    });
+                }
+            }
+        }
+        self.shared().statistics = views;
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "kafka client");
+    }
+}
+
+impl ConsumerContext for Group {
+    /// The partitions are not read yet when the group gives them: where they start is known only to Redis, and
+    /// asking it here would block the poll. Until [`ToConsumer::Start`] the assignment is empty.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, given: &mut TopicPartitionList) {
+        let assign = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let done = if assign { consumer.assign(&TopicPartitionList::new()) } else { consumer.unassign() };
+        if let Err(error) = done {
+            tracing::error!(%error, "kafka took no answer to a rebalance");
+        }
+        let rebalance = if assign {
+            let partitions = given.elements().iter().filter_map(|each| self.partition(each.topic(), each.partition()));
+            Rebalance::Assign(partitions.collect())
+        } else {
+            Rebalance::Revoke
+        };
+        self.shared().rebalances.push(rebalance);
+    }
+}
+
+struct Thread {
+    consumer: BaseConsumer<Group>,
+    settings: Settings,
+    events: UnboundedSender<FromKafka>,
+    orders: Receiver<ToConsumer>,
+    enough: Arc<AtomicBool>,
+    assignment: u64,
+    /// Positions to start at, until Kafka has taken the generation that goes with them.
+    starting: Option<Vec<(Partition, i64)>>,
+    reading: BTreeMap<Partition, Reading>,
+    paused: bool,
+    full_since: Option<Instant>,
+    complained_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Reading {
+    /// The next offset that may come.
+    next: i64,
+    epoch: u32,
+}
+
+impl Thread {
+    fn run(mut self) {
+        loop {
+            match self.orders.try_recv() {
+                Ok(ToConsumer::Stop) | Err(TryRecvError::Disconnected) => break,
+                Ok(order) => {
+                    self.obey(order);
+                    continue;
+                }
+                Err(TryRecvError::Empty) => {}
+            }
+            self.try_start();
+            if self.wait_for_room() {
+                continue;
+            }
+            self.read_chunk();
+            self.rebalanced();
+            self.read_statistics();
+        }
+        self.consumer.unsubscribe();
+    }
+
+    fn tell(&self, event: FromKafka) {
+        // The worker is gone only while the process ends.
+        let _ = self.events.send(event);
+    }
+
+    fn obey(&mut self, order: ToConsumer) {
+        match order {
+            ToConsumer::Start { assignment, positions } => {
+                if assignment == self.assignment {
+                    self.starting = Some(positions);
+                }
+            }
+            ToConsumer::Rewind { partition, offset, epoch } => {
+                if let Some(reading) = self.reading.get_mut(&partition) {
+                    *reading = Reading { next: offset, epoch };
+                    self.assign();
+                }
+            }
+            ToConsumer::Commit { positions } => {
+                if !self.reading.is_empty()
+                    && let Err(error) = self.commit(&positions, CommitMode::Async)
+                {
+                    tracing::debug!(%error, COMMIT_TIMEOUT_LOG);
+                }
+            }
+            ToConsumer::Stop => {}
+        }
+    }
+
+    /// Reads the partitions once Kafka holds the generation for each: from then on an empty Redis is a lost one.
+    fn try_start(&mut self) {
+        let Some(positions) = self.starting.take() else { return };
+        if let Err(error) = self.commit(&positions, CommitMode::Sync) {
+            tracing::warn!(%error, "kafka has not taken the state's generation yet; reading waits");
+            self.starting = Some(positions);
+            // Serves a rebalance, which is the usual reason.
+            self.read_chunk();
+            self.rebalanced();
+            return;
+        }
+        for (partition, position) in &positions {
+            if let Err(reason) = self.check_log_start(*partition, *position) {
+                self.halt(reason);
+                return;
+            }
+        }
+        let reading = positions.iter().map(|(partition, next)| (*partition, Reading { next: *next, epoch: 0 }));
+        self.reading = reading.collect();
+        self.assign();
+        self.tell(FromKafka::Started { assignment: self.assignment });
+    }
+
+    fn check_log_start(&self, partition: Partition, position: i64) -> Result<(), String> {
+        let topic = topic_of(&self.settings.kafka.topics, partition.input);
+        let marks = self.consumer.fetch_watermarks(topic, partition.index, client::ANSWER_TIMEOUT);
+        match marks {
+            Ok((start, _)) if start > position => Err(format!(
+                "{topic}/{} starts at {start}, but only {position} is applied: retention has deleted records that \
+                 were never counted; restore the topic, or a redis state that is that far",
+                partition.index
+            )),
+            Ok((_, end)) if end < position => Err(format!(
+                "{topic}/{} ends at {end}, but {position} is applied: the topic was truncated or made anew; \
+                 restore it",
+                partition.index
+            )),
+            // Reading says the same in a moment, and goes on trying.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    fn assign(&mut self) {
+        let mut list = TopicPartitionList::new();
+        for (partition, reading) in &self.reading {
+            let topic = topic_of(&self.settings.kafka.topics, partition.input);
+            list.add_partition_offset(topic, partition.index, Offset::Offset(reading.next))
+                .expect("an offset of the log is a valid offset");
+        }
+        if let Err(error) = self.consumer.assign(&list) {
+            self.tell(FromKafka::Halted { reason: format!("kafka refused the assignment: {error}; restart the worker") });
+        }
+        self.paused = false;
+    }
+
+    fn commit(&self, positions: &[(Partition, i64)], mode: CommitMode) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for (partition, position) in positions {
+            let topic = topic_of(&self.settings.kafka.topics, partition.input);
+            let mut element = list.add_partition(topic, partition.index);
+            element.set_offset(Offset::Offset(*position))?;
+            element.set_metadata(&self.settings.generation);
+        }
+        self.consumer.commit(&list, mode)
+    }
+
+    /// Whether the worker has enough to do. Then nothing is polled, and after a while the partitions are paused.
+    fn wait_for_room(&mut self) -> bool {
+        if !self.enough.load(Ordering::Acquire) {
+            if self.paused
+                && let Ok(list) = self.consumer.assignment()
+            {
+                let _ = self.consumer.resume(&list);
+                self.paused = false;
+            }
+            self.full_since = None;
+            return false;
+        }
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < UNPOLLED_MAX {
+            std::thread::park_timeout(Duration::from_millis(1));
+            return true;
+        }
+        if !self.paused
+            && let Ok(list) = self.consumer.assignment()
+        {
+            self.paused = self.consumer.pause(&list).is_ok();
+        }
+        false
+    }
+
+    fn read_chunk(&mut self) {
+        let mut chunk: BTreeMap<Partition, Vec<Record>> = BTreeMap::new();
+        let started = Instant::now();
+        let mut count = 0;
+        let mut halted = None;
+        let mut wait = POLL;
+        while count < CHUNK_RECORDS && started.elapsed() < CHUNK_AGE.max(wait) {
+            match self.consumer.poll(wait) {
+                None => break,
+                Some(Ok(message)) => {
+                    match decode(&mut self.settings, self.consumer.context(), &message) {
+                        Ok(record) => {
+                            for record in record {
+                                if let Some(reading) = self.reading.get_mut(&record.partition) {
+                                    reading.next = record.offset + 1;
+                                    chunk.entry(record.partition).or_default().push(record);
+                                }
+                            }
+                        }
+                        Err(reason) => {
+                            halted = Some(reason);
+                            break;
+                        }
+                    }
+                    count += 1;
+                    wait = Duration::ZERO;
+                }
+                Some(Err(error)) => {
+                    complain(&self.events, &mut self.complained_at, &error);
+                    break;
+                }
+            }
+            // Records after a rebalance belong to another assignment.
+            if !self.consumer.context().shared().rebalances.is_empty() {
+                break;
+            }
+        }
+        for (partition, records) in chunk {
+            let epoch = self.reading.get(&partition).map_or(0, |reading| reading.epoch);
+            self.tell(FromKafka::Records { assignment: self.assignment, partition, epoch, records });
+        }
+        if let Some(reason) = halted {
+            self.halt(reason);
+        }
+    }
+
+    /// Reads nothing more in this assignment.
+    fn halt(&mut self, reason: String) {
+        self.reading.clear();
+        self.assign();
+        self.tell(FromKafka::Halted { reason });
+    }
+
+    fn rebalanced(&mut self) {
+        let rebalances = std::mem::take(&mut self.consumer.context().shared().rebalances);
+        for rebalance in rebalances {
+            self.assignment += 1;
+            self.starting = None;
+            self.reading.clear();
+            let assignment = self.assignment;
+            match rebalance {
+                Rebalance::Assign(partitions) => self.tell(FromKafka::Assigned { assignment, partitions }),
+                Rebalance::Revoke => self.tell(FromKafka::Revoked { assignment }),
+            }
+        }
+    }
+
+    /// Where the client has reached a partition's end, what lies behind the last record holds no record.
+    ///
+    /// The statistics are a fact about the log, whenever they were taken: if nothing is queued and the last
+    /// record handed out is the last that was read here, then none lies between it and the end that was seen.
+    fn read_statistics(&mut self) {
+        let views = std::mem::take(&mut self.consumer.context().shared().statistics);
+        for view in views {
+            if view.end >= 0 {
+                self.tell(FromKafka::End { partition: view.partition, offset: view.end });
+            }
+            let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
+            if view.queued == 0 && view.app_offset == reading.next && view.eof_offset > reading.next {
+                let (assignment, partition, epoch) = (self.assignment, view.partition, reading.epoch);
+                self.tell(FromKafka::ReadTo { assignment, partition, epoch, offset: view.eof_offset });
+            }
+        }
+    }
+}
+
+fn complain(events: &UnboundedSender<FromKafka>, complained_at: &mut Option<Instant>, error: &KafkaError) {
+    match error {
+        KafkaError::PartitionEOF(_) => return,
+        KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
+            let reason = "a partition does not hold the offset that redis says is next: it was truncated, made anew, \
+                          or its retention is too short; nothing is skipped, restore the topic"
+                .to_owned();
+            let _ = events.send(FromKafka::Halted { reason });
+        }
+        _ => {}
+    }
+    // The client repeats itself while a broker is away.
+    let quiet = complained_at.is_some_and(|at| at.elapsed() < Duration::from_secs(10));
+    if !quiet {
+        *complained_at = Some(Instant::now());
+        tracing::warn!(%error, "reading from kafka");
+    }
+}
+
+fn decode(settings: &mut Settings, group: &Group, message: &BorrowedMessage) -> Result<Option<Record>, String> {
+    let Some(partition) = group.partition(message.topic(), message.partition()) else { return Ok(None) };
+    let timestamp = message.timestamp();
+    if settings.age_from == AgeFrom::Append && !matches!(timestamp, Timestamp::LogAppendTime(_)) {
+        return Err(format!(
+            "{}/{}@{} carries no append time: set message.timestamp.type=LogAppendTime on the topic, or \
+             events.age_from = \"create\" to trust the producers' clocks",
+            message.topic(),
+            message.partition(),
+            message.offset(),
+        ));
+    }
+    let headers: Vec<(&str, Option<&[u8]>)> = message.headers().map(header_list).unwrap_or_default();
+    let decoded = settings.decoder.decode(Raw {
+        partition,
+        offset: message.offset(),
+        append_ms: timestamp.to_millis().unwrap_or(0),
+        key: message.key(),
+        value: message.payload(),
+        headers: &headers,
+    });
+    if decoded.misrouted {
+        metrics::record_misrouted(1);
+    }
+    if let Some(detail) = decoded.detail {
+        let topic = message.topic();
+        tracing::warn!(topic, partition = partition.index, offset = message.offset(), detail, "a record is dead");
+    }
+    Ok(Some(decoded.record))
+}
+
+fn header_list(headers: &BorrowedHeaders) -> Vec<(&str, Option<&[u8]>)> {
+    headers.iter().map(|header| (header.key, header.value)).collect()
+}

@@ -1,0 +1,161 @@
+//! Dead letters: the record as it came, key, value and headers byte for byte, with the reason in headers.
+//!
+//! The record is read again from the log: the way there need not keep the bytes of all records in hand.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{self, BrokerError};
+use super::consumer::topic_of;
+use super::producer::{Outgoing, Producer, ProduceError};
+use crate::config::Kafka;
+use crate::ledger::call::{Note, Partition};
+
+/// How long a record that was just read may take to be read again.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a dead letter is not in Kafka. The shard's batch waits; nothing is skipped.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadLetterError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("{topic}/{partition}@{offset} cannot be read again: {reason}")]
+    Unreadable { topic: String, partition: i32, offset: i64, reason: String },
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
+}
+
+/// A record as it came.
+struct Original {
+    note: Note,
+    timestamp_ms: i64,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// Reads the noted records again and produces a dead letter for each.
+pub async fn produce(kafka: &Kafka, producer: &Producer, notes: Vec<Note>) -> Result<(), DeadLetterError> {
+    let for_reading = kafka.clone();
+    let originals = tokio::task::spawn_blocking(move || read(&for_reading, &notes));
+    let originals = originals.await.expect("reading does not panic")?;
+    let mut acknowledgements = Vec::new();
+    for original in &originals {
+        let topic = topic_of(&kafka.topics, original.note.partition.input);
+        let reasons = reason_headers(topic, original);
+        let came = original.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+        let added = reasons.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
+        let headers: Vec<_> = came.chain(added).collect();
+        let record = Outgoing {
+            topic: &kafka.topics.dead_letter,
+            key: original.key.as_deref(),
+            value: original.value.as_deref(),
+            headers: &headers,
+            partition: None,
+        };
+        acknowledgements.push(producer.enqueue(record).await?);
+    }
+    for acknowledgement in acknowledgements {
+        acknowledgement.await?;
+    }
+    Ok(())
+}
+
+/// The string headers of Kafka Connect, which tools for dead letters read.
+fn reason_headers(topic: &str, original: &Original) -> Vec<(&'static str, String)> {
+    let note = original.note;
+    vec![
+        ("__connect.errors.topic", topic.to_owned()),
+        ("__connect.errors.partition", note.partition.index.to_string()),
+        ("__connect.errors.offset", note.offset.to_string()),
+        ("__connect.errors.exception.class.name", note.reason.name().to_owned()),
+        ("__connect.errors.exception.message", note.reason.explain().to_owned()),
+        ("__connect.errors.timestamp", original.timestamp_ms.to_string()),
+    ]
+}
+
+fn read(kafka: &Kafka, notes: &[Note]) -> Result<Vec<Original>, DeadLetterError> {
+    let mut config = client::settings(kafka, &[("fetch.wait.max.ms", "20")], &READ_FIXED);
+    // Never joined and never committed to; the client asks for one all the same.
+    config.set("group.id", format!("{}-dead-letters", kafka.group));
+    let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
+    let consumer: BaseConsumer = config.create().map_err(refused)?;
+    let mut by_partition: BTreeMap<Partition, Vec<Note>> = BTreeMap::new();
+    for note in notes {
+        by_partition.entry(note.partition).or_default().push(*note);
+    }
+    let mut originals = Vec::new();
+    for (partition, mut notes) in by_partition {
+        notes.sort_unstable_by_key(|note| note.offset);
+        read_partition(kafka, &consumer, partition, &notes, &mut originals)?;
+    }
+    Ok(originals)
+}
+
+const READ_FIXED: [(&str, &str); 4] = [
+    ("auto.offset.reset", "error"),
+    ("enable.auto.commit", "false"),
+    ("isolation.level", "read_committed"),
+    ("check.crcs", "true"),
+];
+
+fn read_partition(
+    kafka: &Kafka,
+    consumer: &BaseConsumer,
+    partition: Partition,
+    notes: &[Note],
+    originals: &mut Vec<Original>,
+) -> Result<(), DeadLetterError> {
+    let topic = topic_of(&kafka.topics, partition.input);
+    let mut waiting = notes.iter().peekable();
+    while let Some(first) = waiting.peek() {
+        let unreadable = |reason: String| DeadLetterError::Unreadable {
+            topic: topic.to_owned(),
+            partition: partition.index,
+            offset: first.offset,
+            reason,
+        };
+        let mut list = TopicPartitionList::new();
+        let start = list.add_partition_offset(topic, partition.index, Offset::Offset(first.offset));
+        start.and_then(|()| consumer.assign(&list)).map_err(|error| unreadable(error.to_string()))?;
+        let until = first.offset + READ_ON_MAX;
+        let started = std::time::Instant::now();
+        while let Some(next) = waiting.peek().filter(|next| next.offset < until) {
+            if started.elapsed() > READ_TIMEOUT {
+                return Err(unreadable("no answer in time".to_owned()));
+            }
+            match consumer.poll(Duration::from_millis(200)) {
+                None | Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => return Err(unreadable(error.to_string())),
+                Some(Ok(message)) if message.offset() == next.offset => {
+                    originals.push(original(**next, &message));
+                    waiting.next();
+                }
+                Some(Ok(message)) if message.offset() > next.offset => {
+                    return Err(unreadable("the log does not hold it any more".to_owned()));
+                }
+                Some(Ok(_)) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Offsets that are read on through, rather than sought past, to the next dead record.
+const READ_ON_MAX: i64 = 1_000;
+
+fn original(note: Note, message: &BorrowedMessage) -> Original {
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    Original {
+        note,
+        timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers: headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect(),
+    }
+}
