@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::http::{Check, Health};
-use crate::ingest::consumer::{FromKafka, ToConsumer, topic_of};
+use crate::ingest::consumer::{Enough, FromKafka, ToConsumer, topic_of};
 use crate::ingest::dead_letters;
 use crate::ingest::producer::Producer;
 use crate::ingest::watermarks::Watermarks;
-use crate::ledger::call::{Note, Partition};
+use crate::ledger::call::{Input as Topic, Note, Partition};
 use crate::ledger::outcome::{Outcome, Verdict};
 use crate::metrics;
 use crate::outbox::Relay;
@@ -37,7 +37,7 @@ pub struct Parts {
     pub pipeline: Pipeline,
     pub store: Store,
     pub reader: Sender<ToConsumer>,
-    pub enough: Arc<AtomicBool>,
+    pub enough: Arc<Enough>,
     pub producer: Arc<Producer>,
     pub relay: Arc<Relay>,
     pub watermarks: Watermarks,
@@ -53,6 +53,8 @@ pub struct Worker {
     /// The ends of the partitions, as the brokers last told.
     ends: BTreeMap<Partition, i64>,
     moved: Moved,
+    /// Why this assignment's partitions are not read any more.
+    halted: Option<String>,
 }
 
 /// When positions last moved.
@@ -67,6 +69,7 @@ enum Done {
     Positions { assignment: u64, positions: Vec<(Partition, Vec<i64>)> },
     CommandsEnd { shard: u32, id: u64, offset: i64 },
     DeadLetters { shard: u32, id: u64 },
+    ShardPositions { shard: u32, id: u64, positions: BTreeMap<Partition, i64> },
 }
 
 impl Worker {
@@ -80,6 +83,7 @@ impl Worker {
             assignment: 0,
             ends: BTreeMap::new(),
             moved: Moved { applied: 0, at: Instant::now() },
+            halted: None,
         }
     }
 
@@ -99,7 +103,10 @@ impl Worker {
                         self.on_event(event);
                     }
                 }
-                _ = status.tick() => self.status(),
+                _ = status.tick() => {
+                    self.status();
+                    self.on(Input::Probe);
+                }
                 () = sleep_until(due) => self.on(Input::Tick),
             }
         }
@@ -156,6 +163,7 @@ impl Worker {
             }
             FromKafka::Halted { reason } => {
                 tracing::error!(reason, "halted");
+                self.halted = Some(reason.clone());
                 self.parts.health.set(Check::Progress, Err(reason));
             }
         }
@@ -164,6 +172,7 @@ impl Worker {
     fn assigned(&mut self, assignment: u64, partitions: Vec<Partition>) {
         tracing::info!(partitions = partitions.len(), "assigned");
         self.assignment = assignment;
+        self.halted = None;
         self.forget_lag();
         self.on(Input::Revoked);
         let (store, shards, done) = (self.parts.store.clone(), self.parts.config.redis.shards, self.done.clone());
@@ -191,6 +200,7 @@ impl Worker {
         match done {
             Done::Answered { shard, id, answer } => self.on(Input::Answered { shard, id, answer }),
             Done::CommandsEnd { shard, id, offset } => self.on(Input::CommandsEnd { shard, id, offset }),
+            Done::ShardPositions { shard, id, positions } => self.on(Input::Positions { shard, id, positions }),
             Done::DeadLetters { shard, id } => self.on(Input::DeadLettersProduced { shard, id }),
             Done::Positions { assignment, positions } if assignment == self.assignment => {
                 self.parts.health.set(Check::Redis, Ok(()));
@@ -211,7 +221,9 @@ impl Worker {
         for effect in effects {
             self.carry_out(effect);
         }
-        self.parts.enough.store(!self.parts.pipeline.wants_more(), Ordering::Release);
+        let Parts { enough, pipeline, .. } = &self.parts;
+        enough.usage.store(!pipeline.wants_more(Topic::Usage), Ordering::Release);
+        enough.commands.store(!pipeline.wants_more(Topic::Commands), Ordering::Release);
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -219,6 +231,7 @@ impl Worker {
             Effect::Call { shard, id, call } => self.call(shard, id, call),
             Effect::AskCommandsEnd { shard, id } => self.ask_commands_end(shard, id),
             Effect::ProduceDeadLetters { shard, id, notes } => self.produce_dead_letters(shard, id, notes),
+            Effect::AskPositions { shard, id } => self.ask_positions(shard, id),
             Effect::Rewind { partition, offset, epoch } => {
                 metrics::record_rewind();
                 tracing::warn!(%partition, offset, "redis is older than it was: reading again from its position");
@@ -272,6 +285,17 @@ impl Worker {
         });
     }
 
+    /// One try: the next probe asks again.
+    fn ask_positions(&self, shard: u32, id: u64) {
+        let (store, done) = (self.parts.store.clone(), self.done.clone());
+        tokio::spawn(async move {
+            if let Ok(state) = store.shard_state(shard).await {
+                let positions = state.positions.into_iter().collect();
+                let _ = done.send(Done::ShardPositions { shard, id, positions });
+            }
+        });
+    }
+
     fn ask_commands_end(&self, shard: u32, id: u64) {
         let (watermarks, done) = (self.parts.watermarks.clone(), self.done.clone());
         let topic = self.parts.config.kafka.topics.commands.clone();
@@ -319,7 +343,9 @@ impl Worker {
         }
         metrics::set_queue_records(self.parts.pipeline.queued());
         let applied = progress.iter().map(|each| each.applied).sum();
-        if applied != self.moved.applied || lag_total == 0 {
+        if self.halted.is_some() {
+            // The reason stands until the group assigns anew.
+        } else if applied != self.moved.applied || lag_total == 0 {
             self.moved = Moved { applied, at: Instant::now() };
             self.parts.health.set(Check::Progress, Ok(()));
         } else if self.moved.at.elapsed() > STALL_AFTER {

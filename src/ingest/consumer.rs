@@ -85,9 +85,25 @@ pub enum ToConsumer {
 /// The worker's end of the thread.
 pub struct Handle {
     pub control: Sender<ToConsumer>,
-    /// Set while the worker has enough to do.
-    pub enough: Arc<AtomicBool>,
+    /// Set while the worker has enough of a topic.
+    pub enough: Arc<Enough>,
     pub thread: JoinHandle<()>,
+}
+
+/// What the worker has enough of.
+#[derive(Debug, Default)]
+pub struct Enough {
+    pub usage: AtomicBool,
+    pub commands: AtomicBool,
+}
+
+impl Enough {
+    fn of(&self, input: Input) -> bool {
+        match input {
+            Input::Usage => self.usage.load(Ordering::Acquire),
+            Input::Commands => self.commands.load(Ordering::Acquire),
+        }
+    }
 }
 
 pub struct Settings {
@@ -112,7 +128,7 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
     let topics = [settings.kafka.topics.usage.as_str(), settings.kafka.topics.commands.as_str()];
     consumer.subscribe(&topics).map_err(refused)?;
     let (control, orders) = channel();
-    let enough = Arc::new(AtomicBool::new(false));
+    let enough = Arc::new(Enough::default());
     let thread = Thread {
         consumer,
         settings,
@@ -122,7 +138,7 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         assignment: 0,
         starting: None,
         reading: BTreeMap::new(),
-        paused: false,
+        paused: Vec::new(),
         full_since: None,
         complained_at: None,
     };
@@ -197,6 +213,9 @@ impl ClientContext for Group {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return; // the end of a partition is no error
+        }
         tracing::warn!(%error, reason, "kafka client");
     }
 }
@@ -211,7 +230,8 @@ impl ConsumerContext for Group {
             tracing::error!(%error, "kafka took no answer to a rebalance");
         }
         let rebalance = if assign {
-            let partitions = given.elements().iter().filter_map(|each| self.partition(each.topic(), each.partition()));
+            let given = given.elements();
+            let partitions = given.iter().filter_map(|each| self.partition(each.topic(), each.partition()));
             Rebalance::Assign(partitions.collect())
         } else {
             Rebalance::Revoke
@@ -225,12 +245,13 @@ struct Thread {
     settings: Settings,
     events: UnboundedSender<FromKafka>,
     orders: Receiver<ToConsumer>,
-    enough: Arc<AtomicBool>,
+    enough: Arc<Enough>,
     assignment: u64,
     /// Positions to start at, until Kafka has taken the generation that goes with them.
     starting: Option<Vec<(Partition, i64)>>,
     reading: BTreeMap<Partition, Reading>,
-    paused: bool,
+    /// Topics whose partitions are paused.
+    paused: Vec<Input>,
     full_since: Option<Instant>,
     complained_at: Option<Instant>,
 }
@@ -335,17 +356,22 @@ impl Thread {
         }
     }
 
-    fn assign(&mut self) {
+    fn list<'a>(&self, reading: impl Iterator<Item = (&'a Partition, &'a Reading)>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
-        for (partition, reading) in &self.reading {
+        for (partition, reading) in reading {
             let topic = topic_of(&self.settings.kafka.topics, partition.input);
             list.add_partition_offset(topic, partition.index, Offset::Offset(reading.next))
                 .expect("an offset of the log is a valid offset");
         }
+        list
+    }
+
+    fn assign(&mut self) {
+        let list = self.list(self.reading.iter());
         if let Err(error) = self.consumer.assign(&list) {
             self.tell(FromKafka::Halted { reason: format!("kafka refused the assignment: {error}; restart the worker") });
         }
-        self.paused = false;
+        self.paused.clear();
     }
 
     fn commit(&self, positions: &[(Partition, i64)], mode: CommitMode) -> Result<(), KafkaError> {
@@ -359,27 +385,24 @@ impl Thread {
         self.consumer.commit(&list, mode)
     }
 
-    /// Whether the worker has enough to do. Then nothing is polled, and after a while the partitions are paused.
+    /// Whether to wait, since the worker has enough. A short wait polls nothing; a longer one pauses what it has
+    /// enough of, and the rest is read: usage may wait for commands.
     fn wait_for_room(&mut self) -> bool {
-        if !self.enough.load(Ordering::Acquire) {
-            if self.paused
-                && let Ok(list) = self.consumer.assignment()
-            {
-                let _ = self.consumer.resume(&list);
-                self.paused = false;
-            }
+        let full: Vec<Input> = Input::ALL.into_iter().filter(|input| self.enough.of(*input)).collect();
+        if full.is_empty() {
             self.full_since = None;
-            return false;
-        }
-        let since = *self.full_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < UNPOLLED_MAX {
+        } else if self.full_since.get_or_insert_with(Instant::now).elapsed() < UNPOLLED_MAX {
             std::thread::park_timeout(Duration::from_millis(1));
             return true;
         }
-        if !self.paused
-            && let Ok(list) = self.consumer.assignment()
-        {
-            self.paused = self.consumer.pause(&list).is_ok();
+        for input in Input::ALL {
+            let paused = self.paused.contains(&input);
+            let list = || self.list(self.reading.iter().filter(|(partition, _)| partition.input == input));
+            if full.contains(&input) && !paused && self.consumer.pause(&list()).is_ok() {
+                self.paused.push(input);
+            } else if !full.contains(&input) && paused && self.consumer.resume(&list()).is_ok() {
+                self.paused.retain(|each| *each != input);
+            }
         }
         false
     }
@@ -396,7 +419,7 @@ impl Thread {
                 Some(Ok(message)) => {
                     match decode(&mut self.settings, self.consumer.context(), &message) {
                         Ok(record) => {
-                            for record in record {
+                            if let Some(record) = record {
                                 if let Some(reading) = self.reading.get_mut(&record.partition) {
                                     reading.next = record.offset + 1;
                                     chunk.entry(record.partition).or_default().push(record);

@@ -20,6 +20,8 @@ pub struct Lane {
     pub swept_at_ms: u64,
     /// Usage that waits for the commands topic to be applied up to here.
     pub hold: Option<Hold>,
+    /// The question for the shard's positions that has no answer yet, and that no call has overtaken.
+    pub probe: Option<u64>,
     pub work: Work,
 }
 
@@ -93,14 +95,28 @@ impl Lane {
         }
     }
 
-    pub fn queued(&self) -> usize {
-        let in_hand = match &self.work {
-            Work::InFlight { batch, .. } | Work::Retry { batch, .. } | Work::DeadLetters { batch, .. } => {
-                batch.records.len()
-            }
-            Work::Idle | Work::Halted => 0,
+    /// Records that wait, those in a batch that has no answer yet among them.
+    pub fn queued_of(&self, input: Input) -> usize {
+        let in_hand = self.in_hand().iter().filter(|record| record.partition.input == input).count();
+        let waiting = match input {
+            Input::Usage => self.usage.len(),
+            Input::Commands => self.commands.len(),
         };
-        self.commands.len() + self.usage.len() + in_hand
+        waiting + in_hand
+    }
+
+    fn in_hand(&self) -> &[Record] {
+        match &self.work {
+            Work::InFlight { batch, .. } | Work::Retry { batch, .. } | Work::DeadLetters { batch, .. } => {
+                &batch.records
+            }
+            Work::Idle | Work::Halted => &[],
+        }
+    }
+
+    /// Where the shard should be, while no call is under way.
+    pub fn positions(&self) -> Vec<(Partition, i64)> {
+        self.marks.iter().map(|(partition, mark)| (*partition, mark.applied)).collect()
     }
 
     pub fn applied(&self, partition: Partition) -> i64 {
@@ -109,14 +125,8 @@ impl Lane {
 
     /// When the oldest record that is not applied yet was appended.
     pub fn oldest_append_ms(&self, partition: Partition) -> Option<i64> {
-        let in_hand = match &self.work {
-            Work::InFlight { batch, .. } | Work::Retry { batch, .. } | Work::DeadLetters { batch, .. } => {
-                batch.records.as_slice()
-            }
-            Work::Idle | Work::Halted => &[],
-        };
         let waiting = self.commands.iter().chain(&self.usage);
-        in_hand.iter().chain(waiting).find(|record| record.partition == partition).map(|record| record.append_ms)
+        self.in_hand().iter().chain(waiting).find(|record| record.partition == partition).map(|record| record.append_ms)
     }
 
     /// The next batch, if one is due. `read` gives the offset up to which a partition was read.

@@ -13,7 +13,7 @@ pub mod record;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::ledger::call::{Applied, Commanded, Note, Partition, Reply, StaleAccount, Stamp};
+use crate::ledger::call::{Applied, Commanded, Input as Topic, Note, Partition, Reply, StaleAccount, Stamp};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
@@ -71,6 +71,10 @@ pub enum Input {
         shard: u32,
         id: u64,
     },
+    /// Ask the idle shards where they are: one that fell back to an older state says so only when it is asked.
+    Probe,
+    /// A shard's positions, for the lane that asked.
+    Positions { shard: u32, id: u64, positions: BTreeMap<Partition, i64> },
     Tick,
 }
 
@@ -100,6 +104,7 @@ pub enum Effect {
         id: u64,
         notes: Vec<Note>,
     },
+    AskPositions { shard: u32, id: u64 },
     /// Read a partition again from an offset, and mark what is read then with the epoch.
     Rewind {
         partition: Partition,
@@ -142,6 +147,7 @@ pub struct Progress {
     pub oldest_append_ms: Option<i64>,
 }
 
+#[derive(Debug)]
 pub struct Pipeline {
     settings: Settings,
     stamp: Arc<Stamp>,
@@ -190,6 +196,8 @@ impl Pipeline {
                 }
             }
             Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(shard, id, &mut effects),
+            Input::Probe => self.probe(&mut effects),
+            Input::Positions { shard, id, positions } => self.probed(shard, id, &positions, &mut effects),
             Input::Tick => {}
         }
         if !self.stopping {
@@ -200,13 +208,14 @@ impl Pipeline {
         effects
     }
 
-    /// Whether the worker should go on reading.
-    pub fn wants_more(&self) -> bool {
-        self.queued() < self.settings.queue_max
+    /// Whether the worker should go on reading a topic. Usage that waits for commands must not keep them out.
+    pub fn wants_more(&self, input: Topic) -> bool {
+        let queued: usize = self.lanes.iter().map(|lane| lane.queued_of(input)).sum();
+        queued < self.settings.queue_max
     }
 
     pub fn queued(&self) -> usize {
-        self.lanes.iter().map(Lane::queued).sum()
+        Topic::ALL.into_iter().flat_map(|input| self.lanes.iter().map(move |lane| lane.queued_of(input))).sum()
     }
 
     /// When the next `Tick` is due; `None`: not before another input.
@@ -317,7 +326,9 @@ impl Pipeline {
     fn send_again(&mut self, shard: u32, batch: Batch, call: Call, attempts: u32, effects: &mut Vec<Effect>) {
         let id = self.next_id();
         effects.push(Effect::Call { shard, id, call: call.clone() });
-        self.lane(shard).work = Work::InFlight { id, batch, call, attempts };
+        let lane = self.lane(shard);
+        lane.probe = None;
+        lane.work = Work::InFlight { id, batch, call, attempts };
     }
 
     fn next_id(&mut self) -> u64 {
@@ -453,6 +464,34 @@ impl Pipeline {
                 self.lane(shard).skip_to(range.partition, position);
             } else {
                 self.rewind(shard, range.partition, position, effects);
+            }
+        }
+    }
+
+    fn probe(&mut self, effects: &mut Vec<Effect>) {
+        for shard in 0..self.settings.shards {
+            let id = self.next_id();
+            let lane = self.lane(shard);
+            if matches!(lane.work, Work::Idle) {
+                lane.probe = Some(id);
+                effects.push(Effect::AskPositions { shard, id });
+            }
+        }
+    }
+
+    fn probed(&mut self, shard: u32, id: u64, positions: &BTreeMap<Partition, i64>, effects: &mut Vec<Effect>) {
+        let lane = self.lane(shard);
+        // A batch that was cut meanwhile finds out by itself.
+        if lane.probe != Some(id) {
+            return;
+        }
+        lane.probe = None;
+        for (partition, applied) in lane.positions() {
+            let position = positions.get(&partition).copied().unwrap_or(0);
+            if position > applied {
+                self.lane(shard).skip_to(partition, position);
+            } else if position < applied {
+                self.rewind(shard, partition, position, effects);
             }
         }
     }

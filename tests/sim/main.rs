@@ -1,0 +1,436 @@
+//! The pipeline against shards in memory, with everything that can go wrong between them, from a seed:
+//! lost calls, lost answers, answers that come late, calls that arrive after they were given up, two workers on the
+//! same partitions, rebalances, shards that fall back to an older state, chunks cut anywhere.
+//!
+//! Whatever happens, in the end each event is charged once, each dead record has its dead letter, and the totals
+//! add up to the records of the log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use credit_meter::ledger::account::AccountConfig;
+use credit_meter::ledger::call::{Note, Partition, Reply, Stamp};
+use credit_meter::ledger::catalogue::Catalogue;
+use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
+use credit_meter::ledger::event::{Identity, UsageEvent};
+use credit_meter::ledger::outcome::{DeadReason, Outcome};
+use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
+use credit_meter::pipeline::batch::Call;
+use credit_meter::pipeline::lane::Bounds;
+use credit_meter::pipeline::record::{Body, Record};
+use credit_meter::pipeline::{Answer, Effect, Input, Pipeline, Settings};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+const SEEDS: u64 = 400;
+const SHARDS: u32 = 3;
+const STEPS: usize = 600;
+const NOW_MS: i64 = 1_773_144_000_000;
+
+const CATALOGUE: &str = r#"
+version = 1
+[credit_types.email]
+[actions.reveal_email]
+prices = [{ credit_type = "email", credits = 1.5 }]
+[plans.basic]
+interval = "monthly"
+allowance = { email = 1_000_000 }
+actions = ["reveal_email"]
+"#;
+
+#[test]
+fn every_event_is_charged_once_whatever_happens() {
+    let mut met = BTreeMap::new();
+    for seed in 0..SEEDS {
+        let mut world = World::new(seed);
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.settle();
+        world.check();
+        for (what, count) in world.met {
+            *met.entry(what).or_insert(0u64) += count;
+        }
+    }
+    let expected =
+        ["other_position", "done_before", "stale", "unknown", "dead", "rewind", "late_call", "rollback", "zombie"];
+    for what in expected {
+        assert!(met.get(what).is_some_and(|count| *count >= 50), "{what} hardly occurs: {met:?}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let run = |seed| {
+        let mut world = World::new(seed);
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.settle();
+        format!("{:?} {:?}", world.met, world.dead_letters)
+    };
+    for seed in 0..5 {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+}
+
+struct World {
+    seed: u64,
+    rng: SmallRng,
+    now_ms: u64,
+    log: BTreeMap<Partition, Vec<Record>>,
+    shards: Vec<Shard>,
+    snapshots: Vec<(usize, Shard)>,
+    workers: Vec<Worker>,
+    /// Calls that are on their way, or that someone has given up and that still arrive.
+    calls: Vec<OnItsWay>,
+    dead_letters: BTreeSet<Note>,
+    stamp: Arc<Stamp>,
+    catalogue: Arc<Catalogue>,
+    faulty: bool,
+    met: BTreeMap<&'static str, u64>,
+}
+
+struct Worker {
+    pipeline: Pipeline,
+    cursors: BTreeMap<Partition, Cursor>,
+    dead_letters: Vec<(u32, u64, Vec<Note>)>,
+    asks: Vec<(u32, u64)>,
+    probes: Vec<(u32, u64)>,
+}
+
+#[derive(Clone, Copy)]
+struct Cursor {
+    next: i64,
+    epoch: u32,
+}
+
+struct OnItsWay {
+    worker: usize,
+    shard: u32,
+    id: u64,
+    call: Call,
+    given_up: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let catalogue = Arc::new(Catalogue::parse(CATALOGUE).expect("it is good"));
+        let stamp = Arc::new(Stamp {
+            generation: "g".into(),
+            catalogue: catalogue.id.clone(),
+            usage_topic: "credits.usage".into(),
+            restamp_tolerance_ms: 600_000,
+            outbox_max: usize::MAX,
+        });
+        let log = make_log(&mut rng);
+        let init = InitCall {
+            generation: "g".into(),
+            shards: SHARDS,
+            catalogue: catalogue.id.clone(),
+            starts: Vec::new(),
+            first_start: true,
+        };
+        let shards = (0..SHARDS).map(|_| {
+            let mut shard = Shard::default();
+            assert_eq!(shard.init(&init), InitReply::Ready);
+            shard
+        });
+        let mut world = World {
+            seed,
+            rng,
+            now_ms: 0,
+            log,
+            shards: shards.collect(),
+            snapshots: Vec::new(),
+            workers: Vec::new(),
+            calls: Vec::new(),
+            dead_letters: BTreeSet::new(),
+            stamp,
+            catalogue,
+            faulty: true,
+            met: BTreeMap::new(),
+        };
+        world.add_worker();
+        world
+    }
+
+    fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_insert(0) += 1;
+    }
+
+    fn add_worker(&mut self) {
+        let bounds = Bounds { max_events: self.rng.random_range(1..20), max_bytes: 2_000, max_age_ms: 5 };
+        let settings = Settings { shards: SHARDS, bounds, queue_max: 100 };
+        self.workers.push(Worker {
+            pipeline: Pipeline::new(settings, self.stamp.clone(), self.catalogue.clone()),
+            cursors: BTreeMap::new(),
+            dead_letters: Vec::new(),
+            asks: Vec::new(),
+            probes: Vec::new(),
+        });
+        self.assign(self.workers.len() - 1);
+    }
+
+    /// Gives a worker all partitions at the shards' positions, as they are now.
+    fn assign(&mut self, worker: usize) {
+        let of = |partition: &Partition| self.shards.iter().map(|shard| shard.position(*partition)).collect::<Vec<_>>();
+        let positions: Vec<_> = self.log.keys().map(|partition| (*partition, of(partition))).collect();
+        let cursors = positions.iter().map(|(partition, each)| {
+            (*partition, Cursor { next: *each.iter().min().expect("there are shards"), epoch: 0 })
+        });
+        self.workers[worker].cursors = cursors.collect();
+        self.on(worker, Input::Assigned(positions));
+    }
+
+    fn step(&mut self) {
+        self.now_ms += self.rng.random_range(0..20);
+        let worker = self.rng.random_range(0..self.workers.len());
+        match self.rng.random_range(0..100) {
+            0..30 => self.deliver(worker),
+            30..70 => self.arrive(),
+            70..80 => self.finish_side_work(worker),
+            80..88 => self.on(worker, Input::Tick),
+            88..90 => self.on(worker, Input::Probe),
+            90..92 if self.faulty => self.assign(worker),
+            92..94 if self.faulty && self.workers.len() < 3 => {
+                // The group believes that the first is gone; it does not.
+                self.meet("zombie");
+                self.add_worker();
+            }
+            94..97 => {
+                let shard = self.rng.random_range(0..self.shards.len());
+                self.snapshots.push((shard, self.shards[shard].clone()));
+            }
+            97..98 if self.faulty && !self.snapshots.is_empty() => {
+                let (shard, state) = self.snapshots.choose(&mut self.rng).expect("there are some").clone();
+                self.shards[shard] = state;
+                // What is newer than the state that came back never happened.
+                self.snapshots.retain(|(of, _)| *of != shard);
+                self.meet("rollback");
+            }
+            _ => {}
+        }
+    }
+
+    /// Some records of a partition, in order, and perhaps the news that the rest of the offsets hold none.
+    fn deliver(&mut self, worker: usize) {
+        let partition =
+            *self.log.keys().collect::<Vec<_>>().choose(&mut self.rng).expect("there are partitions").to_owned();
+        let count = self.rng.random_range(1..15);
+        let Some(cursor) = self.workers[worker].cursors.get(&partition).copied() else { return };
+        if !self.workers[worker].pipeline.wants_more(partition.input) {
+            return;
+        }
+        let rest = self.log[&partition].iter().filter(|record| record.offset >= cursor.next);
+        let records: Vec<Record> = rest.take(count).cloned().collect();
+        let epoch = cursor.epoch;
+        let next = records.last().map_or(cursor.next, |record| record.offset + 1);
+        if let Some(cursor) = self.workers[worker].cursors.get_mut(&partition) {
+            cursor.next = next;
+        }
+        let at_end = self.log[&partition].last().is_none_or(|last| last.offset < next);
+        self.on(worker, Input::Records { partition, epoch, records });
+        if at_end {
+            self.on(worker, Input::ReadTo { partition, epoch, offset: end_of(&self.log[&partition]) });
+        }
+    }
+
+    /// A call reaches its shard, or does not; its answer comes back, or does not.
+    fn arrive(&mut self) {
+        if self.calls.is_empty() {
+            return;
+        }
+        let index = self.rng.random_range(0..self.calls.len());
+        let lot = if self.faulty { self.rng.random_range(0..10) } else { 9 };
+        if lot == 0 && !self.calls[index].given_up {
+            // Given up before it arrives: it may arrive at any time from now on.
+            self.calls[index].given_up = true;
+            let OnItsWay { worker, shard, id, .. } = self.calls[index];
+            self.on(worker, Input::Answered { shard, id, answer: Answer::None });
+            return;
+        }
+        let OnItsWay { worker, shard, id, call, given_up } = self.calls.swap_remove(index);
+        if given_up {
+            self.meet("late_call");
+            if self.rng.random_bool(0.5) {
+                return; // it was lost on its way
+            }
+        }
+        let target = &mut self.shards[shard as usize];
+        let (kind, answer) = match &call {
+            Call::Apply(call) => {
+                let reply = target.apply(call);
+                (reply.kind(), Answer::Apply(reply))
+            }
+            Call::Command(call) => {
+                let reply = target.command(call);
+                (reply.kind(), Answer::Command(reply))
+            }
+        };
+        self.meet(kind);
+        assert!(!matches!(answer, Answer::Apply(Reply::OtherGeneration(_) | Reply::OtherCatalogue(_))));
+        if !given_up {
+            let answer = if lot == 1 { Answer::None } else { answer };
+            self.on(worker, Input::Answered { shard, id, answer });
+        }
+    }
+
+    fn finish_side_work(&mut self, worker: usize) {
+        if let Some((shard, id, notes)) = self.workers[worker].dead_letters.pop() {
+            self.dead_letters.extend(notes);
+            self.on(worker, Input::DeadLettersProduced { shard, id });
+        }
+        if let Some((shard, id)) = self.workers[worker].probes.pop() {
+            let state = &self.shards[shard as usize];
+            let positions = state.fence.as_ref().expect("it was made").positions.clone();
+            self.on(worker, Input::Positions { shard, id, positions });
+        }
+        if let Some((shard, id)) = self.workers[worker].asks.pop() {
+            let offset = end_of(&self.log[&Partition::COMMANDS]);
+            self.on(worker, Input::CommandsEnd { shard, id, offset });
+        }
+    }
+
+    fn on(&mut self, worker: usize, input: Input) {
+        let now_ms = self.now_ms;
+        for effect in self.workers[worker].pipeline.on(now_ms, input) {
+            match effect {
+                Effect::Call { shard, id, call } => {
+                    self.calls.push(OnItsWay { worker, shard, id, call, given_up: false });
+                }
+                Effect::AskCommandsEnd { shard, id } => self.workers[worker].asks.push((shard, id)),
+                Effect::ProduceDeadLetters { shard, id, notes } => {
+                    self.workers[worker].dead_letters.push((shard, id, notes));
+                }
+                Effect::AskPositions { shard, id } => self.workers[worker].probes.push((shard, id)),
+                Effect::Rewind { partition, offset, epoch } => {
+                    self.meet("rewind");
+                    self.workers[worker].cursors.insert(partition, Cursor { next: offset, epoch });
+                }
+                Effect::Halted { shard, reason } => panic!("seed {}: shard {shard} halted: {reason}", self.seed),
+                Effect::Applied(_) | Effect::OutboxFilled { .. } | Effect::Refused { .. } => {}
+            }
+        }
+    }
+
+    /// No more faults: everything is read and applied.
+    fn settle(&mut self) {
+        self.faulty = false;
+        for _ in 0..200_000 {
+            self.step();
+            let ends = self.log.iter().map(|(partition, records)| (*partition, end_of(records)));
+            let done = |(partition, end)| self.shards.iter().all(|shard| shard.position(partition) == end);
+            if self.calls.is_empty() && ends.clone().all(done) {
+                return;
+            }
+        }
+        panic!("seed {}: it does not come to an end", self.seed);
+    }
+
+    fn check(&self) {
+        let seed = self.seed;
+        let mut ids: BTreeMap<Arc<str>, BTreeSet<&str>> = BTreeMap::new();
+        let mut dead = BTreeSet::new();
+        for (partition, records) in &self.log {
+            for record in records {
+                match &record.body {
+                    Body::Usage(event) if &*event.account == "stranger" => {
+                        dead.insert((*partition, record.offset));
+                    }
+                    Body::Usage(event) => {
+                        ids.entry(event.account.clone()).or_default().insert(&event.id);
+                    }
+                    Body::Dead { .. } => {
+                        dead.insert((*partition, record.offset));
+                    }
+                    Body::Command(_) => {}
+                }
+            }
+            let total = |outcomes: &[Outcome]| -> u64 {
+                let fences = self.shards.iter().filter_map(|shard| shard.fence.as_ref());
+                let totals = fences.flat_map(|fence| &fence.totals);
+                let own = totals.filter(|((of, outcome), _)| of == partition && outcomes.contains(outcome));
+                own.map(|(_, records)| *records).sum()
+            };
+            assert_eq!(total(&Outcome::ALL), records.len() as u64, "seed {seed}: {partition}: totals and records");
+        }
+        for (account, ids) in ids {
+            let account_state = self.shards.iter().find_map(|shard| shard.accounts.get(&account)).expect("it was made");
+            let charged = account_state.counters["email"].charged.thousandths();
+            assert_eq!(charged, 1500 * ids.len() as i64, "seed {seed}: {account}: each event once");
+        }
+        let letters: BTreeSet<_> = self.dead_letters.iter().map(|note| (note.partition, note.offset)).collect();
+        assert_eq!(letters, dead, "seed {seed}: a dead letter for each dead record, and for no other");
+    }
+}
+
+/// The offset behind the last record, with a control record after it.
+fn end_of(records: &[Record]) -> i64 {
+    records.last().map_or(0, |record| record.offset + 2)
+}
+
+fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
+    let accounts = ["a", "b", "c", "d", "e"];
+    let mut log = BTreeMap::new();
+    let commands = accounts.iter().enumerate().map(|(index, account)| {
+        let command = Command {
+            account: (*account).into(),
+            id: format!("put {account}"),
+            identity: Identity::of("cli", account),
+            time_ms: NOW_MS,
+            command_type: ACCOUNT_PUT,
+            body: Ok(CommandBody::Put(Box::new(AccountConfig {
+                plan: "basic".into(),
+                anchor: "2026-03-01".parse().expect("a date"),
+                interval: None,
+                timezone: chrono_tz::UTC,
+                addons: Vec::new(),
+                thresholds: None,
+                overage: None,
+            }))),
+        };
+        record(Partition::COMMANDS, 2 * index as i64, Body::Command(Box::new(command)))
+    });
+    let mut commands: Vec<Record> = commands.collect();
+    commands.insert(2, record(Partition::COMMANDS, 3, Body::Dead { reason: DeadReason::InvalidJson, account: None }));
+    log.insert(Partition::COMMANDS, commands);
+    for index in 0..3 {
+        let partition = Partition::usage(index);
+        let mut offset = 0;
+        let records = (0..rng.random_range(20..80)).map(|_| {
+            offset += rng.random_range(1..3);
+            let body = match rng.random_range(0..30) {
+                0 => Body::Dead { reason: DeadReason::InvalidUtf8, account: None },
+                1 => Body::Dead { reason: DeadReason::MissingField, account: Some("a".into()) },
+                2 => event("stranger", rng),
+                _ => event(accounts.choose(rng).expect("not empty"), rng),
+            };
+            record(partition, offset, body)
+        });
+        log.insert(partition, records.collect());
+    }
+    log
+}
+
+fn event(account: &str, rng: &mut SmallRng) -> Body {
+    // Few ids, so that many events are repeats: in the same call, in other calls, in other partitions.
+    let id = format!("{}", rng.random_range(0..60));
+    Body::Usage(Arc::new(UsageEvent {
+        account: account.into(),
+        source: "s".into(),
+        identity: Identity::of("s", &id),
+        id: id.into(),
+        time_ms: NOW_MS + rng.random_range(-60_000..60_000),
+        dated_ms: NOW_MS,
+        action: "reveal_email".into(),
+        quantity: 1,
+        outcome: None,
+    }))
+}
+
+fn record(partition: Partition, offset: i64, body: Body) -> Record {
+    Record { partition, offset, append_ms: NOW_MS, bytes: 100, body }
+}
