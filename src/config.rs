@@ -6,7 +6,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// Bounds of values.
+mod check;
+/// The layers: file, environment, flags.
+mod load;
+
+pub use load::{ConfigError, read_catalogue};
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub kafka: Kafka,
@@ -141,22 +148,6 @@ pub enum LogFormat {
 pub struct Debug {
     /// The named place at which the process ends as if killed.
     pub failpoint: Option<String>,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            kafka: Kafka::default(),
-            redis: Redis::default(),
-            http: Http::default(),
-            catalogue: CatalogueFile::default(),
-            events: Events::default(),
-            batch: Batch::default(),
-            outbox: Outbox::default(),
-            log: Log::default(),
-            debug: Debug::default(),
-        }
-    }
 }
 
 impl Default for Kafka {

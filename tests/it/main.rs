@@ -1,4 +1,10 @@
 //! Tests against a real Kafka and a real Redis, started by `tests/run` or by `docker/services up`.
 
+mod bad_input;
+mod commands;
+mod crashes;
+mod independent;
 mod lua_vs_ledger;
+mod start;
 mod support;
+mod walk;

@@ -1,6 +1,11 @@
-//! What the tests share: where the services are, and the state of a shard as Redis holds it.
+//! What the tests share: where the services are, topics and prefixes of a test's own, a meter as a child process.
 
 pub mod dump;
+pub mod kafka;
+pub mod meter;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
 
 /// An address that `tests/run` gives; a test without it fails, it is never skipped.
 pub fn service(name: &str) -> String {
@@ -10,4 +15,16 @@ pub fn service(name: &str) -> String {
 /// A key prefix of the test's own.
 pub fn own_prefix(name: &str) -> String {
     format!("{name}-{}", uuid::Uuid::now_v7().simple())
+}
+
+/// Waits on a condition. The bound is generous: it only ends a test that would never end.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + Duration::from_secs(180);
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited too long until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

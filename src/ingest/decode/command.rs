@@ -1,0 +1,266 @@
+//! `credits.account.put.v1` and `credits.grant.v1`: what billing asks.
+//!
+//! An event whose envelope is bad is a dead letter. One whose data are bad is a command that is refused, so that its
+//! sender gets an answer that names the field and the remedy.
+
+use std::borrow::Cow;
+
+use chrono::{Datelike, NaiveDate};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::json::{self, Object};
+use super::{Fault, Faults, Raw, Settings, SharedTexts, clip, envelope};
+use crate::ledger::account::{AccountConfig, Addon, GrantKind};
+use crate::ledger::call::{Refusal, RefusalReason};
+use crate::ledger::catalogue::{Overage, Threshold};
+use crate::ledger::command::{ACCOUNT_PUT, Command, CommandBody, GRANT, refuse};
+use crate::ledger::credits::Credits;
+use crate::ledger::cycle::Interval;
+use crate::ledger::event::Identity;
+use crate::ledger::outcome::DeadReason;
+use crate::pipeline::record::Body;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PutData<'a> {
+    #[serde(borrow)]
+    plan: Option<&'a RawValue>,
+    #[serde(borrow)]
+    anchor: Option<&'a RawValue>,
+    #[serde(borrow)]
+    interval: Option<&'a RawValue>,
+    #[serde(borrow)]
+    timezone: Option<&'a RawValue>,
+    #[serde(borrow)]
+    addons: Option<&'a RawValue>,
+    #[serde(borrow)]
+    thresholds: Option<&'a RawValue>,
+    #[serde(borrow)]
+    overage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    member_limits: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddonData<'a> {
+    #[serde(borrow)]
+    credit_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    amount: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AllowData<'a> {
+    #[serde(borrow)]
+    allow: Object<LimitData<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitData<'a> {
+    #[serde(borrow)]
+    limit: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrantData<'a> {
+    #[serde(borrow)]
+    credit_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    amount: Option<&'a RawValue>,
+    #[serde(borrow)]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    priority: Option<&'a RawValue>,
+    #[serde(borrow)]
+    effective_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    expires_at: Option<&'a RawValue>,
+}
+
+pub fn read(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Body, Fault> {
+    let event = envelope::read::<&RawValue>(raw, settings.max_bytes)?;
+    let mut faults = Faults::default();
+    let envelope = event.attributes.check(&[ACCOUNT_PUT, GRANT], &mut faults);
+    faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
+    let data = match event.data {
+        Err(fault) if fault.reason == DeadReason::MissingField => None,
+        data => faults.take(data.map(Some)),
+    };
+    faults.none()?;
+    let body = match data.map(RawValue::get) {
+        None => Err(invalid("data is missing".to_owned())),
+        Some(data) if envelope.event_type == GRANT => grant(data),
+        Some(data) => put(data),
+    };
+    Ok(Body::Command(Box::new(Command {
+        account: texts.share(&envelope.subject),
+        identity: Identity::of(&envelope.source, &envelope.id),
+        id: envelope.id.into_owned(),
+        // Dated like usage: a clock that runs ahead opens no later cycle.
+        time_ms: envelope.time_ms.min(raw.append_ms),
+        command_type: envelope.event_type,
+        body,
+    })))
+}
+
+fn put(data: &str) -> Result<CommandBody, Refusal> {
+    let data: PutData = object("data", data)?;
+    unsupported("member_limits", data.member_limits, "leave it out")?;
+    Ok(CommandBody::Put(Box::new(AccountConfig {
+        plan: text("plan", data.plan, "name a plan of the catalogue")?.into_owned(),
+        anchor: anchor(data.anchor)?,
+        interval: optional(data.interval, interval)?,
+        timezone: optional(data.timezone, timezone)?.unwrap_or(chrono_tz::UTC),
+        addons: optional(data.addons, addons)?.unwrap_or_default(),
+        thresholds: optional(data.thresholds, thresholds)?,
+        overage: optional(data.overage, overage)?,
+    })))
+}
+
+fn grant(data: &str) -> Result<CommandBody, Refusal> {
+    let data: GrantData = object("data", data)?;
+    for (name, value) in
+        [("priority", data.priority), ("effective_at", data.effective_at), ("expires_at", data.expires_at)]
+    {
+        unsupported(name, value, "dated grants come with rollover, leave it out")?;
+    }
+    Ok(CommandBody::Grant {
+        credit_type: text("credit_type", data.credit_type, "name a credit type of the catalogue")?.into_owned(),
+        amount: positive("amount", data.amount)?,
+        kind: kind(data.kind)?,
+    })
+}
+
+fn anchor(raw: Option<&RawValue>) -> Result<NaiveDate, Refusal> {
+    let remedy = "write the date on which the first cycle starts, like 2026-01-31";
+    let written = text("anchor", raw, remedy)?;
+    // Compared with what it would be written as: chrono reads more than that one form.
+    let plain = |date: &NaiveDate| (1970..=9999).contains(&date.year()) && date.to_string() == written;
+    let date = written.parse().ok().filter(plain);
+    date.ok_or_else(|| invalid(format!("anchor `{}` is no date: {remedy}", clip(&written))))
+}
+
+fn interval(raw: &RawValue) -> Result<Interval, Refusal> {
+    let names = Interval::ALL.map(Interval::name).join(", ");
+    let remedy = format!("write one of {names}");
+    let name = text("interval", Some(raw), &remedy)?;
+    Interval::from_name(&name).ok_or_else(|| invalid(format!("interval `{}` is unknown: {remedy}", clip(&name))))
+}
+
+fn timezone(raw: &RawValue) -> Result<chrono_tz::Tz, Refusal> {
+    let remedy = "write a name of the IANA database, like Europe/Paris";
+    let name = text("timezone", Some(raw), remedy)?;
+    name.parse().map_err(|_| invalid(format!("timezone `{}` is unknown: {remedy}", clip(&name))))
+}
+
+fn addons(raw: &RawValue) -> Result<Vec<Addon>, Refusal> {
+    let written: Vec<Object<AddonData>> = serde_json::from_str(raw.get()).map_err(|error| {
+        invalid(format!("addons: {}: write [{{\"credit_type\": \"email\", \"amount\": 100}}]", without_place(&error)))
+    })?;
+    let mut addons: Vec<Addon> = Vec::new();
+    for (index, Object(addon)) in written.into_iter().enumerate() {
+        let place = |field: &str| format!("addons[{index}].{field}");
+        let credit_type = text(&place("credit_type"), addon.credit_type, "name a credit type of the catalogue")?;
+        if addons.iter().any(|other| *other.credit_type == *credit_type) {
+            let message = format!("addons: credit type `{}` comes twice: add the amounts up", clip(&credit_type));
+            return Err(invalid(message));
+        }
+        let amount = positive(&place("amount"), addon.amount)?;
+        addons.push(Addon { credit_type: credit_type.into_owned(), amount });
+    }
+    Ok(addons)
+}
+
+fn thresholds(raw: &RawValue) -> Result<Vec<Threshold>, Refusal> {
+    let remedy = "write [\"80%\"] for percent used, [\"remaining 100\"] for credits";
+    let written: Vec<String> = serde_json::from_str(raw.get())
+        .map_err(|error| invalid(format!("thresholds: {}: {remedy}", without_place(&error))))?;
+    let parse = |text: &String| {
+        Threshold::parse(text).ok_or_else(|| invalid(format!("thresholds: `{}` is none: {remedy}", clip(text))))
+    };
+    written.iter().map(parse).collect()
+}
+
+fn overage(raw: &RawValue) -> Result<Overage, Refusal> {
+    let refused = || {
+        let message = "overage is none of \"reject\", \"cap\", \"allow\" and {\"allow\": {\"limit\": CREDITS}}";
+        invalid(message.to_owned())
+    };
+    if let Some(name) = json::text_of(raw) {
+        return Overage::parse(&name).ok_or_else(refused);
+    }
+    let Object(AllowData { allow: Object(LimitData { limit }) }) =
+        serde_json::from_str(raw.get()).map_err(|_| refused())?;
+    let limit = amount("overage.allow.limit", Some(limit))?;
+    if limit < Credits::ZERO {
+        return Err(invalid("overage.allow.limit is negative: write 0 or more".to_owned()));
+    }
+    Ok(Overage::Allow { limit: Some(limit) })
+}
+
+fn kind(raw: Option<&RawValue>) -> Result<GrantKind, Refusal> {
+    let remedy = "write topup for credits that were bought, promo for credits that were given";
+    let name = text("kind", raw, remedy)?;
+    match GrantKind::from_name(&name) {
+        Some(kind @ (GrantKind::Topup | GrantKind::Promo)) => Ok(kind),
+        // Those two come with the account's plan and add-ons, never by themselves.
+        Some(GrantKind::Plan | GrantKind::Addon) | None => {
+            Err(invalid(format!("kind `{}` cannot be granted: {remedy}", clip(&name))))
+        }
+    }
+}
+
+fn positive(name: &str, raw: Option<&RawValue>) -> Result<Credits, Refusal> {
+    let credits = amount(name, raw)?;
+    if credits <= Credits::ZERO {
+        return Err(invalid(format!("{name} is {credits}: write more than 0")));
+    }
+    Ok(credits)
+}
+
+fn amount(name: &str, raw: Option<&RawValue>) -> Result<Credits, Refusal> {
+    let remedy = "write credits as a number with at most three decimals";
+    let raw = raw.ok_or_else(|| invalid(format!("{name} is missing: {remedy}")))?;
+    Credits::parse(raw.get()).map_err(|error| invalid(format!("{name}: {error}: {remedy}")))
+}
+
+/// A text within the limits of all texts that are kept.
+fn text<'a>(name: &str, raw: Option<&'a RawValue>, remedy: &str) -> Result<Cow<'a, str>, Refusal> {
+    envelope::field(name, raw).map_err(|fault| invalid(format!("{}: {remedy}", fault.detail)))
+}
+
+fn optional<'a, T>(
+    raw: Option<&'a RawValue>,
+    read: impl FnOnce(&'a RawValue) -> Result<T, Refusal>,
+) -> Result<Option<T>, Refusal> {
+    raw.map(read).transpose()
+}
+
+fn unsupported(name: &str, raw: Option<&RawValue>, remedy: &str) -> Result<(), Refusal> {
+    match raw {
+        None => Ok(()),
+        Some(_) => Err(refuse(RefusalReason::UnsupportedField, format!("{name} is not supported yet: {remedy}"))),
+    }
+}
+
+fn object<'a, T: Deserialize<'a>>(name: &str, text: &'a str) -> Result<T, Refusal> {
+    let object: Result<Object<T>, _> = serde_json::from_str(text);
+    object.map(|Object(value)| value).map_err(|error| invalid(format!("{name}: {}", without_place(&error))))
+}
+
+/// The place would be that in the data, not in the record.
+fn without_place(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let message = message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
+    // It quotes the data, which may be long.
+    message.chars().take(300).collect()
+}
+
+fn invalid(message: String) -> Refusal {
+    refuse(RefusalReason::InvalidCommand, message)
+}

@@ -1,0 +1,160 @@
+//! Bytes to records: CloudEvents 1.0 in both content modes. Knows neither a Kafka client nor the catalogue.
+//!
+//! A record is read in one pass with what it borrows from the bytes. Only a faulty one is looked at again, to say
+//! what is wrong with it and whose it is.
+
+/// `credits.account.put.v1` and `credits.grant.v1`.
+mod command;
+/// The event around the data: content modes, attributes, time.
+mod envelope;
+/// JSON below serde.
+mod json;
+/// `credits.usage.v1`.
+mod usage;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use rustc_hash::FxBuildHasher;
+
+use crate::ledger::call::{Input, Partition};
+use crate::ledger::outcome::DeadReason;
+use crate::pipeline::record::{Body, Record};
+
+pub use usage::USAGE;
+
+/// Shared texts that a decoder keeps, about 6 MB. Beyond it all are forgotten: simpler than an order of use, and
+/// reading each account once more costs one allocation.
+const SHARED_TEXTS_MAX: usize = 65_536;
+
+/// A record as it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw<'a> {
+    pub partition: Partition,
+    pub offset: i64,
+    /// When the broker appended it, or what stands for that (`events.age_from`).
+    pub append_ms: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub headers: Headers<'a>,
+}
+
+/// The headers of a record, in their order. Most records have none: an empty slice costs nothing.
+pub type Headers<'a> = &'a [(&'a str, Option<&'a [u8]>)];
+
+/// What the configuration says about events.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub max_bytes: usize,
+    pub early_limit_ms: i64,
+}
+
+/// A record, and what is only counted or logged about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    pub record: Record,
+    /// A usage record whose key is not its subject.
+    pub misrouted: bool,
+    /// What is wrong with a dead record, and where.
+    pub detail: Option<String>,
+}
+
+/// Decodes records, and shares the texts that come again and again.
+#[derive(Debug)]
+pub struct Decoder {
+    settings: Settings,
+    texts: SharedTexts,
+}
+
+impl Decoder {
+    pub fn new(settings: Settings) -> Decoder {
+        Decoder { settings, texts: SharedTexts::default() }
+    }
+
+    pub fn decode(&mut self, raw: Raw<'_>) -> Decoded {
+        let read = match raw.partition.input {
+            Input::Usage => usage::read(raw, self.settings, &mut self.texts),
+            Input::Commands => command::read(raw, self.settings, &mut self.texts),
+        };
+        let (body, detail) = match read {
+            Ok(body) => (body, None),
+            Err(fault) => {
+                let account = envelope::subject_of(raw).map(|subject| self.texts.share(&subject));
+                (Body::Dead { reason: fault.reason, account }, Some(fault.detail))
+            }
+        };
+        let bytes = raw.key.map_or(0, <[u8]>::len) + raw.value.map_or(0, <[u8]>::len);
+        let record = Record { partition: raw.partition, offset: raw.offset, append_ms: raw.append_ms, bytes, body };
+        let other_key = record.account().is_some_and(|account| raw.key != Some(account.as_bytes()));
+        Decoded { misrouted: other_key && raw.partition.input == Input::Usage, record, detail }
+    }
+}
+
+/// One `Arc` for each text, as long as it is remembered.
+#[derive(Debug, Default)]
+struct SharedTexts {
+    texts: HashSet<Arc<str>, FxBuildHasher>,
+}
+
+impl SharedTexts {
+    fn share(&mut self, text: &str) -> Arc<str> {
+        if let Some(shared) = self.texts.get(text) {
+            return shared.clone();
+        }
+        if self.texts.len() == SHARED_TEXTS_MAX {
+            self.texts.clear();
+        }
+        let shared: Arc<str> = Arc::from(text);
+        self.texts.insert(shared.clone());
+        shared
+    }
+}
+
+/// Why a record is dead, in a word and in a sentence.
+#[derive(Debug)]
+struct Fault {
+    reason: DeadReason,
+    detail: String,
+}
+
+impl Fault {
+    fn new(reason: DeadReason, detail: impl Into<String>) -> Fault {
+        Fault { reason, detail: detail.into() }
+    }
+}
+
+/// Collects what is wrong with a record: of several faults the one whose reason comes first counts, not the one
+/// whose field is read first.
+#[derive(Debug, Default)]
+struct Faults {
+    first: Option<Fault>,
+}
+
+impl Faults {
+    fn take<T: Default>(&mut self, result: Result<T, Fault>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(fault) => {
+                if self.first.as_ref().is_none_or(|first| fault.reason < first.reason) {
+                    self.first = Some(fault);
+                }
+                T::default()
+            }
+        }
+    }
+
+    fn none(self) -> Result<(), Fault> {
+        self.first.map_or(Ok(()), Err)
+    }
+}
+
+/// The start of a text, for messages.
+fn clip(text: &str) -> &str {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+use super::*;
+use crate::ledger::account::GrantKind;
+use crate::ledger::call::RefusalReason;
+use crate::ledger::catalogue::{Overage, Threshold};
+use crate::ledger::command::CommandBody;
+use crate::ledger::credits::Credits;
+
+#[test]
+fn a_put_is_read() {
+    let put = commanded(&put_event(PUT_DATA));
+    assert_eq!((&*put.account, &*put.id, put.command_type), ("acme", "c-1", "credits.account.put.v1"));
+    assert_eq!((put.identity, put.time_ms), (Identity::of("/billing", "c-1"), APPEND_MS));
+    let Ok(CommandBody::Put(config)) = put.body else { panic!("{:?}", put.body) };
+    // It is stored in thousandths.
+    let stored = PUT_DATA.replace("7.5", "7500").replace(",\"member_limits\":null", "");
+    assert_eq!(config.to_json(), stored);
+    assert_eq!(config.thresholds.unwrap()[1], Threshold::Remaining(Credits::whole(10)));
+
+    let least = commanded(&put_event(r#"{"plan":"free","anchor":"2026-02-28","interval":null}"#));
+    let Ok(CommandBody::Put(config)) = least.body else { panic!("{:?}", least.body) };
+    assert_eq!((config.timezone, config.interval, config.overage), (chrono_tz::UTC, None, None));
+    assert!(config.addons.is_empty() && config.thresholds.is_none());
+
+    for (written, overage) in [("\"cap\"", Overage::Cap), ("\"allow\"", Overage::Allow { limit: None })] {
+        let put = commanded(&put_event(&change(PUT_DATA, r#"{"allow":{"limit":7.5}}"#, written)));
+        let Ok(CommandBody::Put(config)) = put.body else { panic!("{:?}", put.body) };
+        assert_eq!(config.overage, Some(overage));
+    }
+}
+
+#[test]
+fn a_grant_is_read() {
+    let check = |from: &str, to: &str, thousandths: i64, kind: GrantKind| {
+        let amount = Credits::from_thousandths(thousandths);
+        let expected = CommandBody::Grant { credit_type: "email".into(), amount, kind };
+        assert_eq!(commanded(&grant_event(&change(GRANT_DATA, from, to))).body, Ok(expected), "{to}");
+    };
+    check("0.125", "0.125", 125, GrantKind::Topup);
+    check("0.125", "1000000000000", 1_000_000_000_000_000, GrantKind::Topup);
+    check("0.125", "0.10", 100, GrantKind::Topup); // a float would do as well here, but not everywhere
+    check("0.125", "999999999999.999", 999_999_999_999_999, GrantKind::Topup);
+    check("topup", "promo", 125, GrantKind::Promo);
+    check("\"topup\"", "\"topup\",\"expires_at\":null", 125, GrantKind::Topup);
+}
+
+#[test]
+fn a_binary_command_is_read() {
+    let headers: Headers = &[
+        ("ce_specversion", Some(b"1.0")),
+        ("ce_id", Some(b"c-1")),
+        ("ce_source", Some(b"/billing")),
+        ("ce_type", Some(b"credits.grant.v1")),
+        ("ce_subject", Some(b"acme")),
+        ("ce_time", Some(b"2026-07-15T12:00:01Z")),
+    ];
+    let Body::Command(binary) = decode(command(GRANT_DATA.as_bytes(), headers)).record.body else {
+        panic!("not a command");
+    };
+    assert_eq!(*binary, commanded(&grant_event(GRANT_DATA)));
+    dead(command(b"{", headers), DeadReason::InvalidJson, Some("acme"), "data: EOF");
+}
+
+#[test]
+fn a_command_with_bad_data_is_refused_with_a_remedy() {
+    use RefusalReason::{InvalidCommand, UnsupportedField};
+    let check = |value: String, reason: RefusalReason, message: &str| {
+        let refusal = commanded(&value).body.expect_err(&value);
+        assert!(refusal.reason == reason && refusal.message.contains(message), "{value}: {refusal:?}");
+    };
+    let put = |from: &str, to: &str, message: &str| {
+        check(put_event(&change(PUT_DATA, from, to)), InvalidCommand, message);
+    };
+    let grant = |from: &str, to: &str, message: &str| {
+        check(grant_event(&change(GRANT_DATA, from, to)), InvalidCommand, message);
+    };
+    check(put_event("null"), InvalidCommand, "data is missing");
+    check(put_event("[]"), InvalidCommand, "expected an object");
+    check(put_event(&format!("\"{}\"", "x".repeat(9999))), InvalidCommand, "data: invalid type: string");
+    check(put_event("{}"), InvalidCommand, "plan is missing or empty: name a plan");
+    put("\"plan\"", "\"tier\"", "unknown field `tier`, expected one of `plan`");
+    put("\"plan\":\"basic\"", "\"plan\":\"basic\",\"plan\":\"pro\"", "duplicate field `plan`");
+    put("\"basic\"", "7", "plan is a number");
+    put("\"anchor\":\"2026-01-31\",", "", "anchor is missing");
+    for anchor in
+        ["2026-1-31", "2026-02-30", "31.01.2026", "2026-01-31T00:00:00Z", "+026-01-31", "2026- 1-31", "1969-12-31"]
+    {
+        put("2026-01-31", anchor, "is no date: write the date");
+    }
+    put("annual", "weekly", "interval `weekly` is unknown: write one of monthly, quarterly");
+    put("Europe/Paris", "Paris", "timezone `Paris` is unknown");
+    put("\"Europe/Paris\"", "2", "timezone is a number");
+    put("[{\"credit_type\":\"email\",\"amount\":500.5}]", "{\"email\":500}", "addons: invalid type: map");
+    put("\"email\",", "\"email\",\"price\":1,", "addons: unknown field `price`");
+    put("\"credit_type\":\"email\",", "", "addons[0].credit_type is missing");
+    put("{\"credit_type\":\"email\",\"amount\":500.5}", "[\"email\",500]", "addons: invalid type: sequence");
+    put("500.5", "0", "addons[0].amount is 0: write more than 0");
+    put("500.5", "-1", "addons[0].amount is -1");
+    put("500.5", "1e3", "addons[0].amount: `1e3` is not a plain decimal");
+    put("500.5}", "1},{\"credit_type\":\"email\",\"amount\":2}", "`email` comes twice");
+    put("\"80%\"", "\"101%\"", "thresholds: `101%` is none");
+    put("\"80%\"", "80", "thresholds: invalid type: integer");
+    put("{\"allow\":{\"limit\":7.5}}", "\"deny\"", "overage is none of");
+    put("{\"allow\":{\"limit\":7.5}}", "true", "overage is none of");
+    put("{\"limit\":7.5}", "{}", "overage is none of");
+    put("{\"limit\":7.5}", "[7.5]", "overage is none of");
+    put("7.5", "-7", "overage.allow.limit is negative");
+    put("7.5", "0.0001", "overage.allow.limit: `0.0001` has more than three decimals");
+    let limits = change(PUT_DATA, "\"member_limits\":null", "\"member_limits\":{}");
+    check(put_event(&limits), UnsupportedField, "member_limits is not supported yet");
+
+    grant("\"credit_type\"", "\"type\"", "unknown field `type`");
+    grant("\"credit_type\":\"email\",", "", "credit_type is missing");
+    grant("\"amount\":0.125,", "", "amount is missing");
+    grant("0.125", "0", "amount is 0");
+    grant("0.125", "-5", "amount is -5: write more than 0");
+    grant("0.125", "0.0001", "amount: `0.0001` has more than three decimals");
+    grant("0.125", "\"5\"", "not a plain decimal number: write credits as a number");
+    grant("0.125", "1000000000001", "beyond the largest amount");
+    grant("\"topup\"", "null", "kind is missing");
+    grant("topup", "plan", "kind `plan` cannot be granted: write topup");
+    grant("topup", "gift", "kind `gift` cannot be granted");
+    for field in ["priority", "effective_at", "expires_at"] {
+        let dated = change(GRANT_DATA, "\"topup\"", &format!("\"topup\",\"{field}\":5"));
+        check(grant_event(&dated), UnsupportedField, &format!("{field} is not supported yet: dated grants come"));
+    }
+    let long = commanded(&put_event(&format!("{{\"{}\":1}}", "x".repeat(9999)))).body.unwrap_err();
+    assert!(long.message.len() < 400, "{}", long.message.len());
+}
+
+#[test]
+fn a_command_with_a_bad_envelope_is_dead() {
+    use DeadReason::*;
+    let check = |from: &str, to: &str, reason: DeadReason, account: Option<&str>| {
+        dead(command(change(&put_event(PUT_DATA), from, to).as_bytes(), &[]), reason, account, "");
+    };
+    check("account.put", "account.close", UnknownType, Some("acme"));
+    check("account.put", "usage", UnknownType, Some("acme"));
+    check("\"c-1\"", "\"\"", MissingField, Some("acme"));
+    check("\"acme\"", "5", WrongType, None);
+    check("12:00:01", "12:06:00", TooEarly, Some("acme"));
+    check("\"basic\"", "basic", InvalidJson, None);
+    check("\"1.0\"", "\"2.0\"", UnsupportedSpecversion, Some("acme"));
+}

@@ -1,0 +1,93 @@
+//! First starts, returns, and states that are not what they were.
+
+use credit_meter::store::Store;
+use credit_meter::store::keys::Key;
+
+use crate::support::kafka::Topics;
+use crate::support::meter::Meter;
+use crate::support::{dump, service, until};
+use crate::walk::{CATALOGUE, put, reveal};
+
+async fn redis() -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
+    client.get_multiplexed_async_connection().await.expect("redis answers")
+}
+
+/// A meter that has applied one event, and was stopped.
+async fn used(test: &str) -> (Topics, Meter) {
+    let topics = Topics::create(test, 2).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    meter.caught_up(&topics).await;
+    assert!(running.terminate().await.success());
+    (topics, meter)
+}
+
+async fn refuses(meter: &Meter, extra: &[(&str, &str)], reason: &str) {
+    let mut running = meter.start(extra);
+    let status = until("the meter refuses to start", || {
+        let ended = running.child.try_wait().expect("it is a child");
+        async move { ended }
+    })
+    .await;
+    assert_eq!(status.code(), Some(1), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_reads_what_was_there_before_it_commands_first() {
+    let topics = Topics::create("first", 2).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    // The event is older than the command: sign-up and first reveal race.
+    topics.send("usage", &reveal("acme", "e1", 3)).await;
+    topics.command(&put("acme", "basic")).await;
+    let running = meter.start(&[]);
+    running.ready().await;
+    meter.caught_up(&topics).await;
+    assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_redis_is_not_a_first_start() {
+    let (_topics, meter) = used("emptied").await;
+    let mut connection = redis().await;
+    let keys = dump::keys(&mut connection, &meter.prefix).await;
+    let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
+    refuses(&meter, &[], "redis holds no state").await;
+    assert_eq!(dump::keys(&mut connection, &meter.prefix).await, Vec::<String>::new(), "nothing was made");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_emptied_shard_or_another_number_of_shards_is_refused() {
+    let (_topics, meter) = used("shards").await;
+    refuses(&meter, &[("REDIS__SHARDS", "5")], "redis.shards").await;
+    let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
+    let key = store.keys().spell(Key::Shard(2));
+    let mut connection = redis().await;
+    let _: () = redis::cmd("DEL").arg(key).query_async(&mut connection).await.expect("redis answers");
+    refuses(&meter, &[], "shard 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_emptied_under_a_running_meter_halts_it() {
+    let topics = Topics::create("halt", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    meter.caught_up(&topics).await;
+    let mut connection = redis().await;
+    let keys = dump::keys(&mut connection, &meter.prefix).await;
+    let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
+    topics.send("usage", &reveal("acme", "e2", 1)).await;
+    let told = until("readiness says so", || async {
+        running.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains("emptied"))
+    })
+    .await;
+    assert!(told.1.contains("shards"), "{}", told.1);
+    let left = dump::keys(&mut connection, &meter.prefix).await;
+    assert!(left.iter().all(|key| key.ends_with(":relay")), "nothing was made anew: {left:?}");
+}

@@ -1,0 +1,136 @@
+//! Topics of a test's own in the real Kafka, and what is in them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders, OwnedMessage};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use super::{own_prefix, service};
+
+/// The topics of one test, with names that no other has.
+pub struct Topics {
+    pub prefix: String,
+    pub partitions: i32,
+    producer: FutureProducer,
+}
+
+/// A record to produce.
+#[derive(Clone, Default)]
+pub struct Outgoing {
+    pub partition: i32,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Topics {
+    pub async fn create(test: &str, partitions: i32) -> Topics {
+        let prefix = own_prefix(test);
+        let admin: AdminClient<DefaultClientContext> = client().create().expect("an admin client");
+        let name = |role: &str| format!("{prefix}.{role}");
+        let usage = name("usage");
+        let commands = name("commands");
+        let append = |topic| NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
+        let mut topics = vec![append(&commands)];
+        let mut of_usage = append(&usage).set("max.message.bytes", "20000000");
+        of_usage.num_partitions = partitions;
+        topics.push(of_usage);
+        let others = ["denied", "alerts", "cycles", "ledger", "dead-letter"].map(name);
+        for topic in &others {
+            let topic = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
+            topics.push(topic.set("max.message.bytes", "20100000"));
+        }
+        let made = admin.create_topics(&topics, &AdminOptions::new()).await.expect("kafka answers");
+        for result in made {
+            result.expect("a topic is made");
+        }
+        let mut config = client();
+        config.set("message.max.bytes", "30000000").set("linger.ms", "2").set("acks", "all");
+        Topics { prefix, partitions, producer: config.create().expect("a producer") }
+    }
+
+    pub fn name(&self, role: &str) -> String {
+        format!("{}.{role}", self.prefix)
+    }
+
+    pub async fn send(&self, role: &str, record: &Outgoing) -> i64 {
+        let topic = self.name(role);
+        let mut outgoing: FutureRecord<[u8], [u8]> = FutureRecord::to(&topic).partition(record.partition);
+        outgoing.key = record.key.as_deref();
+        outgoing.payload = record.value.as_deref();
+        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(value) })
+        });
+        outgoing = outgoing.headers(headers);
+        self.producer.send(outgoing, Duration::from_secs(60)).await.expect("kafka takes the record").offset
+    }
+
+    pub async fn command(&self, event: &serde_json::Value) -> i64 {
+        let key = event["subject"].as_str().expect("a subject").as_bytes().to_vec();
+        let record = Outgoing { key: Some(key), value: Some(event.to_string().into_bytes()), ..Outgoing::default() };
+        self.send("commands", &record).await
+    }
+
+    /// The offset after the last record of each partition.
+    pub fn ends(&self, role: &str, partitions: i32) -> Vec<i64> {
+        let consumer: BaseConsumer = client().set("group.id", "tests").create().expect("a consumer");
+        let end = |partition| {
+            consumer.fetch_watermarks(&self.name(role), partition, Duration::from_secs(30)).expect("kafka answers").1
+        };
+        (0..partitions).map(end).collect()
+    }
+
+    /// All records of a topic, partition by partition.
+    pub fn read(&self, role: &str, partitions: i32) -> Vec<OwnedMessage> {
+        let ends = self.ends(role, partitions);
+        let mut config = client();
+        config.set("group.id", "tests").set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        for partition in 0..partitions {
+            list.add_partition_offset(&self.name(role), partition, Offset::Beginning).expect("a partition");
+        }
+        consumer.assign(&list).expect("an assignment");
+        let mut next: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut messages = Vec::new();
+        loop {
+            let done = (0..partitions).all(|each| next.get(&each).copied().unwrap_or(0) >= ends[each as usize]);
+            if done {
+                return messages;
+            }
+            match consumer.poll(Duration::from_secs(60)) {
+                Some(Ok(message)) => {
+                    next.insert(message.partition(), message.offset() + 1);
+                    messages.push(message.detach());
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
+                other => panic!("reading {role}: {:?}", other.map(|result| result.map(|_| ()))),
+            }
+        }
+    }
+}
+
+pub fn client() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", service("KAFKA_BROKERS"));
+    config
+}
+
+/// A header's value as text.
+pub fn header(message: &OwnedMessage, name: &str) -> Option<String> {
+    let headers = message.headers()?;
+    let found = headers.iter().find(|header| header.key == name)?;
+    Some(String::from_utf8_lossy(found.value?).into_owned())
+}
+
+/// The `data` of a message that the meter has published.
+pub fn data(message: &OwnedMessage) -> serde_json::Value {
+    let event: serde_json::Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
+    event["data"].clone()
+}

@@ -1,0 +1,183 @@
+//! A meter as users run it: the real program, as a process of its own.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use credit_meter::ledger::call::Partition;
+use credit_meter::ledger::outcome::Outcome;
+use credit_meter::store::{RedisStore, ShardState, Store};
+
+use super::kafka::Topics;
+use super::{service, until};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_credit-meter");
+pub const SHARDS: u32 = 4;
+
+/// The settings of one test's meter. Any number of processes may run with them.
+pub struct Meter {
+    environment: BTreeMap<String, String>,
+    pub prefix: String,
+    pub store: Store,
+}
+
+/// A running process; killed when it is dropped.
+pub struct Running {
+    pub child: Child,
+    pub http: String,
+}
+
+impl Meter {
+    pub fn new(topics: &Topics, catalogue: &str) -> Meter {
+        let prefix = topics.prefix.clone();
+        let url = service("REDIS_URL");
+        let store = RedisStore::new(&url, &prefix, SHARDS, Duration::from_secs(30), None).expect("an address");
+        let mut meter = Meter { environment: BTreeMap::new(), prefix: prefix.clone(), store: Store::Redis(store) };
+        meter.set("KAFKA__BROKERS", &service("KAFKA_BROKERS"));
+        meter.set("KAFKA__GROUP", &prefix);
+        // A killed worker holds its partitions until its session ends.
+        meter.set("KAFKA__SESSION_TIMEOUT", "6s");
+        for role in ["usage", "commands", "denied", "alerts", "cycles", "ledger"] {
+            meter.set(&format!("KAFKA__TOPICS__{}", role.to_uppercase()), &topics.name(role));
+        }
+        meter.set("KAFKA__TOPICS__DEAD_LETTER", &topics.name("dead-letter"));
+        meter.set("REDIS__URL", &url);
+        meter.set("REDIS__PREFIX", &prefix);
+        meter.set("REDIS__SHARDS", &SHARDS.to_string());
+        meter.set("CATALOGUE__PATH", catalogue);
+        meter
+    }
+
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.environment.insert(format!("CREDIT_METER__{key}"), value.to_owned());
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.envs(&self.environment);
+        command
+    }
+
+    /// Starts a worker; `extra` is for this process only.
+    pub fn start(&self, extra: &[(&str, &str)]) -> Running {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+        let http = format!("127.0.0.1:{port}");
+        let mut command = self.command();
+        command.arg("serve").env("CREDIT_METER__HTTP__LISTEN", &http).stdin(Stdio::null());
+        for (key, value) in extra {
+            command.env(format!("CREDIT_METER__{key}"), value);
+        }
+        Running { child: command.spawn().expect("the program starts"), http }
+    }
+
+    /// Runs a command of the program to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).stdin(Stdio::null()).output().expect("the program starts")
+    }
+
+    /// What `--json` printed.
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.run(arguments);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {told}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {told}"))
+    }
+
+    pub async fn states(&self) -> Vec<ShardState> {
+        let mut states = Vec::new();
+        for shard in 0..SHARDS {
+            states.push(self.store.shard_state(shard).await.expect("redis answers"));
+        }
+        states
+    }
+
+    /// The position that every shard has passed.
+    pub async fn applied(&self, partition: Partition) -> i64 {
+        let of = |state: &ShardState| state.positions.iter().find(|(own, _)| *own == partition).map_or(0, |(_, at)| *at);
+        self.states().await.iter().map(of).min().expect("there are shards")
+    }
+
+    /// Records by how they ended, over all shards.
+    pub async fn totals(&self, input: &str) -> BTreeMap<Outcome, u64> {
+        let mut totals = BTreeMap::new();
+        for (partition, outcome, records) in self.states().await.into_iter().flat_map(|state| state.totals) {
+            if partition.input.name() == input {
+                *totals.entry(outcome).or_insert(0) += records;
+            }
+        }
+        totals
+    }
+
+    /// Waits until all records of the input topics are applied.
+    pub async fn caught_up(&self, topics: &Topics) {
+        let mut ends: Vec<(Partition, i64)> = vec![(Partition::COMMANDS, topics.ends("commands", 1)[0])];
+        let usage = topics.ends("usage", topics.partitions);
+        ends.extend(usage.into_iter().enumerate().map(|(index, end)| (Partition::usage(index as i32), end)));
+        for (partition, end) in ends {
+            until(&format!("{partition} is applied up to {end}"), || async move {
+                (self.applied(partition).await >= end).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Waits until the relays have published everything.
+    pub async fn published(&self) {
+        let Store::Redis(store) = &self.store else { unreachable!("the tests use a real redis") };
+        for shard in 0..SHARDS {
+            let key = store.keys().spell(credit_meter::store::keys::Key::Outbox(shard));
+            until(&format!("the outbox of shard {shard} is empty"), || async {
+                let entries: usize = store.read(redis::cmd("XLEN").arg(&key)).await.expect("redis answers");
+                (entries == 0).then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+impl Running {
+    /// The body of a page, once the server answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(&self.http).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: meter\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    pub async fn ready(&self) {
+        until("the meter is ready", || async { self.get("/readyz").await.filter(|(status, _)| *status == 200) }).await;
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// SIGTERM, and how it ends.
+    pub async fn terminate(mut self) -> std::process::ExitStatus {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        assert!(sent.success());
+        let child = &mut self.child;
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = child.try_wait().expect("it is a child") {
+                return status;
+            }
+            assert!(std::time::Instant::now() < deadline, "it does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

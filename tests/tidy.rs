@@ -1,0 +1,140 @@
+//! House rules that a compiler does not hold: who may name what, and how the repository looks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Files under a folder with an ending, in order.
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("a readable folder").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(ending) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "{folder} holds no {ending}");
+    found
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The code of a file: its unit tests and comments may say what they like.
+fn code(path: &Path) -> String {
+    let text = text(path);
+    let code = text.split("#[cfg(test)]").next().unwrap_or("");
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn refuse(files: Vec<PathBuf>, words: &[&str], rule: &str) {
+    for path in files {
+        let code = code(&path);
+        for (number, line) in code.lines().enumerate() {
+            for word in words {
+                assert!(!line.contains(word), "{rule}: {} names `{word}` (code line {})", path.display(), number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_ledger_and_the_pipeline_know_no_io_and_no_clock() {
+    let words =
+        ["rdkafka", "redis::", "axum", "tokio", "SystemTime", "Instant", "Utc::now", "std::fs", "std::env", "async "];
+    refuse(files("src/ledger", ".rs"), &words, "ledger/ is pure");
+    refuse(files("src/pipeline", ".rs"), &words, "pipeline/ is without IO");
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let above = |layers: &[&str]| layers.iter().map(|layer| format!("crate::{layer}")).collect::<Vec<_>>();
+    let check = |folder: &str, layers: &[&str]| {
+        let words = above(layers);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        refuse(files(folder, ".rs"), &words, "dependencies point one way");
+    };
+    check("src/ledger", &["pipeline", "store", "ingest", "outbox", "http", "app", "cli", "demo", "config", "metrics"]);
+    check("src/pipeline", &["store", "ingest", "outbox", "http", "app", "cli", "demo", "config", "metrics"]);
+    check("src/store", &["pipeline", "ingest", "outbox", "http", "app", "cli", "demo"]);
+    check("src/ingest", &["store", "outbox", "http", "app", "cli", "demo"]);
+    check("src/outbox", &["app", "cli", "demo"]);
+    check("src/http", &["store", "ingest", "pipeline", "outbox", "app", "cli", "demo"]);
+    check("src/app", &["cli", "demo"]);
+}
+
+#[test]
+fn each_client_library_has_one_home() {
+    let outside = |home: &str| {
+        let all = files("src", ".rs").into_iter();
+        all.filter(|path| !path.starts_with(home)).collect::<Vec<_>>()
+    };
+    refuse(outside("src/ingest"), &["rdkafka::"], "only ingest/ names rdkafka");
+    refuse(outside("src/store"), &["redis::cmd", "redis::Client", "redis::aio"], "only store/ names redis");
+    refuse(outside("src/http"), &["axum::"], "only http/ names axum");
+    let mut others = outside("src/config.rs");
+    others.retain(|path| !path.starts_with("src/config"));
+    refuse(others, &["std::env::var"], "only config reads the environment");
+}
+
+#[test]
+fn only_keys_rs_spells_a_key() {
+    let others = files("src", ".rs").into_iter().filter(|path| !path.ends_with("store/keys.rs"));
+    refuse(others.collect(), &["}}:shard", "}}:outbox", ":root\"", "}}:a:", "}}:d:", "}}:c:"], "keys are spelled once");
+}
+
+#[test]
+fn scripts_take_keys_from_keys_and_never_read_a_clock() {
+    for path in files("src/store/lua", ".lua") {
+        let name = path.display();
+        for (index, line) in text(&path).lines().enumerate() {
+            let code = line.split("--").next().unwrap_or("");
+            assert!(!code.contains("'TIME'"), "{name}:{}: a script reads no clock", index + 1);
+            assert!(!code.contains("cjson") && !code.contains("math.random"), "{name}:{}: not in a script", index + 1);
+            // The key stands behind the command: `redis.call('HSET', KEYS[1], …`.
+            let Some((_, call)) = code.split_once("redis.call('") else { continue };
+            let key = call.split_once(", ").map_or("", |(_, rest)| rest.split([',', ')']).next().unwrap_or(""));
+            assert!(!key.contains(".."), "{name}:{}: a key is built from data", index + 1);
+        }
+    }
+}
+
+#[test]
+fn scripts_write_last() {
+    for name in ["apply", "command"] {
+        let text = text(Path::new(&format!("src/store/lua/{name}.lua")));
+        let (before, after) = text.split_once("\n-- Write. Nothing below can fail").expect("the write phase is marked");
+        for word in ["'SADD'", "'ZADD'", "'XADD'", "'HDEL'", "'DEL'", "'XDEL'", "'SET'"] {
+            assert!(!before.contains(word), "{name}.lua writes with {word} before its write phase");
+        }
+        // Notes are the one write of a refused call; it stands right before its return.
+        let writes = before.matches("'HSET'").count();
+        assert_eq!(writes, usize::from(name == "apply"), "{name}.lua writes before its write phase");
+        let last = after.lines().filter(|line| line.starts_with("  return") || line.contains("error(")).count();
+        assert_eq!(last, 0, "{name}.lua can leave its write phase half-way");
+    }
+}
+
+#[test]
+fn files_stay_small_and_lines_short() {
+    for path in files("src", ".rs").into_iter().chain(files("src", ".lua")) {
+        let text = text(&path);
+        let code = text.split("#[cfg(test)]").next().unwrap_or("").lines().count();
+        assert!(code <= 600, "{} has {code} lines: is there a second idea inside?", path.display());
+        for (index, line) in text.lines().enumerate() {
+            assert!(line.chars().count() <= 140, "{}:{} is long", path.display(), index + 1);
+        }
+    }
+}
+
+#[test]
+fn architecture_stays_a_bird_s_eye_view() {
+    let lines = text(Path::new("ARCHITECTURE.md")).lines().count();
+    assert!(lines <= 200, "ARCHITECTURE.md has {lines} lines, at most 200");
+}
