@@ -1,4 +1,435 @@
-//! placeholder, replaced by the helper
+//! Every metric of the meter. Nothing else in the crate names one: call sites use the functions below.
+//!
+//! Labels come from closed sets, which start at zero so that a rate over them is right from the first event on.
+//! Account and user ids are never labels.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::ledger::credits::Credits;
+use crate::ledger::outcome::{DeadReason, Denial, Outcome};
+
+/// How a usage event can end. `Applied` and `Refused` are for commands.
+const EVENT_OUTCOMES: [Outcome; 6] =
+    [Outcome::DeadLettered, Outcome::Duplicate, Outcome::Denied, Outcome::Free, Outcome::Capped, Outcome::Charged];
+const COMMAND_OUTCOMES: [Outcome; 4] = [Outcome::DeadLettered, Outcome::Refused, Outcome::Duplicate, Outcome::Applied];
+/// The action of an event that names none of the catalogue: anyone can write any text there.
+const UNKNOWN_ACTION: &str = "unknown";
+/// The scripts whose calls are timed, as `store::scripts` names them.
+const SCRIPTS: [&str; 2] = ["apply", "command"];
+/// No answer came to a call: it may have been applied.
+pub const INDEFINITE: &str = "indefinite";
+/// Redis refused a call before its first write.
+pub const REFUSED: &str = "refused";
+/// Why a call changed nothing, or nothing is known of it: the kinds of `ledger::call::Reply`, and the above.
+const CALL_REFUSALS: [&str; 10] = [
+    "other_generation",
+    "done_before",
+    "other_position",
+    "other_catalogue",
+    "stale",
+    "unknown",
+    "dead",
+    "outbox_full",
+    INDEFINITE,
+    REFUSED,
+];
+/// Up to a call's largest number of events, 4,000.
+const BATCH_BUCKETS: [f64; 10] = [1.0, 4.0, 16.0, 64.0, 256.0, 512.0, 1000.0, 2000.0, 3000.0, 4000.0];
+/// From an empty range on a local Redis to a call that waits for a failover.
+const CALL_SECONDS_BUCKETS: [f64; 12] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0];
+
+/// Starts the series of the catalogue's actions at zero.
+pub fn init_actions<'a>(actions: impl IntoIterator<Item = &'a str>) {
+    for action in actions.into_iter().chain([UNKNOWN_ACTION]) {
+        for outcome in EVENT_OUTCOMES {
+            METRICS.events.with_label_values(&[outcome.name(), action]);
+        }
+    }
+}
+
+/// Starts the series of the catalogue's credit types at zero.
+pub fn init_credit_types<'a>(credit_types: impl IntoIterator<Item = &'a str>) {
+    for credit_type in credit_types {
+        METRICS.credits_charged.with_label_values(&[credit_type]);
+    }
+}
+
+/// Usage events that ended, by how. `None`: the record names no action of the catalogue.
+pub fn record_events(outcome: Outcome, action: Option<&str>, events: u64) {
+    METRICS.events.with_label_values(&[outcome.name(), action.unwrap_or(UNKNOWN_ACTION)]).inc_by(events);
+}
+
+pub fn record_credits_charged(credit_type: &str, credits: Credits) {
+    // A float may round here: the exact amounts are in the ledger, this one draws a curve.
+    METRICS.credits_charged.with_label_values(&[credit_type]).inc_by(credits.thousandths() as f64 / 1000.0);
+}
+
+pub fn record_denied(denial: Denial, events: u64) {
+    METRICS.denied[denial as usize].inc_by(events);
+}
+
+/// Dead letters that Kafka acknowledged.
+pub fn record_dead_letters(reason: DeadReason, records: u64) {
+    METRICS.dead_letters[reason as usize].inc_by(records);
+}
+
+pub fn record_command(outcome: Outcome) {
+    METRICS.commands.with_label_values(&[outcome.name()]).inc();
+}
+
+/// Records whose key differs from their subject.
+pub fn record_misrouted(records: u64) {
+    METRICS.misrouted.inc_by(records);
+}
+
+/// Events that came twice within one call.
+pub fn record_repeats(events: u64) {
+    METRICS.repeats.inc_by(events);
+}
+
+/// How far a partition is behind: records that wait, and how old the last applied one is while any wait.
+pub fn set_lag(topic: &str, partition: i32, records: i64, age: Duration) {
+    let partition = itoa::Buffer::new().format(partition).to_owned();
+    let labels = [topic, partition.as_str()];
+    METRICS.lag_records.with_label_values(&labels).set(records);
+    METRICS.lag_seconds.with_label_values(&labels).set(if records > 0 { age.as_secs_f64() } else { 0.0 });
+}
+
+/// Drops a partition's lag once another worker reads it, so that it is not reported twice.
+pub fn forget_lag(topic: &str, partition: i32) {
+    let partition = itoa::Buffer::new().format(partition).to_owned();
+    let labels = [topic, partition.as_str()];
+    // Not there: it was revoked before it was read.
+    let _ = METRICS.lag_records.remove_label_values(&labels);
+    let _ = METRICS.lag_seconds.remove_label_values(&labels);
+}
+
+/// Usage events of one call that was applied.
+pub fn record_batch(events: usize) {
+    METRICS.batch_events.observe(events as f64);
+}
+
+/// A script's call, from sending it to its reply.
+pub fn record_call(script: &str, elapsed: Duration) {
+    METRICS.call_seconds.with_label_values(&[script]).observe(elapsed.as_secs_f64());
+}
+
+/// A call that changed nothing: `Reply::kind` of its answer, [`INDEFINITE`] or [`REFUSED`].
+pub fn record_call_refusal(kind: &'static str) {
+    METRICS.call_refusals.with_label_values(&[kind]).inc();
+}
+
+pub fn record_rewind() {
+    METRICS.rewinds.inc();
+}
+
+/// Counts a connection to Redis, and returns its number, which tells it from earlier ones.
 pub fn record_redis_connect() -> u64 {
-    1
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    METRICS.redis_connects.inc();
+    MADE.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// Records read from Kafka that wait in the worker.
+pub fn set_queue_records(records: usize) {
+    METRICS.queue_records.set(gauge(records));
+}
+
+pub fn set_shards_halted(shards: usize) {
+    METRICS.shards_halted.set(gauge(shards));
+}
+
+/// Entries in a shard's outbox, as last seen; the metric is the sum over the shards.
+pub fn set_outbox_entries(shard: u32, entries: usize) {
+    static BY_SHARD: Mutex<BTreeMap<u32, usize>> = Mutex::new(BTreeMap::new());
+    let mut by_shard = BY_SHARD.lock().unwrap_or_else(PoisonError::into_inner);
+    by_shard.insert(shard, entries);
+    METRICS.outbox_entries.set(gauge(by_shard.values().sum()));
+}
+
+/// Outbox entries that Kafka acknowledged.
+pub fn record_published(topic: &str, entries: u64) {
+    METRICS.outbox_published.with_label_values(&[topic]).inc_by(entries);
+}
+
+/// All metrics in the text format 0.0.4.
+pub fn render() -> String {
+    let families = METRICS.registry.gather();
+    TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
+        tracing::error!(%error, "metrics cannot be rendered");
+        String::new()
+    })
+}
+
+/// The names of the meter's own metrics: what alert rules and dashboards may use.
+pub fn names() -> &'static [String] {
+    &METRICS.names
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+struct Metrics {
+    registry: Registry,
+    names: Vec<String>,
+    events: IntCounterVec,
+    credits_charged: CounterVec,
+    denied: Vec<IntCounter>,
+    dead_letters: Vec<IntCounter>,
+    commands: IntCounterVec,
+    misrouted: IntCounter,
+    repeats: IntCounter,
+    lag_records: IntGaugeVec,
+    lag_seconds: GaugeVec,
+    batch_events: Histogram,
+    call_seconds: HistogramVec,
+    call_refusals: IntCounterVec,
+    rewinds: IntCounter,
+    redis_connects: IntCounter,
+    queue_records: IntGauge,
+    shards_halted: IntGauge,
+    outbox_entries: IntGauge,
+    outbox_published: IntCounterVec,
+}
+
+impl Metrics {
+    fn new() -> Metrics {
+        let mut register = Register { registry: Registry::new(), names: Vec::new() };
+        register.build_info();
+        register.process();
+        let metrics = Metrics {
+            events: register.counters(
+                "credit_meter_events_total",
+                "Usage events by how they ended and their action.",
+                &["outcome", "action"],
+            ),
+            credits_charged: register.float_counters(
+                "credit_meter_credits_charged_total",
+                "Credits charged, covered by grants or not.",
+                &["credit_type"],
+            ),
+            denied: register.counter_each(
+                "credit_meter_denied_total",
+                "Usage events denied, by reason.",
+                "reason",
+                Denial::ALL.map(Denial::name),
+            ),
+            dead_letters: register.counter_each(
+                "credit_meter_dead_letters_total",
+                "Records published to the dead-letter topic, by reason.",
+                "reason",
+                DeadReason::ALL.iter().map(|reason| reason.name()),
+            ),
+            commands: register.counters("credit_meter_commands_total", "Commands by how they ended.", &["outcome"]),
+            misrouted: register.counter(
+                "credit_meter_misrouted_total",
+                "Records whose key differs from their subject. Harmless to the count, costly to batching.",
+            ),
+            repeats: register.counter(
+                "credit_meter_repeats_total",
+                "Usage events that came twice within one call; part of the duplicates.",
+            ),
+            lag_records: register.gauges(
+                "credit_meter_lag_records",
+                "Records in an assigned partition that are not applied yet.",
+                &["topic", "partition"],
+            ),
+            lag_seconds: register.float_gauges(
+                "credit_meter_lag_seconds",
+                "Time since the last applied record was appended, while records wait; else 0.",
+                &["topic", "partition"],
+            ),
+            batch_events: register.histogram(
+                "credit_meter_batch_events",
+                "Usage events in a call that was applied.",
+                &BATCH_BUCKETS,
+            ),
+            call_seconds: register.histograms(
+                "credit_meter_call_duration_seconds",
+                "Time from sending a script's call to its reply.",
+                &["script"],
+                &CALL_SECONDS_BUCKETS,
+            ),
+            call_refusals: register.counters(
+                "credit_meter_call_refusals_total",
+                "Calls to a shard that changed nothing, or of which nothing is known, by kind.",
+                &["kind"],
+            ),
+            rewinds: register.counter(
+                "credit_meter_rewinds_total",
+                "Times that a partition was read again from an earlier position.",
+            ),
+            redis_connects: register.counter("credit_meter_redis_connects_total", "Connections made to Redis."),
+            queue_records: register.gauge("credit_meter_queue_records", "Records read that wait in the worker."),
+            shards_halted: register.gauge(
+                "credit_meter_shards_halted",
+                "Shards that apply nothing until someone looks at them; the log says why.",
+            ),
+            outbox_entries: register.gauge(
+                "credit_meter_outbox_entries",
+                "Messages that wait in the outboxes of all shards, as last seen by this worker.",
+            ),
+            outbox_published: register.counters(
+                "credit_meter_outbox_published_total",
+                "Messages from the outboxes that Kafka acknowledged.",
+                &["topic"],
+            ),
+            registry: register.registry,
+            names: register.names,
+        };
+        for outcome in COMMAND_OUTCOMES {
+            metrics.commands.with_label_values(&[outcome.name()]);
+        }
+        for kind in CALL_REFUSALS {
+            metrics.call_refusals.with_label_values(&[kind]);
+        }
+        for script in SCRIPTS {
+            metrics.call_seconds.with_label_values(&[script]);
+        }
+        metrics
+    }
+}
+
+/// Makes metrics and keeps their names.
+struct Register {
+    registry: Registry,
+    names: Vec<String>,
+}
+
+impl Register {
+    fn add<C: Collector + Clone + 'static>(&mut self, made: prometheus::Result<C>) -> C {
+        let collector = made.expect("names, labels and buckets are constants that are valid");
+        self.names.extend(collector.desc().iter().map(|described| described.fq_name.clone()));
+        self.registry.register(Box::new(collector.clone())).expect("each name is registered once");
+        collector
+    }
+
+    fn counter(&mut self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&mut self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    /// A counter for each value of a closed label, in the order of the values.
+    fn counter_each(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = &'static str>,
+    ) -> Vec<IntCounter> {
+        let counters = self.counters(name, help, &[label]);
+        values.into_iter().map(|value| counters.with_label_values(&[value])).collect()
+    }
+
+    fn float_counters(&mut self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+        self.add(CounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn gauges(&mut self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn float_gauges(&mut self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+    }
+
+    fn histograms(&mut self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    }
+
+    fn build_info(&mut self) {
+        let info = self.gauges("credit_meter_build_info", "Always 1; its label tells the version.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    }
+
+    /// CPU, memory and open files: `process_*`, which the crate knows on Linux only.
+    fn process(&mut self) {
+        #[cfg(target_os = "linux")]
+        {
+            let collector = prometheus::process_collector::ProcessCollector::for_self();
+            self.registry.register(Box::new(collector)).expect("each name is registered once");
+        }
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closed_sets_start_at_zero() {
+        init_actions(["test_started"]);
+        let text = render();
+        for line in [
+            "credit_meter_events_total{action=\"test_started\",outcome=\"charged\"} 0",
+            "credit_meter_denied_total{reason=\"overage_limit\"} 0",
+            "credit_meter_dead_letters_total{reason=\"too_late\"} 0",
+            "credit_meter_call_refusals_total{kind=\"outbox_full\"} 0",
+            "credit_meter_commands_total{outcome=\"refused\"} 0",
+            "credit_meter_call_duration_seconds_count{script=\"apply\"} 0",
+            concat!("credit_meter_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn enums_index_their_own_counter() {
+        record_denied(Denial::OverageLimit, 0);
+        record_dead_letters(*DeadReason::ALL.last().unwrap(), 0);
+        for (index, reason) in DeadReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+        for (index, denial) in Denial::ALL.into_iter().enumerate() {
+            assert_eq!(denial as usize, index);
+        }
+    }
+
+    #[test]
+    fn lag_has_an_age_only_while_records_wait() {
+        set_lag("test.lag", 3, 0, Duration::from_secs(9));
+        assert!(render().contains("credit_meter_lag_seconds{partition=\"3\",topic=\"test.lag\"} 0\n"));
+        set_lag("test.lag", 3, 2, Duration::from_secs(9));
+        assert!(render().contains("credit_meter_lag_seconds{partition=\"3\",topic=\"test.lag\"} 9\n"));
+        forget_lag("test.lag", 3);
+        assert!(!render().contains("test.lag"));
+    }
+
+    #[test]
+    fn connections_are_numbered() {
+        let first = record_redis_connect();
+        assert!(record_redis_connect() > first);
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        for name in names() {
+            assert!(name.starts_with("credit_meter_"), "{name}");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+        }
+    }
 }

@@ -1,0 +1,215 @@
+//! Measures what the meter stores in Redis, with its own scripts, in a real Redis that nobody else uses:
+//!
+//!     REDIS_URL=redis://127.0.0.1:6379/ cargo run --release --example redis_bytes [-- --json]
+//!
+//! Bytes are differences of Redis' `used_memory`. The keys are deleted at the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use credit_meter::ledger::account::{AccountConfig, Addon};
+use credit_meter::ledger::call::{Partition, Range, Reply, StaleAccount, Stamp};
+use credit_meter::ledger::catalogue::Catalogue;
+use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
+use credit_meter::ledger::credits::Credits;
+use credit_meter::ledger::event::{Identity, UsageEvent};
+use credit_meter::ledger::shard::InitCall;
+use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes};
+use credit_meter::pipeline::record::{Body, Record};
+use credit_meter::store::RedisStore;
+
+const ACCOUNTS: usize = 5_000;
+/// Events a day and account: a quiet account, a usual one, one at the edge of an intset, one beyond it.
+const EVENTS: [usize; 4] = [5, 25, 400, 700];
+const NOON_MS: i64 = 1_773_144_000_000;
+const BATCH: usize = 2_000;
+
+const CATALOGUE: &str = r#"
+version = 1
+[credit_types.email]
+[credit_types.phone]
+[credit_types.enrichment]
+[actions.reveal_email]
+prices = [{ credit_type = "email", credits = 1 }]
+[plans.basic]
+interval = "monthly"
+allowance = { email = 100_000, phone = 1000, enrichment = 500 }
+actions = ["reveal_email"]
+"#;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let url = std::env::vars().find(|(name, _)| name == "REDIS_URL").map(|(_, url)| url);
+    let url = url.context("REDIS_URL is not set: `docker/services up` starts a redis and prints it")?;
+    let json = std::env::args().any(|argument| argument == "--json");
+    let mut meter = Meter::open(&url).await?;
+    let empty = meter.used().await?;
+    meter.put_accounts().await?;
+    let per_account = (meter.used().await? - empty) / ACCOUNTS as f64;
+    let mut rows = Vec::new();
+    for (day, events) in EVENTS.into_iter().enumerate() {
+        let accounts = (60_000 / events).min(ACCOUNTS);
+        let before = meter.used().await?;
+        meter.apply_events(day as i64, accounts, events).await?;
+        let bytes = meter.used().await? - before;
+        rows.push((events, bytes / (accounts * events) as f64));
+    }
+    meter.clean_up().await?;
+    if json {
+        let rows: Vec<_> = rows.iter().map(|(events, bytes)| serde_json::json!([events, bytes])).collect();
+        println!("{}", serde_json::json!({ "redis_bytes_per_account": per_account, "events_a_day_and_bytes_per_event": rows }));
+        return Ok(());
+    }
+    println!("| What | bytes |\n|---|---|");
+    println!("| an account: three credit types, two add-ons, one command | {per_account:.0} |");
+    for (events, bytes) in rows {
+        println!("| a remembered event, of {events} a day in its account | {bytes:.1} |");
+    }
+    Ok(())
+}
+
+struct Meter {
+    store: RedisStore,
+    prefix: String,
+    stamp: Arc<Stamp>,
+    catalogue: Catalogue,
+    accounts: Accounts,
+    position: i64,
+}
+
+impl Meter {
+    async fn open(url: &str) -> anyhow::Result<Meter> {
+        let prefix = format!("redis-bytes-{}", std::process::id());
+        let store = RedisStore::new(url, &prefix, 1, Duration::from_secs(60), None)?;
+        let catalogue = Catalogue::parse(CATALOGUE)?;
+        let init = InitCall {
+            generation: "g".into(),
+            shards: 1,
+            catalogue: catalogue.id.clone(),
+            starts: Vec::new(),
+            first_start: true,
+        };
+        store.init(0, &init).await?;
+        let stamp = Stamp {
+            generation: "g".into(),
+            catalogue: catalogue.id.clone(),
+            usage_topic: "credits.usage".into(),
+            restamp_tolerance_ms: 600_000,
+            outbox_max: usize::MAX,
+        };
+        Ok(Meter { store, prefix, stamp: Arc::new(stamp), catalogue, accounts: Accounts::default(), position: 0 })
+    }
+
+    async fn put_accounts(&mut self) -> anyhow::Result<()> {
+        let addon = |credit_type: &str| Addon { credit_type: credit_type.into(), amount: Credits::whole(500) };
+        for index in 0..ACCOUNTS {
+            let command = Command {
+                account: name(index),
+                id: uuid::Uuid::now_v7().to_string(),
+                identity: Identity::of("cli", &index.to_string()),
+                time_ms: NOON_MS,
+                command_type: ACCOUNT_PUT,
+                body: Ok(CommandBody::Put(Box::new(AccountConfig {
+                    plan: "basic".into(),
+                    anchor: "2026-01-31".parse()?,
+                    interval: None,
+                    timezone: chrono_tz::Europe::Paris,
+                    addons: vec![addon("email"), addon("phone")],
+                    thresholds: None,
+                    overage: None,
+                }))),
+            };
+            let offset = index as i64;
+            let record = record(Partition::COMMANDS, offset, Body::Command(Box::new(command)));
+            self.send(Partition::COMMANDS, offset, vec![record]).await?;
+        }
+        // What the commands left for the relay is not what an account costs.
+        self.trim_outbox().await
+    }
+
+    async fn apply_events(&mut self, day: i64, accounts: usize, events: usize) -> anyhow::Result<()> {
+        let time_ms = NOON_MS + day * 86_400_000;
+        let partition = Partition::usage(0);
+        let all = (0..events).flat_map(|event| (0..accounts).map(move |account| (event, account)));
+        let mut records = Vec::new();
+        let mut offset = self.position;
+        for (event, account) in all {
+            let id = format!("{day}-{account}-{event}");
+            let event = UsageEvent {
+                account: name(account),
+                source: "reveal-service".into(),
+                identity: Identity::of("reveal-service", &id),
+                id: id.into(),
+                time_ms,
+                dated_ms: time_ms,
+                action: "reveal_email".into(),
+                quantity: 1,
+                outcome: None,
+            };
+            records.push(record(partition, offset, Body::Usage(Arc::new(event))));
+            offset += 1;
+            if records.len() == BATCH {
+                self.send(partition, self.position, std::mem::take(&mut records)).await?;
+                self.position = offset;
+            }
+        }
+        if !records.is_empty() {
+            self.send(partition, self.position, records).await?;
+        }
+        self.position = offset;
+        Ok(())
+    }
+
+    async fn send(&mut self, partition: Partition, from: i64, records: Vec<Record>) -> anyhow::Result<()> {
+        let to = records.last().map_or(from, |last| last.offset + 1);
+        let ranges = vec![Range { partition, from, to, repeats: 0 }];
+        let batch = Batch { records, ranges, commands_end: None };
+        for _ in 0..3 {
+            let call = batch.call(&self.stamp, &self.catalogue, &self.accounts, &DeadNotes::new());
+            let stale = match call {
+                Call::Apply(call) => match self.store.apply(0, &call).await? {
+                    Reply::Applied(_) => return Ok(()),
+                    Reply::Stale(stale) => stale,
+                    other => bail!("unexpected: {other:?}"),
+                },
+                Call::Command(call) => match self.store.command(0, &call).await? {
+                    Reply::Applied(_) => return Ok(()),
+                    Reply::Stale(stale) => stale,
+                    other => bail!("unexpected: {other:?}"),
+                },
+            };
+            for StaleAccount { account, view } in stale {
+                self.accounts.insert(account, view.context("the account was put")?);
+            }
+        }
+        bail!("the accounts are always stale")
+    }
+
+    async fn used(&self) -> anyhow::Result<f64> {
+        let info: String = self.store.read(redis::cmd("INFO").arg("memory")).await?;
+        let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+        Ok(line.context("redis tells its memory")?.trim().parse()?)
+    }
+
+    async fn trim_outbox(&self) -> anyhow::Result<()> {
+        let key = self.store.keys().spell(credit_meter::store::keys::Key::Outbox(0));
+        Ok(self.store.read(redis::cmd("DEL").arg(key)).await?)
+    }
+
+    async fn clean_up(&self) -> anyhow::Result<()> {
+        let keys: Vec<String> = self.store.read(redis::cmd("KEYS").arg(format!("{}*", self.prefix))).await?;
+        for chunk in keys.chunks(1_000) {
+            self.store.read::<()>(redis::cmd("DEL").arg(chunk)).await?;
+        }
+        Ok(())
+    }
+}
+
+fn name(index: usize) -> Arc<str> {
+    format!("team-{index:05}").into()
+}
+
+fn record(partition: Partition, offset: i64, body: Body) -> Record {
+    Record { partition, offset, append_ms: NOON_MS, bytes: 100, body }
+}

@@ -1,0 +1,323 @@
+//! Commands to accounts, and what an account is.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use chrono::NaiveDate;
+use chrono_tz::Tz;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::output::{self, Output};
+use super::request::{self, Request};
+use super::{Ended, state, values};
+use crate::config::Config;
+use crate::ledger::account::{AccountView, Addon, Grant, GrantKind};
+use crate::ledger::catalogue::{Amount, Overage, Threshold};
+use crate::ledger::command::{ACCOUNT_PUT, GRANT};
+use crate::ledger::credits::Credits;
+use crate::ledger::cycle::{Cycle, Interval};
+
+#[derive(Debug, Subcommand)]
+pub enum AccountCommand {
+    /// Create an account, or set its configuration as a whole
+    Put(PutArgs),
+    /// Show an account's configuration, cycle and grants
+    Get(GetArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PutArgs {
+    /// The account: the `subject` of its events
+    #[arg(value_parser = values::name)]
+    pub account: String,
+    /// A plan of the catalogue
+    #[arg(long, value_parser = values::name)]
+    pub plan: String,
+    /// The day from which cycles are counted, for instance 2026-01-31
+    #[arg(long, value_name = "DATE")]
+    pub anchor: NaiveDate,
+    /// Instead of the plan's: monthly, quarterly, semi_annual or annual
+    #[arg(long, value_parser = values::interval)]
+    pub interval: Option<Interval>,
+    /// Where midnight is, for instance Europe/Paris [default: UTC]
+    #[arg(long, value_parser = values::timezone)]
+    pub timezone: Option<Tz>,
+    /// Credits on top of the plan, in each cycle; repeatable
+    #[arg(long = "addon", value_name = "TYPE=AMOUNT", value_parser = values::addon)]
+    pub addons: Vec<Addon>,
+    /// When to alert, instead of the plan's: `80%` used or `remaining 100`; repeatable
+    #[arg(long = "threshold", value_name = "THRESHOLD", value_parser = values::threshold)]
+    pub thresholds: Vec<Threshold>,
+    /// Instead of the plan's: reject, cap, allow or allow:LIMIT
+    #[arg(long, value_parser = values::overage)]
+    pub overage: Option<Overage>,
+    #[command(flatten)]
+    pub sending: Sending,
+}
+
+#[derive(Debug, Args)]
+pub struct GrantArgs {
+    #[arg(value_parser = values::name)]
+    pub account: String,
+    /// A credit type of the catalogue
+    #[arg(long = "type", value_name = "TYPE", value_parser = values::name)]
+    pub credit_type: String,
+    /// How many credits, with at most three decimals
+    #[arg(long, value_parser = values::positive_credits)]
+    pub amount: Credits,
+    /// topup (bought) or promo (given)
+    #[arg(long, default_value = "topup", value_parser = values::grant_kind)]
+    pub kind: GrantKind,
+    #[command(flatten)]
+    pub sending: Sending,
+}
+
+#[derive(Debug, Args)]
+pub struct Sending {
+    /// Names the command: the same id counts once [default: a new one]
+    #[arg(long, value_parser = values::name)]
+    pub id: Option<String>,
+    /// How long to wait for the meter's answer
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    #[arg(value_parser = values::name)]
+    pub account: String,
+}
+
+pub async fn put(args: PutArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let data = AccountData {
+        plan: args.plan,
+        anchor: args.anchor,
+        interval: args.interval.map(Interval::name),
+        timezone: args.timezone.map(Tz::name),
+        addons: args.addons.into_iter().map(AddonData::from).collect(),
+        thresholds: Some(texts(&args.thresholds)).filter(|texts| !texts.is_empty()),
+        overage: args.overage.map(OverageData::from),
+    };
+    let Sending { id, timeout } = args.sending;
+    let request = Request { account: args.account, command_type: ACCOUNT_PUT, id, data, timeout };
+    request::send(request, config, output).await
+}
+
+pub async fn grant(args: GrantArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let data = GrantData { credit_type: args.credit_type, amount: args.amount, kind: args.kind.name() };
+    let Sending { id, timeout } = args.sending;
+    let request = Request { account: args.account, command_type: GRANT, id, data, timeout };
+    request::send(request, config, output).await
+}
+
+pub async fn get(args: GetArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let stored = state::open(config).await?.account(&args.account).await?;
+    let stored = stored.with_context(|| unknown(&args.account))?;
+    let shown = Shown::of(&args.account, &stored.view);
+    output.answer(&shown, || shown.text())?;
+    Ok(Ended::Well)
+}
+
+pub fn unknown(account: &str) -> String {
+    format!("account {account} does not exist: make it with `account put`, or wait until the meter has applied that")
+}
+
+/// `data` of `credits.account.put.v1`.
+#[derive(Debug, Serialize)]
+pub struct AccountData {
+    pub plan: String,
+    pub anchor: NaiveDate,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addons: Vec<AddonData>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overage: Option<OverageData>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct AddonData {
+    credit_type: String,
+    amount: Credits,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum OverageData {
+    Name(&'static str),
+    Limited { allow: LimitData },
+}
+
+#[derive(Debug, Serialize)]
+pub struct LimitData {
+    limit: Credits,
+}
+
+/// `data` of `credits.grant.v1`.
+#[derive(Debug, Serialize)]
+struct GrantData {
+    credit_type: String,
+    amount: Credits,
+    kind: &'static str,
+}
+
+impl From<Addon> for AddonData {
+    fn from(addon: Addon) -> AddonData {
+        AddonData { credit_type: addon.credit_type, amount: addon.amount }
+    }
+}
+
+impl From<Overage> for OverageData {
+    fn from(overage: Overage) -> OverageData {
+        match overage {
+            Overage::Reject => OverageData::Name("reject"),
+            Overage::Cap => OverageData::Name("cap"),
+            Overage::Allow { limit: None } => OverageData::Name("allow"),
+            Overage::Allow { limit: Some(limit) } => OverageData::Limited { allow: LimitData { limit } },
+        }
+    }
+}
+
+fn texts(thresholds: &[Threshold]) -> Vec<String> {
+    thresholds.iter().map(Threshold::to_string).collect()
+}
+
+/// A cycle as every answer shows it.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct CycleShown {
+    pub number: i32,
+    pub start: String,
+    pub end: String,
+}
+
+impl From<Cycle> for CycleShown {
+    fn from(cycle: Cycle) -> CycleShown {
+        let (start, end) = (output::time(cycle.start_ms), output::time(cycle.end_ms));
+        CycleShown { number: cycle.number, start, end }
+    }
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    account: &'a str,
+    version: u64,
+    #[serde(flatten)]
+    config: AccountData,
+    cycle: CycleShown,
+    grants: Vec<GrantShown<'a>>,
+}
+
+#[derive(Serialize)]
+struct GrantShown<'a> {
+    kind: &'static str,
+    credit_type: &'a str,
+    /// `null`: unlimited.
+    amount: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_id: Option<&'a str>,
+}
+
+impl<'a> From<&'a Grant> for GrantShown<'a> {
+    fn from(grant: &'a Grant) -> GrantShown<'a> {
+        let amount = match grant.amount {
+            Amount::Limited(amount) => Some(amount),
+            Amount::Unlimited => None,
+        };
+        let (kind, credit_type) = (grant.kind.name(), grant.credit_type.as_str());
+        GrantShown { kind, credit_type, amount, command_id: grant.command_id.as_deref() }
+    }
+}
+
+impl<'a> Shown<'a> {
+    fn of(account: &'a str, view: &'a AccountView) -> Shown<'a> {
+        let config = &view.config;
+        Shown {
+            account,
+            version: view.version,
+            config: AccountData {
+                plan: config.plan.clone(),
+                anchor: config.anchor,
+                interval: config.interval.map(Interval::name),
+                timezone: Some(config.timezone.name()),
+                addons: config.addons.iter().cloned().map(AddonData::from).collect(),
+                thresholds: config.thresholds.as_deref().map(texts),
+                overage: config.overage.map(OverageData::from),
+            },
+            cycle: view.cycle.into(),
+            grants: view.grants.iter().map(GrantShown::from).collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let config = &self.config;
+        let mut lines = vec![
+            format!("account   {} (version {})", self.account, self.version),
+            format!("plan      {}", config.plan),
+            format!("anchor    {}, {}", config.anchor, config.timezone.unwrap_or("UTC")),
+            format!("cycle     {}: {} to {}", self.cycle.number, self.cycle.start, self.cycle.end),
+        ];
+        lines.extend(config.interval.map(|interval| format!("interval  {interval}")));
+        lines.extend(config.addons.iter().map(|addon| format!("addon     {} {}", addon.credit_type, addon.amount)));
+        lines.extend(config.thresholds.as_ref().map(|all| format!("alerts    {}", all.join(", "))));
+        lines.extend(config.overage.as_ref().map(|overage| match overage {
+            OverageData::Name(name) => format!("overage   {name}"),
+            OverageData::Limited { allow } => format!("overage   allow up to {}", allow.limit),
+        }));
+        lines.extend(self.grants.iter().map(|grant| {
+            let amount = grant.amount.map_or("unlimited".to_owned(), |amount| amount.to_string());
+            format!("grant     {} {} {amount}", grant.kind, grant.credit_type)
+        }));
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::account::AccountConfig;
+
+    #[test]
+    fn amounts_are_written_as_exact_numbers() {
+        let data = AccountData {
+            plan: "basic".into(),
+            anchor: "2026-01-31".parse().unwrap(),
+            interval: None,
+            timezone: Some("Europe/Paris"),
+            addons: vec![AddonData { credit_type: "email".into(), amount: Credits::from_thousandths(500_001) }],
+            thresholds: Some(vec!["80%".into()]),
+            overage: Some(Overage::Allow { limit: Some(Credits::whole(5000)) }.into()),
+        };
+        let json = r#"{"plan":"basic","anchor":"2026-01-31","timezone":"Europe/Paris","addons":[{"credit_type":"email","amount":500.001}],"thresholds":["80%"],"overage":{"allow":{"limit":5000}}}"#;
+        assert_eq!(serde_json::to_string(&data).unwrap(), json);
+    }
+
+    #[test]
+    fn an_account_is_shown_in_credits() {
+        let view = AccountView {
+            version: 2,
+            config: AccountConfig {
+                plan: "basic".into(),
+                anchor: "2026-01-31".parse().unwrap(),
+                interval: None,
+                timezone: Tz::UTC,
+                addons: vec![],
+                thresholds: None,
+                overage: Some(Overage::Allow { limit: None }),
+            },
+            cycle: Cycle { number: 1, start_ms: 1_772_236_800_000, end_ms: 1_774_915_200_000 },
+            grants: vec![Grant {
+                kind: GrantKind::Topup,
+                credit_type: "email".into(),
+                amount: Amount::Limited(Credits::from_thousandths(1500)),
+                command_id: Some("c-1".into()),
+            }],
+        };
+        let json = r#"{"account":"team-1","version":2,"plan":"basic","anchor":"2026-01-31","timezone":"UTC","overage":"allow","cycle":{"number":1,"start":"2026-02-28T00:00:00Z","end":"2026-03-31T00:00:00Z"},"grants":[{"kind":"topup","credit_type":"email","amount":1.5,"command_id":"c-1"}]}"#;
+        assert_eq!(serde_json::to_string(&Shown::of("team-1", &view)).unwrap(), json);
+    }
+}

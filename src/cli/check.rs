@@ -1,0 +1,204 @@
+//! Whether all that the meter needs is there. Each line says what to do where it is not.
+
+use anyhow::anyhow;
+use clap::Args;
+use serde::Serialize;
+
+use super::output::Output;
+use super::redis_info::RedisInfo;
+use super::{Ended, state};
+use crate::config::{Config, ConfigError, read_catalogue};
+use crate::ingest::admin::{Admin, TopicReport};
+
+/// EXPIRE and SET options that the scripts use, and replication by effects.
+const REDIS_MIN: (u32, u32) = (6, 2);
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Make the topics that do not exist
+    #[arg(long)]
+    pub create_topics: bool,
+    /// Partitions of new topics; the commands topic always has one
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(i32).range(1..))]
+    pub partitions: i32,
+    /// Copies of each partition of new topics
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    pub replication: i32,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    name: String,
+    ok: bool,
+    detail: String,
+}
+
+#[derive(Debug, Default)]
+struct Lines(Vec<Line>);
+
+impl Lines {
+    fn add(&mut self, name: &str, result: Result<String, String>) {
+        let (ok, detail) = match result {
+            Ok(detail) => (true, detail),
+            Err(detail) => (false, detail),
+        };
+        self.0.push(Line { name: name.to_owned(), ok, detail });
+    }
+
+    fn ok(&self) -> bool {
+        self.0.iter().all(|line| line.ok)
+    }
+
+    fn text(&self) -> String {
+        let width = self.0.iter().map(|line| line.name.len()).max().unwrap_or(0);
+        let text = |line: &Line| {
+            let verdict = if line.ok { "OK  " } else { "FAIL" };
+            format!("{verdict}  {:width$}  {}", line.name, line.detail)
+        };
+        self.0.iter().map(text).collect::<Vec<_>>().join("\n")
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    ok: bool,
+    checks: &'a [Line],
+}
+
+pub async fn run(args: CheckArgs, config: Result<Config, ConfigError>, output: Output) -> anyhow::Result<Ended> {
+    let mut lines = Lines::default();
+    match config {
+        Err(error) => lines.add("config", Err(error.to_string())),
+        Ok(config) => {
+            lines.add("config", Ok(format!("group {}, prefix {}", config.kafka.group, config.redis.prefix)));
+            check_catalogue(&config, &mut lines);
+            if let Err(error) = check_kafka(&args, &config, &mut lines).await {
+                lines.add("kafka", Err(format!("{error:#}")));
+            }
+            if let Err(error) = check_redis(&config, &mut lines).await {
+                lines.add("redis", Err(format!("{error:#}")));
+            }
+        }
+    }
+    let report = Report { ok: lines.ok(), checks: &lines.0 };
+    output.answer(&report, || lines.text())?;
+    Ok(if report.ok { Ended::Well } else { Ended::Badly })
+}
+
+fn check_catalogue(config: &Config, lines: &mut Lines) {
+    let read = read_catalogue(config).map_err(|error| error.to_string());
+    lines.add(
+        "catalogue",
+        read.map(|catalogue| {
+            let (actions, plans) = (catalogue.actions.len(), catalogue.plans.len());
+            format!(
+                "{} version {}: {actions} actions, {plans} plans",
+                config.catalogue.path.display(),
+                catalogue.id.version
+            )
+        }),
+    );
+}
+
+async fn check_kafka(args: &CheckArgs, config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
+    let admin = Admin::new(config)?;
+    let brokers = admin.brokers().await?;
+    lines.add("kafka", Ok(format!("{} answers; brokers in the cluster: {brokers}", config.kafka.brokers)));
+    let mut made = Vec::new();
+    if args.create_topics {
+        made = admin.create_topics(args.partitions, args.replication).await?;
+    }
+    for report in admin.check_topics().await? {
+        lines.add(&report.topic, topic_line(&report, made.contains(&report.topic)));
+    }
+    Ok(())
+}
+
+fn topic_line(report: &TopicReport, made: bool) -> Result<String, String> {
+    let findings = report.findings.iter().map(|finding| format!("{}: {}", finding.what, finding.remedy));
+    match (&report.view, report.findings.is_empty()) {
+        (Some(view), true) => {
+            let made = if made { ", made now" } else { "" };
+            Ok(format!("partitions {}, replication {}{made}", view.partitions, view.replication))
+        }
+        _ => Err(findings.collect::<Vec<_>>().join("; ")),
+    }
+}
+
+async fn check_redis(config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
+    let store = state::store_without_shards(config)?;
+    let info = RedisInfo::ask(&store).await;
+    let info = info.map_err(|error| anyhow!("{error}; is it up, and is redis.url right?"))?;
+    let told = |name: &str| info.field(name).unwrap_or("not told").to_owned();
+    lines.add("redis", redis_version(&info));
+    lines.add(
+        "redis maxmemory-policy",
+        match told("maxmemory_policy").as_str() {
+            "noeviction" => Ok("noeviction".to_owned()),
+            other => Err(format!(
+                "it is {other}, so redis may throw counters away: set maxmemory-policy noeviction in redis.conf"
+            )),
+        },
+    );
+    lines.add(
+        "redis persistence",
+        match told("aof_enabled").as_str() {
+            "1" => Ok("appendonly yes".to_owned()),
+            _ => Err("appendonly is off, so a restart loses what came since the last snapshot: set appendonly yes in \
+                  redis.conf"
+                .to_owned()),
+        },
+    );
+    let root = store.stored_root().await?;
+    lines.add(
+        "state",
+        match root {
+            None => Ok(format!("none under {} yet: the first start makes it", config.redis.prefix)),
+            Some(root) => match state::readable(&root) {
+                Err(error) => Err(error.to_string()),
+                Ok(()) if root.shards != config.redis.shards => Err(format!(
+                    "it has {} shards, which cannot change: set redis.shards = {}",
+                    root.shards, root.shards
+                )),
+                Ok(()) => Ok(format!("generation {}, {} shards", root.generation, root.shards)),
+            },
+        },
+    );
+    Ok(())
+}
+
+fn redis_version(info: &RedisInfo) -> Result<String, String> {
+    let version = info.field("redis_version").unwrap_or("of an unknown version");
+    match info.version() {
+        Some(found) if found >= REDIS_MIN => Ok(format!("redis {version}")),
+        _ => Err(format!("it is redis {version}: {}.{} or newer is needed", REDIS_MIN.0, REDIS_MIN.1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::admin::Finding;
+    use crate::ingest::client::TopicView;
+
+    #[test]
+    fn one_failed_line_fails_the_check() {
+        let mut lines = Lines::default();
+        lines.add("config", Ok("fine".into()));
+        assert!(lines.ok());
+        lines.add("kafka", Err("no answer".into()));
+        assert!(!lines.ok());
+        assert_eq!(lines.text(), "OK    config  fine\nFAIL  kafka   no answer");
+    }
+
+    #[test]
+    fn a_topic_line_names_every_fault_with_its_remedy() {
+        let view = TopicView { partitions: 8, replication: 1, led: true };
+        let finding = Finding { what: "it has 8 partitions, not 1".into(), remedy: "make it again".into() };
+        let mut report = TopicReport { topic: "t".into(), view: Some(view), findings: vec![] };
+        assert_eq!(topic_line(&report, true), Ok("partitions 8, replication 1, made now".into()));
+        report.findings = vec![finding.clone(), finding];
+        let told = "it has 8 partitions, not 1: make it again; it has 8 partitions, not 1: make it again";
+        assert_eq!(topic_line(&report, false), Err(told.into()));
+    }
+}

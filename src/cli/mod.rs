@@ -1,0 +1,228 @@
+//! The commands. What they answer goes to stdout, what they say meanwhile to stderr.
+
+/// Commands to accounts, and what an account is.
+pub mod account;
+/// What a team has left.
+pub mod balance;
+/// Whether all that the meter needs is there.
+pub mod check;
+/// Made-up usage.
+pub mod generate;
+/// Events from a file into Kafka.
+pub mod load;
+/// Texts and JSON on stdout.
+mod output;
+/// What Redis says of itself.
+mod redis_info;
+/// Sends a command and waits for its answer.
+mod request;
+/// Events to load, read ahead.
+mod source;
+/// The state in Redis, as the meter left it.
+mod state;
+/// Arguments from their texts.
+mod values;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError};
+use output::Output;
+
+/// Counts what a team's reveals and enrichments cost.
+///
+/// Settings come from config/meter.toml, then CREDIT_METER__SECTION__KEY in the environment, then --set.
+#[derive(Debug, Parser)]
+#[command(name = "credit-meter", version)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Read this file instead of config/meter.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key, for instance kafka.brokers=localhost:9092; repeatable
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = values::setting)]
+    pub set: Vec<(String, String)>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on stderr; twice: everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the meter
+    Serve,
+    /// Run everything in this process for a while: nothing else is needed
+    Demo(DemoArgs),
+    /// Check settings, Kafka, Redis and the state; with --create-topics make what is missing
+    Check(check::CheckArgs),
+    /// Send events from a file, from stdin or made up
+    Load(load::LoadArgs),
+    /// Create, change or show an account
+    #[command(subcommand)]
+    Account(account::AccountCommand),
+    /// Give credits to an account, in its open cycle
+    Grant(account::GrantArgs),
+    /// Show what an account has left
+    Balance(balance::BalanceArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// How long to run
+    #[arg(long = "for", value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub duration: Duration,
+    /// Makes the same events again
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// How a command ended that has said all that there is to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Well,
+    Badly,
+}
+
+impl Cli {
+    /// Reads the arguments; ends the process where they are wrong or ask for help.
+    pub fn from_args(args: &[OsString]) -> Cli {
+        let mut cli = Cli::parse_from(args);
+        cli.global.set = settings(args);
+        cli
+    }
+
+    /// What is logged: the meter says what it does, the other commands only answer.
+    pub fn log_filter(&self, config: &Config) -> String {
+        let chosen = &config.log.filter;
+        let is_meter = matches!(self.command, Command::Serve);
+        let asked_for = *chosen != Config::default().log.filter;
+        match self.global.verbose {
+            0 if is_meter || asked_for => chosen.clone(),
+            0 => "error,librdkafka=off,rdkafka=off".to_owned(),
+            1 if is_meter => format!("{chosen},credit_meter=debug"),
+            1 => chosen.clone(),
+            _ => "debug".to_owned(),
+        }
+    }
+
+    pub async fn run(self, config: Result<Config, ConfigError>) -> anyhow::Result<Ended> {
+        let output = Output { json: self.global.json };
+        // A bad configuration is one of the things that `check` tells.
+        if let Command::Check(args) = self.command {
+            return check::run(args, config, output).await;
+        }
+        let config = config.context("the configuration is not valid")?;
+        match self.command {
+            Command::Serve => crate::app::serve(config).await.map(|()| Ended::Well),
+            Command::Demo(args) => demo(args, output).await,
+            Command::Load(args) => load::run(args, &config, output).await,
+            Command::Account(account::AccountCommand::Put(args)) => account::put(args, &config, output).await,
+            Command::Account(account::AccountCommand::Get(args)) => account::get(args, &config, output).await,
+            Command::Grant(args) => account::grant(args, &config, output).await,
+            Command::Balance(args) => balance::run(args, &config, output).await,
+            Command::Check(_) => unreachable!("it has run above"),
+        }
+    }
+}
+
+/// The values of `--set`, before and after the command. Clap keeps only those after it where both are given. The
+/// arguments are valid, so that no other option's value looks like this one.
+fn settings(args: &[OsString]) -> Vec<(String, String)> {
+    let mut args = args.iter().map(|arg| arg.to_string_lossy()).take_while(|arg| arg != "--");
+    let mut settings = Vec::new();
+    while let Some(arg) = args.next() {
+        let setting = match arg.strip_prefix("--set=") {
+            Some(setting) => Some(setting.to_owned()),
+            None if arg == "--set" => args.next().map(|setting| setting.into_owned()),
+            None => None,
+        };
+        settings.extend(setting.and_then(|setting| values::setting(&setting).ok()));
+    }
+    settings
+}
+
+async fn demo(args: DemoArgs, output: Output) -> anyhow::Result<Ended> {
+    let options = crate::demo::DemoOptions { for_: args.duration, json: output.json, seed: args.seed };
+    crate::demo::run(options).await.map(|()| Ended::Well)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["credit-meter"].into_iter().chain(line.split(' ')))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        let cli = parse("--json balance team-1 --set kafka.brokers=k:1 --set redis.url=redis://r/ -v").unwrap();
+        assert!(cli.global.json);
+        assert_eq!(cli.global.verbose, 1);
+    }
+
+    #[test]
+    fn settings_before_and_after_the_command_add_up() {
+        let line = "credit-meter --set kafka.brokers=k:1 --json check --set=redis.url=redis://r/?a=b --set a=b";
+        let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let expected = [pair("kafka.brokers", "k:1"), pair("redis.url", "redis://r/?a=b"), pair("a", "b")];
+        assert_eq!(Cli::from_args(&args).global.set, expected);
+    }
+
+    #[test]
+    fn usage_errors_are_told_apart_from_failures() {
+        let check = |line: &str, kind: ErrorKind| {
+            let error = parse(line).expect_err(line);
+            assert_eq!((error.kind(), error.exit_code()), (kind, 2), "{line}: {error}");
+        };
+        check("check --set kafka.brokers", ErrorKind::ValueValidation);
+        check("load", ErrorKind::MissingRequiredArgument);
+        check("load events.ndjson --generate 10", ErrorKind::ArgumentConflict);
+        check("load events.ndjson --seed 3", ErrorKind::ArgumentConflict);
+        check("load --generate 10 --accounts 0", ErrorKind::ValueValidation);
+        check("account put team-1 --plan basic", ErrorKind::MissingRequiredArgument);
+        check("account put team-1 --plan basic --anchor 2026-02-30", ErrorKind::ValueValidation);
+        check("account put team-1 --plan basic --anchor 2026-02-01 --addon email", ErrorKind::ValueValidation);
+        check("account put team-1 --plan basic --anchor 2026-02-01 --threshold 101%", ErrorKind::ValueValidation);
+        check("account put team-1 --plan basic --anchor 2026-02-01 --overage allow:x", ErrorKind::ValueValidation);
+        check("grant team-1 --type email --amount 0", ErrorKind::ValueValidation);
+        check("grant team-1 --type email --amount 1 --kind gift", ErrorKind::ValueValidation);
+        check("demo --for soon", ErrorKind::ValueValidation);
+    }
+
+    #[test]
+    fn only_the_meter_logs_unasked() {
+        let mut config = Config::default();
+        let filter = |line: &str, config: &Config| parse(line).unwrap().log_filter(config);
+        assert_eq!(filter("serve", &config), "info");
+        assert_eq!(filter("serve -v", &config), "info,credit_meter=debug");
+        assert!(filter("balance team-1", &config).contains("librdkafka=off"));
+        assert!(filter("demo", &config).contains("librdkafka=off"));
+        assert_eq!(filter("balance team-1 -v", &config), "info");
+        config.log.filter = "trace".into();
+        assert_eq!(filter("balance team-1", &config), "trace");
+    }
+}

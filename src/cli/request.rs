@@ -1,0 +1,157 @@
+//! Sends a command and waits for the ledger's answer.
+//!
+//! Three things can be known of a command: nothing (send it again with the same id), that Kafka has it (it will
+//! be applied, whatever happens), and what the meter decided.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use chrono::{SecondsFormat, Utc};
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::Ended;
+use super::output::Output;
+use crate::config::Config;
+use crate::ingest::client::Cluster;
+use crate::ingest::ledger_tail::{Answer, LedgerTail};
+use crate::ingest::producer::{Outgoing, Producer};
+
+const SOURCE: &str = "credit-meter-cli";
+pub const CLOUD_EVENTS_JSON: &[u8] = b"application/cloudevents+json; charset=utf-8";
+
+/// A command to an account.
+pub struct Request<D> {
+    pub account: String,
+    pub command_type: &'static str,
+    /// `None`: a new one.
+    pub id: Option<String>,
+    pub data: D,
+    pub timeout: Duration,
+}
+
+/// A CloudEvent in the structured form.
+#[derive(Serialize)]
+pub struct CloudEvent<'a, D> {
+    pub specversion: &'static str,
+    pub id: &'a str,
+    pub source: &'a str,
+    pub r#type: &'a str,
+    pub subject: &'a str,
+    pub time: String,
+    pub datacontenttype: &'static str,
+    pub data: D,
+}
+
+impl<'a, D: Serialize> CloudEvent<'a, D> {
+    pub fn now(source: &'a str, event_type: &'a str, id: &'a str, account: &'a str, data: D) -> CloudEvent<'a, D> {
+        CloudEvent {
+            specversion: "1.0",
+            id,
+            source,
+            r#type: event_type,
+            subject: account,
+            time: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+            datacontenttype: "application/json",
+            data,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    id: &'a str,
+    account: &'a str,
+    r#type: &'a str,
+    /// `applied`, `duplicate`, `refused`, or `acknowledged` where no answer came in time.
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+}
+
+pub async fn send<D: Serialize>(request: Request<D>, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let id = request.id.unwrap_or_else(|| Uuid::now_v7().to_string());
+    let event = CloudEvent::now(SOURCE, request.command_type, &id, &request.account, &request.data);
+    let value = serde_json::to_vec(&event)?;
+
+    require_one_partition(config).await?;
+    // Before the command: its answer cannot come earlier than it was sent.
+    let ledger = LedgerTail::open(&config.kafka).await?;
+    let deadline = Instant::now() + request.timeout;
+    produce(config, &request.account, &id, &value, deadline).await?;
+    let answer = match timeout_at(deadline, ledger.answer(&request.account, &id)).await {
+        Ok(answer) => Some(answer.with_context(|| kept(&id))?),
+        Err(_) => None,
+    };
+    tell(&request.account, request.command_type, &id, answer.as_ref(), request.timeout, output)
+}
+
+async fn require_one_partition(config: &Config) -> anyhow::Result<()> {
+    let topic = &config.kafka.topics.commands;
+    let partitions = Cluster::new(&config.kafka)?.partitions(topic).await?;
+    if partitions != 1 {
+        bail!("topic {topic} has {partitions} partitions: commands have one order, so it must have one; see `check`");
+    }
+    Ok(())
+}
+
+async fn produce(config: &Config, account: &str, id: &str, value: &[u8], deadline: Instant) -> anyhow::Result<()> {
+    let producer = Producer::new(&config.kafka)?;
+    let record = Outgoing {
+        topic: &config.kafka.topics.commands,
+        key: Some(account.as_bytes()),
+        value: Some(value),
+        headers: &[("content-type", Some(CLOUD_EVENTS_JSON))],
+        partition: None,
+    };
+    let again =
+        || format!("command {id} may or may not be sent: send it again with --id {id}, the same id counts once");
+    let delivered = timeout_at(deadline, producer.send(record)).await;
+    let delivered = delivered.context("kafka has not acknowledged it in time").with_context(again)?;
+    let delivered = delivered.with_context(again)?;
+    eprintln!(
+        "kafka acknowledged command {id} at {}/{}@{}",
+        config.kafka.topics.commands, delivered.partition, delivered.offset
+    );
+    Ok(())
+}
+
+fn kept(id: &str) -> String {
+    format!("command {id} is acknowledged by kafka and will be applied, but its answer cannot be read")
+}
+
+fn tell(
+    account: &str,
+    command_type: &str,
+    id: &str,
+    answer: Option<&Answer>,
+    timeout: Duration,
+    output: Output,
+) -> anyhow::Result<Ended> {
+    let report = |status| Report { id, account, r#type: command_type, status, reason: None, message: None };
+    let (report, ended) = match answer {
+        Some(Answer::Applied) => (report("applied"), Ended::Well),
+        Some(Answer::Duplicate) => (report("duplicate"), Ended::Well),
+        Some(Answer::Refused { reason, message }) => {
+            (Report { reason: Some(reason), message: Some(message), ..report("refused") }, Ended::Badly)
+        }
+        None => (report("acknowledged"), Ended::Badly),
+    };
+    match answer {
+        Some(Answer::Duplicate) => eprintln!("command {id} was decided before: nothing changed"),
+        None => eprintln!(
+            "no meter has answered within {}; command {id} is acknowledged by kafka and will be applied when a meter \
+             runs",
+            humantime::format_duration(timeout)
+        ),
+        Some(Answer::Applied | Answer::Refused { .. }) => {}
+    }
+    output.answer(&report, || match (&report.reason, &report.message) {
+        (Some(reason), Some(message)) => format!("{account}: refused, {reason}: {message}"),
+        _ => format!("{account}: {} {id}", report.status),
+    })?;
+    Ok(ended)
+}

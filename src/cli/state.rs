@@ -1,0 +1,36 @@
+//! The state in Redis, as the meter left it.
+
+use anyhow::{Context, bail};
+
+use crate::config::Config;
+use crate::ledger::call::SCHEMA;
+use crate::store::{RedisStore, Root};
+
+/// A store that only needs the root key: how many shards there are stands in it.
+pub fn store_without_shards(config: &Config) -> anyhow::Result<RedisStore> {
+    store(config, 1)
+}
+
+fn store(config: &Config, shards: u32) -> anyhow::Result<RedisStore> {
+    let redis = &config.redis;
+    Ok(RedisStore::new(&redis.url, &redis.prefix, shards, redis.timeout, None)?)
+}
+
+/// Opens the state with the number of shards that it was made with.
+pub async fn open(config: &Config) -> anyhow::Result<RedisStore> {
+    let root = store_without_shards(config)?.stored_root().await?;
+    let prefix = &config.redis.prefix;
+    let root = root.with_context(|| {
+        format!("redis holds no state under the prefix {prefix}: the first start of a meter (serve) makes it")
+    })?;
+    readable(&root)?;
+    store(config, root.shards)
+}
+
+/// Whether this program knows the layout of a state.
+pub fn readable(root: &Root) -> anyhow::Result<()> {
+    if root.schema > SCHEMA {
+        bail!("the state has schema {}, this program knows up to {SCHEMA}: use a newer one", root.schema);
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Arguments from their texts. Inside, values are valid.
+
+use chrono_tz::Tz;
+
+use crate::ledger::account::{Addon, GrantKind};
+use crate::ledger::catalogue::{Overage, Threshold};
+use crate::ledger::credits::Credits;
+use crate::ledger::cycle::Interval;
+
+/// As long as the meter takes a subject or an id.
+const NAME_BYTES_MAX: usize = 256;
+
+/// An account or an id: anything else would end as a dead letter.
+pub fn name(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.chars().any(char::is_control);
+    let refused = || format!("it must have 1 to {NAME_BYTES_MAX} bytes and no control characters");
+    if fits { Ok(text.to_owned()) } else { Err(refused()) }
+}
+
+/// `kafka.brokers=localhost:9092`.
+pub fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| "it must look like KEY=VALUE, for instance redis.shards=16".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+pub fn positive_credits(text: &str) -> Result<Credits, String> {
+    let credits = Credits::parse(text).map_err(|error| error.to_string())?;
+    if credits > Credits::ZERO { Ok(credits) } else { Err("it must be more than 0".to_owned()) }
+}
+
+/// `email=500`.
+pub fn addon(text: &str) -> Result<Addon, String> {
+    let (credit_type, amount) =
+        text.split_once('=').ok_or_else(|| "it must look like TYPE=AMOUNT, for instance email=500".to_owned())?;
+    Ok(Addon { credit_type: name(credit_type)?, amount: positive_credits(amount)? })
+}
+
+pub fn threshold(text: &str) -> Result<Threshold, String> {
+    Threshold::parse(text).ok_or_else(|| "it must look like `80%` or `remaining 100`".to_owned())
+}
+
+/// `reject`, `cap`, `allow` or `allow:LIMIT`.
+pub fn overage(text: &str) -> Result<Overage, String> {
+    if let Some(limit) = text.strip_prefix("allow:") {
+        let limit = Credits::parse(limit).map_err(|error| error.to_string())?;
+        return if limit < Credits::ZERO {
+            Err("the limit must not be negative".to_owned())
+        } else {
+            Ok(Overage::Allow { limit: Some(limit) })
+        };
+    }
+    Overage::parse(text).ok_or_else(|| "it must be reject, cap, allow or allow:LIMIT".to_owned())
+}
+
+pub fn interval(text: &str) -> Result<Interval, String> {
+    let known = Interval::ALL.map(Interval::name).join(", ");
+    Interval::from_name(text).ok_or_else(|| format!("it must be one of {known}"))
+}
+
+pub fn timezone(text: &str) -> Result<Tz, String> {
+    text.parse().map_err(|_| "it must be a name of the IANA time zone database, for instance Europe/Paris".to_owned())
+}
+
+/// What a grant by hand can be.
+pub fn grant_kind(text: &str) -> Result<GrantKind, String> {
+    match GrantKind::from_name(text) {
+        Some(kind @ (GrantKind::Topup | GrantKind::Promo)) => Ok(kind),
+        Some(GrantKind::Plan | GrantKind::Addon) | None => Err("it must be topup or promo".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overage_has_an_optional_limit() {
+        assert_eq!(overage("allow"), Ok(Overage::Allow { limit: None }));
+        assert_eq!(overage("allow:7.5"), Ok(Overage::Allow { limit: Some(Credits::from_thousandths(7500)) }));
+        assert!(overage("allow:-1").is_err());
+        assert!(overage("allow:").is_err());
+        assert!(overage("deny").is_err());
+    }
+
+    #[test]
+    fn an_addon_names_type_and_amount() {
+        let expected = Addon { credit_type: "email".into(), amount: Credits::whole(500) };
+        assert_eq!(addon("email=500"), Ok(expected));
+        for wrong in ["email", "email=", "=5", "email=-1", "email=0", "email=1e3"] {
+            assert!(addon(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_names_that_the_meter_takes_are_names() {
+        assert!(name("équipe 7").is_ok());
+        assert!(name("").is_err());
+        assert!(name("a\nb").is_err());
+        assert!(name(&"x".repeat(257)).is_err());
+    }
+}

@@ -1,0 +1,128 @@
+//! What the meter says of its own state. Others set it; only the probes read it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What must hold for the meter to be ready, in the order in which it comes true at a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// The brokers answer.
+    Kafka,
+    /// The group has given this worker partitions.
+    Assigned,
+    /// Redis answers.
+    Redis,
+    /// No shard is halted.
+    Shards,
+    /// Positions move while records wait.
+    Progress,
+    /// No outbox is over its bound.
+    Outbox,
+}
+
+impl Check {
+    pub const ALL: [Check; 6] =
+        [Check::Kafka, Check::Assigned, Check::Redis, Check::Shards, Check::Progress, Check::Outbox];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Check::Kafka => "kafka",
+            Check::Assigned => "assigned",
+            Check::Redis => "redis",
+            Check::Shards => "shards",
+            Check::Progress => "progress",
+            Check::Outbox => "outbox",
+        }
+    }
+
+    /// Some are faults until the first good news, the others are fine until the first bad news.
+    fn at_start(self) -> Result<(), String> {
+        match self {
+            Check::Assigned => Err("no partitions are assigned yet".to_owned()),
+            Check::Redis => Err("redis has not answered yet".to_owned()),
+            Check::Kafka | Check::Shards | Check::Progress | Check::Outbox => Ok(()),
+        }
+    }
+}
+
+/// The state of every check, and whether the process is beyond repair.
+#[derive(Debug)]
+pub struct Health {
+    states: Mutex<[Result<(), String>; Check::ALL.len()]>,
+    dead: Mutex<Option<String>>,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health::new()
+    }
+}
+
+impl Health {
+    pub fn new() -> Health {
+        Health { states: Mutex::new(Check::ALL.map(Check::at_start)), dead: Mutex::new(None) }
+    }
+
+    /// Says whether a check holds, or why not. A change is logged.
+    pub fn set(&self, check: Check, state: Result<(), String>) {
+        let mut states = hold(&self.states);
+        let previous = std::mem::replace(&mut states[check as usize], state.clone());
+        drop(states);
+        match state {
+            Err(reason) if previous.is_ok() => tracing::warn!(check = check.name(), reason, "not ready"),
+            Ok(()) if previous.is_err() => tracing::info!(check = check.name(), "ready"),
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Only a restart can help. The first reason stays.
+    pub fn set_dead(&self, reason: String) {
+        tracing::error!(reason, "dead");
+        hold(&self.dead).get_or_insert(reason);
+    }
+
+    pub fn alive(&self) -> Result<(), String> {
+        hold(&self.dead).clone().map_or(Ok(()), Err)
+    }
+
+    pub fn ready(&self) -> bool {
+        hold(&self.states).iter().all(Result::is_ok)
+    }
+
+    pub fn checks(&self) -> Vec<(Check, Result<(), String>)> {
+        Check::ALL.into_iter().zip(hold(&self.states).iter().cloned()).collect()
+    }
+}
+
+/// A thread that panicked while it held a state left it whole: each change is one assignment.
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_takes_every_check() {
+        let health = Health::new();
+        assert!(!health.ready());
+        health.set(Check::Assigned, Ok(()));
+        health.set(Check::Redis, Ok(()));
+        assert!(health.ready());
+        for check in Check::ALL {
+            health.set(check, Err("broken".to_owned()));
+            assert!(!health.ready(), "{}", check.name());
+            health.set(check, Ok(()));
+        }
+        assert!(health.ready());
+    }
+
+    #[test]
+    fn the_first_reason_of_death_stays() {
+        let health = Health::new();
+        assert_eq!(health.alive(), Ok(()));
+        health.set_dead("first".to_owned());
+        health.set_dead("second".to_owned());
+        assert_eq!(health.alive(), Err("first".to_owned()));
+    }
+}

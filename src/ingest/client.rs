@@ -1,0 +1,170 @@
+//! What every Kafka client of the meter has in common: its settings, why it fails, and a look at the cluster.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
+
+use crate::config::Kafka;
+
+/// A broker that is there answers within milliseconds; a TLS handshake across the world takes seconds.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the brokers do not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BrokerError {
+    #[error("librdkafka does not take the settings: {reason}; see kafka.properties")]
+    Settings { reason: String },
+    #[error("no answer from kafka at {brokers}: {reason}; is it up, and are kafka.brokers and kafka.properties right?")]
+    NoAnswer { brokers: String, reason: String },
+    #[error("topic {topic} does not exist; make it with `credit-meter check --create-topics`")]
+    NoTopic { topic: String },
+    #[error("kafka refused to {what}: {reason}")]
+    Refused { what: String, reason: String },
+}
+
+/// Settings of a client: the meter's defaults, then the user's properties, then what the meter's promises rest on.
+pub fn settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", &kafka.brokers);
+    settings.set("client.id", "credit-meter");
+    // Idle connections die in silence behind load balancers.
+    settings.set("socket.keepalive.enable", "true");
+    for (name, value) in defaults {
+        settings.set(*name, *value);
+    }
+    for (name, value) in &kafka.properties {
+        settings.set(name, value);
+    }
+    for (name, value) in fixed {
+        settings.set(*name, *value);
+    }
+    settings
+}
+
+/// The last fault that a client reported by itself: a call that times out does not say why.
+#[derive(Debug, Default)]
+pub struct Reasons {
+    last: Mutex<Option<String>>,
+}
+
+impl Reasons {
+    pub fn last(&self) -> Option<String> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Reasons {
+    fn error(&self, error: KafkaError, reason: &str) {
+        // "All brokers are down" follows the reason why.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && self.last().is_some() {
+            return;
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // The same fault comes with every attempt to reconnect, and some clients report each one twice.
+        if last.as_deref() != Some(reason) {
+            tracing::warn!(reason, "kafka client");
+            *last = Some(reason.to_owned());
+        }
+    }
+}
+
+impl ConsumerContext for Reasons {}
+
+impl ProducerContext for Reasons {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, _: ()) {}
+}
+
+/// A topic as the brokers describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicView {
+    pub partitions: i32,
+    /// The smallest number of replicas that a partition of it has.
+    pub replication: usize,
+    /// Whether every partition can be read and written now.
+    pub led: bool,
+}
+
+/// The cluster as the brokers describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterView {
+    pub brokers: usize,
+    pub topics: BTreeMap<String, TopicView>,
+}
+
+/// A client that only asks.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Arc<BaseProducer<Reasons>>,
+    brokers: String,
+}
+
+impl Cluster {
+    pub fn new(kafka: &Kafka) -> Result<Cluster, BrokerError> {
+        let made = settings(kafka, &[], &[]).create_with_context(Reasons::default());
+        let client = made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })?;
+        Ok(Cluster { client: Arc::new(client), brokers: kafka.brokers.clone() })
+    }
+
+    pub async fn view(&self) -> Result<ClusterView, BrokerError> {
+        let client = self.client.clone();
+        // All topics: asking for one by name would create it where brokers create topics by themselves.
+        let asked = move || {
+            let metadata = client.client().fetch_metadata(None, ANSWER_TIMEOUT);
+            // Hands over the faults that came meanwhile.
+            client.poll(Duration::ZERO);
+            client.poll(Duration::from_millis(10));
+            metadata.map(|metadata| ClusterView {
+                brokers: metadata.brokers().len(),
+                topics: metadata.topics().iter().map(|topic| (topic.name().to_owned(), view_of(topic))).collect(),
+            })
+        };
+        let answer = tokio::task::spawn_blocking(asked).await.expect("asking does not panic");
+        answer.map_err(|error| self.no_answer(&error))
+    }
+
+    /// The number of partitions of a topic that must be there.
+    pub async fn partitions(&self, topic: &str) -> Result<i32, BrokerError> {
+        let view = self.view().await?;
+        let found = view.topics.get(topic).map(|topic| topic.partitions);
+        found.ok_or_else(|| BrokerError::NoTopic { topic: topic.to_owned() })
+    }
+
+    fn no_answer(&self, error: &KafkaError) -> BrokerError {
+        let reason = self.client.context().last().unwrap_or_else(|| error.to_string());
+        BrokerError::NoAnswer { brokers: self.brokers.clone(), reason }
+    }
+}
+
+fn view_of(topic: &MetadataTopic) -> TopicView {
+    let partitions = topic.partitions();
+    TopicView {
+        partitions: i32::try_from(partitions.len()).expect("kafka counts partitions with 32 bits"),
+        replication: partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0),
+        led: topic.error().is_none() && partitions.iter().all(|partition| partition.leader() >= 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_properties_stand_between_defaults_and_promises() {
+        let mut kafka = Kafka::default();
+        kafka.properties.insert("linger.ms".into(), "50".into());
+        kafka.properties.insert("acks".into(), "0".into());
+        let settings = settings(&kafka, &[("linger.ms", "5")], &[("acks", "all")]);
+        assert_eq!(settings.get("linger.ms"), Some("50"));
+        assert_eq!(settings.get("acks"), Some("all"));
+        assert_eq!(settings.get("bootstrap.servers"), Some("127.0.0.1:9092"));
+    }
+}
