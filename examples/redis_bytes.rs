@@ -58,7 +58,10 @@ async fn main() -> anyhow::Result<()> {
     meter.clean_up().await?;
     if json {
         let rows: Vec<_> = rows.iter().map(|(events, bytes)| serde_json::json!([events, bytes])).collect();
-        println!("{}", serde_json::json!({ "redis_bytes_per_account": per_account, "events_a_day_and_bytes_per_event": rows }));
+        println!(
+            "{}",
+            serde_json::json!({ "redis_bytes_per_account": per_account, "events_a_day_and_bytes_per_event": rows })
+        );
         return Ok(());
     }
     println!("| What | bytes |\n|---|---|");

@@ -79,19 +79,15 @@ pub async fn run(
         bells: (0..config.redis.shards).map(|_| Notify::new()).collect(),
     });
     let stop_relays = CancellationToken::new();
-    let relays: Vec<_> = (0..config.redis.shards)
-        .map(|shard| tokio::spawn(relay.clone().run(shard, stop_relays.clone())))
-        .collect();
+    let relays: Vec<_> =
+        (0..config.redis.shards).map(|shard| tokio::spawn(relay.clone().run(shard, stop_relays.clone()))).collect();
 
     let (from_kafka, events) = mpsc::unbounded_channel();
     let reader = consumer::spawn(
         consumer::Settings {
             kafka: config.kafka.clone(),
             age_from: config.events.age_from,
-            decoder: Decoder::new(decode::Settings {
-                max_bytes: config.events.max_bytes,
-                early_limit_ms: config.events.early_limit.as_millis() as i64,
-            }),
+            decoder: Decoder::new(decode::Settings::of(&config.events)),
             generation: generation.clone(),
         },
         from_kafka,

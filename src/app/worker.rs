@@ -238,7 +238,12 @@ impl Worker {
                 let _ = self.parts.reader.send(ToConsumer::Rewind { partition, offset, epoch });
             }
             Effect::Applied(report) => record(&report),
-            Effect::OutboxFilled { shard } => self.parts.relay.bells[shard as usize].notify_one(),
+            Effect::Outbox { shard, entries } => {
+                metrics::set_outbox_entries(shard, entries);
+                if entries > 0 {
+                    self.parts.relay.bells[shard as usize].notify_one();
+                }
+            }
             Effect::Refused { shard, kind } => {
                 metrics::record_call_refusal(kind);
                 tracing::debug!(shard, kind, "a shard refused a call");
@@ -314,11 +319,11 @@ impl Worker {
     }
 
     fn produce_dead_letters(&self, shard: u32, id: u64, notes: Vec<Note>) {
-        let (kafka, producer) = (self.parts.config.kafka.clone(), self.parts.producer.clone());
+        let (config, producer) = (self.parts.config.clone(), self.parts.producer.clone());
         let done = self.done.clone();
         tokio::spawn(async move {
             while !done.is_closed() && !notes.is_empty() {
-                match dead_letters::produce(&kafka, &producer, notes.clone()).await {
+                match dead_letters::produce(&config, &producer, &notes).await {
                     Ok(()) => break,
                     Err(error) => tracing::error!(shard, %error, "dead letters wait, and the shard with them"),
                 }

@@ -5,10 +5,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::output::Output;
-use super::redis_info::RedisInfo;
 use super::{Ended, state};
 use crate::config::{Config, ConfigError, read_catalogue};
 use crate::ingest::admin::{Admin, TopicReport};
+use crate::store::info::RedisInfo;
 
 /// EXPIRE and SET options that the scripts use, and replication by effects.
 const REDIS_MIN: (u32, u32) = (6, 2);

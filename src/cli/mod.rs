@@ -12,8 +12,6 @@ pub mod generate;
 pub mod load;
 /// Texts and JSON on stdout.
 mod output;
-/// What Redis says of itself.
-mod redis_info;
 /// Sends a command and waits for its answer.
 mod request;
 /// Events to load, read ahead.

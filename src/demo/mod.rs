@@ -205,7 +205,8 @@ async fn compare(store: &Store, expected: &Expected) -> anyhow::Result<Compariso
     let mut mismatches = Vec::new();
     for team in Traffic::teams() {
         let account = store.account(team).await?;
-        let counters: BTreeMap<_, _> = account.map(|account| account.counters.into_iter().collect()).unwrap_or_default();
+        let counters: BTreeMap<_, _> =
+            account.map(|account| account.counters.into_iter().collect()).unwrap_or_default();
         for (&(_, credit_type), &thousandths) in expected.used.iter().filter(|((name, _), _)| *name == team) {
             let used = counters.get(credit_type).map_or(0, |counter| counter.balance().used.thousandths());
             if u64::try_from(used) != Ok(thousandths) {

@@ -59,26 +59,57 @@ const FIXED: [(&str, &str); 6] = [
 #[derive(Debug)]
 pub enum FromKafka {
     /// The group gave these partitions; they are read once [`ToConsumer::Start`] says from where.
-    Assigned { assignment: u64, partitions: Vec<Partition> },
-    Revoked { assignment: u64 },
+    Assigned {
+        assignment: u64,
+        partitions: Vec<Partition>,
+    },
+    Revoked {
+        assignment: u64,
+    },
     /// The partitions are being read.
-    Started { assignment: u64 },
-    Records { assignment: u64, partition: Partition, epoch: u32, records: Vec<Record> },
+    Started {
+        assignment: u64,
+    },
+    Records {
+        assignment: u64,
+        partition: Partition,
+        epoch: u32,
+        records: Vec<Record>,
+    },
     /// Nothing lies between the last record and this offset.
-    ReadTo { assignment: u64, partition: Partition, epoch: u32, offset: i64 },
+    ReadTo {
+        assignment: u64,
+        partition: Partition,
+        epoch: u32,
+        offset: i64,
+    },
     /// The offset after a partition's last record, for the lag.
-    End { partition: Partition, offset: i64 },
+    End {
+        partition: Partition,
+        offset: i64,
+    },
     /// A partition cannot be read, and waiting does not help.
-    Halted { reason: String },
+    Halted {
+        reason: String,
+    },
 }
 
 /// What the worker tells the thread.
 #[derive(Debug)]
 pub enum ToConsumer {
-    Start { assignment: u64, positions: Vec<(Partition, i64)> },
-    Rewind { partition: Partition, offset: i64, epoch: u32 },
+    Start {
+        assignment: u64,
+        positions: Vec<(Partition, i64)>,
+    },
+    Rewind {
+        partition: Partition,
+        offset: i64,
+        epoch: u32,
+    },
     /// Commits applied positions, for lag tools.
-    Commit { positions: Vec<(Partition, i64)> },
+    Commit {
+        positions: Vec<(Partition, i64)>,
+    },
     Stop,
 }
 
@@ -369,7 +400,9 @@ impl Thread {
     fn assign(&mut self) {
         let list = self.list(self.reading.iter());
         if let Err(error) = self.consumer.assign(&list) {
-            self.tell(FromKafka::Halted { reason: format!("kafka refused the assignment: {error}; restart the worker") });
+            self.tell(FromKafka::Halted {
+                reason: format!("kafka refused the assignment: {error}; restart the worker"),
+            });
         }
         self.paused.clear();
     }
@@ -419,11 +452,11 @@ impl Thread {
                 Some(Ok(message)) => {
                     match decode(&mut self.settings, self.consumer.context(), &message) {
                         Ok(record) => {
-                            if let Some(record) = record {
-                                if let Some(reading) = self.reading.get_mut(&record.partition) {
-                                    reading.next = record.offset + 1;
-                                    chunk.entry(record.partition).or_default().push(record);
-                                }
+                            if let Some(record) = record
+                                && let Some(reading) = self.reading.get_mut(&record.partition)
+                            {
+                                reading.next = record.offset + 1;
+                                chunk.entry(record.partition).or_default().push(record);
                             }
                         }
                         Err(reason) => {
@@ -538,7 +571,7 @@ fn decode(settings: &mut Settings, group: &Group, message: &BorrowedMessage) -> 
     }
     if let Some(detail) = decoded.detail {
         let topic = message.topic();
-        tracing::warn!(topic, partition = partition.index, offset = message.offset(), detail, "a record is dead");
+        tracing::debug!(topic, partition = partition.index, offset = message.offset(), detail, "a record is dead");
     }
     Ok(Some(decoded.record))
 }

@@ -12,9 +12,11 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{self, BrokerError};
 use super::consumer::topic_of;
-use super::producer::{Outgoing, Producer, ProduceError};
-use crate::config::Kafka;
+use super::decode::{self, Decoder, Raw};
+use super::producer::{Outgoing, ProduceError, Producer};
+use crate::config::{Config, Kafka};
 use crate::ledger::call::{Note, Partition};
+use crate::pipeline::record::Body;
 
 /// How long a record that was just read may take to be read again.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,15 +41,34 @@ struct Original {
     headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
+impl Original {
+    /// The field or place that decoding stumbles over; what is judged later has none.
+    fn detail(&self, decoder: &mut Decoder) -> Option<String> {
+        let headers: Vec<_> = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+        let decoded = decoder.decode(Raw {
+            partition: self.note.partition,
+            offset: self.note.offset,
+            append_ms: self.timestamp_ms,
+            key: self.key.as_deref(),
+            value: self.value.as_deref(),
+            headers: &headers,
+        });
+        let same = matches!(decoded.record.body, Body::Dead { reason, .. } if reason == self.note.reason);
+        decoded.detail.filter(|_| same)
+    }
+}
+
 /// Reads the noted records again and produces a dead letter for each.
-pub async fn produce(kafka: &Kafka, producer: &Producer, notes: Vec<Note>) -> Result<(), DeadLetterError> {
-    let for_reading = kafka.clone();
-    let originals = tokio::task::spawn_blocking(move || read(&for_reading, &notes));
+pub async fn produce(config: &Config, producer: &Producer, notes: &[Note]) -> Result<(), DeadLetterError> {
+    let kafka = &config.kafka;
+    let (for_reading, to_read) = (kafka.clone(), notes.to_vec());
+    let originals = tokio::task::spawn_blocking(move || read(&for_reading, &to_read));
     let originals = originals.await.expect("reading does not panic")?;
+    let mut decoder = Decoder::new(decode::Settings::of(&config.events));
     let mut acknowledgements = Vec::new();
     for original in &originals {
         let topic = topic_of(&kafka.topics, original.note.partition.input);
-        let reasons = reason_headers(topic, original);
+        let reasons = reason_headers(topic, original, &mut decoder);
         let came = original.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
         let added = reasons.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
         let headers: Vec<_> = came.chain(added).collect();
@@ -67,14 +88,20 @@ pub async fn produce(kafka: &Kafka, producer: &Producer, notes: Vec<Note>) -> Re
 }
 
 /// The string headers of Kafka Connect, which tools for dead letters read.
-fn reason_headers(topic: &str, original: &Original) -> Vec<(&'static str, String)> {
+fn reason_headers(topic: &str, original: &Original, decoder: &mut Decoder) -> Vec<(&'static str, String)> {
     let note = original.note;
+    let message = match original.detail(decoder) {
+        Some(detail) => format!("{}: {detail}", note.reason.explain()),
+        None => note.reason.explain().to_owned(),
+    };
+    let (partition, offset, reason) = (note.partition.index, note.offset, note.reason.name());
+    tracing::warn!(topic, partition, offset, reason, message, "a record goes to the dead-letter topic");
     vec![
         ("__connect.errors.topic", topic.to_owned()),
-        ("__connect.errors.partition", note.partition.index.to_string()),
-        ("__connect.errors.offset", note.offset.to_string()),
-        ("__connect.errors.exception.class.name", note.reason.name().to_owned()),
-        ("__connect.errors.exception.message", note.reason.explain().to_owned()),
+        ("__connect.errors.partition", partition.to_string()),
+        ("__connect.errors.offset", offset.to_string()),
+        ("__connect.errors.exception.class.name", reason.to_owned()),
+        ("__connect.errors.exception.message", message),
         ("__connect.errors.timestamp", original.timestamp_ms.to_string()),
     ]
 }

@@ -1,20 +1,20 @@
 //! Kafka: the only place that names rdkafka.
 
+/// Topics: made, and compared with what the meter needs.
+pub mod admin;
 /// What every client shares: settings, errors, a look at the cluster.
 pub mod client;
-/// Bytes to records: CloudEvents in both content modes.
-pub mod decode;
 /// The thread that reads.
 pub mod consumer;
 /// Records that cannot be judged, to their own topic.
 pub mod dead_letters;
-/// Where logs start and end, and what the group committed.
-pub mod watermarks;
-/// Records to Kafka, each acknowledged.
-pub mod producer;
-/// Topics: made, and compared with what the meter needs.
-pub mod admin;
+/// Bytes to records: CloudEvents in both content modes.
+pub mod decode;
 /// Waits for the answer to a command.
 pub mod ledger_tail;
 /// A broker inside the process, for the demo.
 pub mod mock;
+/// Records to Kafka, each acknowledged.
+pub mod producer;
+/// Where logs start and end, and what the group committed.
+pub mod watermarks;

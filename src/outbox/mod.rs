@@ -88,6 +88,9 @@ impl Relay {
             metrics::record_published(self.topic(entry.output), 1);
             published.push(entry_id.clone());
         }
+        if entries.is_empty() {
+            metrics::set_outbox_entries(shard, 0);
+        }
         self.health.set(Check::Outbox, Ok(()));
         Ok(!entries.is_empty())
     }

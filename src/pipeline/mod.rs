@@ -74,7 +74,11 @@ pub enum Input {
     /// Ask the idle shards where they are: one that fell back to an older state says so only when it is asked.
     Probe,
     /// A shard's positions, for the lane that asked.
-    Positions { shard: u32, id: u64, positions: BTreeMap<Partition, i64> },
+    Positions {
+        shard: u32,
+        id: u64,
+        positions: BTreeMap<Partition, i64>,
+    },
     Tick,
 }
 
@@ -104,7 +108,10 @@ pub enum Effect {
         id: u64,
         notes: Vec<Note>,
     },
-    AskPositions { shard: u32, id: u64 },
+    AskPositions {
+        shard: u32,
+        id: u64,
+    },
     /// Read a partition again from an offset, and mark what is read then with the epoch.
     Rewind {
         partition: Partition,
@@ -112,9 +119,10 @@ pub enum Effect {
         epoch: u32,
     },
     Applied(Report),
-    /// A shard's outbox holds something.
-    OutboxFilled {
+    /// How much a shard's outbox holds.
+    Outbox {
         shard: u32,
+        entries: usize,
     },
     Refused {
         shard: u32,
@@ -366,9 +374,9 @@ impl Pipeline {
                 let report = Report::of(&batch, &call, &[], Some(commanded.outcome));
                 self.applied(shard, &batch, report, commanded.outbox, effects);
             }
-            Answer::Apply(Reply::OutboxFull { .. }) | Answer::Command(Reply::OutboxFull { .. }) => {
+            Answer::Apply(Reply::OutboxFull { entries }) | Answer::Command(Reply::OutboxFull { entries }) => {
                 effects.push(Effect::Refused { shard, kind: "outbox_full" });
-                effects.push(Effect::OutboxFilled { shard });
+                effects.push(Effect::Outbox { shard, entries });
                 let at_ms = now_ms + RETRY_MAX_MS / 10;
                 self.lane(shard).work = Work::Retry { at_ms, batch, call, attempts };
             }
@@ -380,9 +388,7 @@ impl Pipeline {
     fn applied(&mut self, shard: u32, batch: &Batch, report: Report, outbox: usize, effects: &mut Vec<Effect>) {
         self.lane(shard).applied_up_to(batch);
         effects.push(Effect::Applied(report));
-        if outbox > 0 {
-            effects.push(Effect::OutboxFilled { shard });
-        }
+        effects.push(Effect::Outbox { shard, entries: outbox });
     }
 
     fn refused<T>(&mut self, now_ms: u64, shard: u32, batch: Batch, reply: Reply<T>, effects: &mut Vec<Effect>) {

@@ -1,5 +1,7 @@
 //! Where shards are kept: in Redis, or in memory for the demo. The only place that names redis.
 
+/// What Redis says of itself, for `check`.
+pub mod info;
 /// The keys, what each holds, and what absence means.
 pub mod keys;
 /// The shards as the ledger in memory.

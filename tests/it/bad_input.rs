@@ -78,11 +78,7 @@ async fn each_bad_record_ends_with_its_own_reason() {
         ("cost above its bound", unlimited("100000001"), Dead("cost_too_large")),
         ("unknown action", with(&|event| event["data"]["action"] = json!("guess")), Dead("unknown_action")),
         ("unknown account", with(&|event| event["subject"] = json!("nobody")), Dead("unknown_account")),
-        (
-            "not entitled",
-            with(&|event| event["data"]["action"] = json!("enrich_contact")),
-            Denied("not_entitled"),
-        ),
+        ("not entitled", with(&|event| event["data"]["action"] = json!("enrich_contact")), Denied("not_entitled")),
         ("more than there is", quantity("5000"), Denied("insufficient_credits")),
         ("from the future", with(&|event| at(event, Duration::hours(1))), Dead("too_early")),
         ("from before the cycle", with(&|event| at(event, Duration::days(-60))), Dead("cycle_not_open")),
@@ -136,7 +132,10 @@ async fn each_bad_record_ends_with_its_own_reason() {
     for message in topics.read("denied", 1) {
         let denial = data(&message);
         for event in denial["events"].as_array().expect("events") {
-            denied.push((event["offset"].as_i64().expect("an offset"), denial["reason"].as_str().expect("a reason").to_owned()));
+            denied.push((
+                event["offset"].as_i64().expect("an offset"),
+                denial["reason"].as_str().expect("a reason").to_owned(),
+            ));
         }
     }
     denied.sort();
@@ -150,7 +149,10 @@ async fn each_bad_record_ends_with_its_own_reason() {
     let balance = meter.json(&["balance", "acme", "--json"]);
     assert_eq!(balance["balances"]["email"]["used"], json!(charged - 1), "good events are charged");
     let (_, page) = running.get("/metrics").await.expect("it serves");
-    assert!(page.lines().any(|line| line.starts_with("credit_meter_misrouted_total") && !line.ends_with(" 0")), "{page}");
+    assert!(
+        page.lines().any(|line| line.starts_with("credit_meter_misrouted_total") && !line.ends_with(" 0")),
+        "{page}"
+    );
 }
 
 fn keyed(key: &str, value: Vec<u8>) -> Outgoing {

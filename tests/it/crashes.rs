@@ -100,7 +100,7 @@ async fn generate(topics: Arc<Topics>, stop: Arc<AtomicBool>) -> BTreeMap<String
         for _ in 0..PACE / 50 {
             number += 1;
             // Every tenth comes twice, the second time in another partition.
-            let twice = number % 10 == 0;
+            let twice = number.is_multiple_of(10);
             let account = format!("team-{}", number % ACCOUNTS);
             *sent.entry(account.clone()).or_insert(0) += 1;
             for copy in 0..1 + u64::from(twice) {

@@ -252,8 +252,10 @@ impl<'a> History<'a> {
                 Reply::Unknown { commands_position } => batch.commands_end = Some(commands_position),
                 Reply::Dead(notes) => {
                     self.dead.extend(notes.iter().map(|note| ((note.partition, note.offset), note.reason)));
-                    if self.rng.random_bool(0.2) {
-                        return; // the worker dies here; the next one reads the same records or others
+                    if self.rng.random_bool(0.3) {
+                        // The worker dies here. The next one knows nothing, and finds other records alive.
+                        self.dead.clear();
+                        return;
                     }
                 }
                 Reply::OutboxFull { .. } => self.take().await,

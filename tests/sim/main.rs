@@ -311,7 +311,7 @@ impl World {
                     self.workers[worker].cursors.insert(partition, Cursor { next: offset, epoch });
                 }
                 Effect::Halted { shard, reason } => panic!("seed {}: shard {shard} halted: {reason}", self.seed),
-                Effect::Applied(_) | Effect::OutboxFilled { .. } | Effect::Refused { .. } => {}
+                Effect::Applied(_) | Effect::Outbox { .. } | Effect::Refused { .. } => {}
             }
         }
     }

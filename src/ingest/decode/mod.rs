@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxBuildHasher;
 
+use crate::config::Events;
 use crate::ledger::call::{Input, Partition};
 use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::{Body, Record};
@@ -47,6 +48,12 @@ pub type Headers<'a> = &'a [(&'a str, Option<&'a [u8]>)];
 pub struct Settings {
     pub max_bytes: usize,
     pub early_limit_ms: i64,
+}
+
+impl Settings {
+    pub fn of(events: &Events) -> Settings {
+        Settings { max_bytes: events.max_bytes, early_limit_ms: events.early_limit.as_millis() as i64 }
+    }
 }
 
 /// A record, and what is only counted or logged about it.

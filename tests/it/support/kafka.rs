@@ -36,7 +36,8 @@ impl Topics {
         let name = |role: &str| format!("{prefix}.{role}");
         let usage = name("usage");
         let commands = name("commands");
-        let append = |topic| NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
+        let append =
+            |topic| NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
         let mut topics = vec![append(&commands)];
         let mut of_usage = append(&usage).set("max.message.bytes", "20000000");
         of_usage.num_partitions = partitions;
@@ -64,9 +65,10 @@ impl Topics {
         let mut outgoing: FutureRecord<[u8], [u8]> = FutureRecord::to(&topic).partition(record.partition);
         outgoing.key = record.key.as_deref();
         outgoing.payload = record.value.as_deref();
-        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-            headers.insert(Header { key, value: Some(value) })
-        });
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
         outgoing = outgoing.headers(headers);
         self.producer.send(outgoing, Duration::from_secs(60)).await.expect("kafka takes the record").offset
     }

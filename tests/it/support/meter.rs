@@ -94,7 +94,8 @@ impl Meter {
 
     /// The position that every shard has passed.
     pub async fn applied(&self, partition: Partition) -> i64 {
-        let of = |state: &ShardState| state.positions.iter().find(|(own, _)| *own == partition).map_or(0, |(_, at)| *at);
+        let of =
+            |state: &ShardState| state.positions.iter().find(|(own, _)| *own == partition).map_or(0, |(_, at)| *at);
         self.states().await.iter().map(of).min().expect("there are shards")
     }
 

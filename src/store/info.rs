@@ -1,6 +1,6 @@
 //! What Redis says of itself, for `check`.
 
-use crate::store::{RedisStore, StoreError};
+use super::{RedisStore, StoreError};
 
 /// The answer to INFO: it needs no right to read the configuration, which managed services do not give.
 pub struct RedisInfo(String);
