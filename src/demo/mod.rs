@@ -222,9 +222,10 @@ fn report(options: &DemoOptions, seen: &Seen, result: &Comparison, seconds: f64)
     eprintln!(
         "\nThis was a demo: the broker was a mock and the store was in memory, so nothing of it is left.\n\
          On real Kafka and Redis:\n  \
-         docker/services up --install                       # starts both on this machine, prints their addresses\n  \
-         export CREDIT_METER__KAFKA__BROKERS=… CREDIT_METER__REDIS__URL=…\n  \
-         credit-meter check --create-topics && credit-meter serve\n  \
+         eval "$(docker/services up --install | sed 's/^/export /')"\n  \
+         export CREDIT_METER__KAFKA__BROKERS=$KAFKA_BROKERS CREDIT_METER__REDIS__URL=$REDIS_URL\n  \
+         export PATH=$PWD/target/release:$PATH\n  \
+         credit-meter check --create-topics && credit-meter serve &\n  \
          credit-meter account put acme --plan basic --anchor 2026-01-31\n  \
          credit-meter load events.ndjson && credit-meter balance acme"
     );

@@ -1,8 +1,9 @@
 //! A team: how it is configured, what it was granted and what it was charged.
 
+use std::collections::BTreeMap;
+
 use chrono::NaiveDate;
 use chrono_tz::Tz;
-use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Amount, Catalogue, Overage, Plan, Threshold};
 use super::credits::Credits;
@@ -16,6 +17,7 @@ pub struct AccountConfig {
     /// Overrides the plan's.
     pub interval: Option<Interval>,
     pub timezone: Tz,
+    /// In the order of their credit types.
     pub addons: Vec<Addon>,
     /// Overrides the plan's.
     pub thresholds: Option<Vec<Threshold>>,
@@ -86,6 +88,19 @@ pub struct Grant {
     pub command_id: Option<String>,
 }
 
+/// Adds a grant to those of a cycle. What the plan and the add-ons give is one sum a credit type; they come
+/// first, in the order of kind and credit type, then top-ups and promos in the order in which they were given.
+pub fn add_grant(grants: &mut Vec<Grant>, grant: Grant) {
+    if grant.command_id.is_some() {
+        return grants.push(grant);
+    }
+    let place = |each: &Grant| (each.command_id.is_some(), each.kind, each.credit_type.clone());
+    match grants.binary_search_by_key(&place(&grant), place) {
+        Ok(index) => grants[index].amount = grants[index].amount.plus(grant.amount),
+        Err(index) => grants.insert(index, grant),
+    }
+}
+
 /// One credit type of an account in its open cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counter {
@@ -144,16 +159,11 @@ impl Counter {
 
     /// Adds to what was granted; `None` where the balance would exceed its bound.
     pub fn grant(&mut self, amount: Amount) -> Option<()> {
-        self.granted = match (self.granted, amount) {
-            (Amount::Limited(granted), Amount::Limited(amount)) => {
-                let sum = granted + amount;
-                if sum > Credits::BALANCE_MAX {
-                    return None;
-                }
-                Amount::Limited(sum)
-            }
-            (Amount::Unlimited, _) | (_, Amount::Unlimited) => Amount::Unlimited,
-        };
+        let sum = self.granted.plus(amount);
+        if matches!(sum, Amount::Limited(sum) if sum > Credits::BALANCE_MAX) {
+            return None;
+        }
+        self.granted = sum;
         Some(())
     }
 }
@@ -165,96 +175,70 @@ pub struct AccountView {
     pub version: u64,
     pub config: AccountConfig,
     pub cycle: Cycle,
-    /// In the open cycle, in the order in which they were given.
+    /// In the open cycle; see [`add_grant`].
     pub grants: Vec<Grant>,
 }
 
-/// The stored form of an [`AccountConfig`] (JSON), also shown by `account get`.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoredConfig {
-    plan: String,
-    anchor: NaiveDate,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    interval: Option<String>,
-    timezone: String,
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    addons: Vec<StoredAddon>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    thresholds: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    overage: Option<StoredOverage>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredAddon {
-    credit_type: String,
-    amount: Box<serde_json::value::RawValue>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum StoredOverage {
-    Reject,
-    Cap,
-    Allow { limit: Option<i64> },
-}
-
+/// The stored form: a field each, short, so that Redis keeps an account's hash packed.
 impl AccountConfig {
-    pub fn to_json(&self) -> String {
-        let raw = |credits: Credits| {
-            serde_json::value::RawValue::from_string(credits.to_string()).expect("a decimal number is valid JSON")
-        };
-        let stored = StoredConfig {
-            plan: self.plan.clone(),
-            anchor: self.anchor,
-            interval: self.interval.map(|interval| interval.name().to_owned()),
-            timezone: self.timezone.name().to_owned(),
-            addons: self
-                .addons
-                .iter()
-                .map(|addon| StoredAddon { credit_type: addon.credit_type.clone(), amount: raw(addon.amount) })
-                .collect(),
-            thresholds: self.thresholds.as_ref().map(|all| all.iter().map(Threshold::to_string).collect()),
-            overage: self.overage.map(|overage| match overage {
-                Overage::Reject => StoredOverage::Reject,
-                Overage::Cap => StoredOverage::Cap,
-                Overage::Allow { limit } => StoredOverage::Allow { limit: limit.map(Credits::thousandths) },
-            }),
-        };
-        serde_json::to_string(&stored).expect("a configuration has only text keys")
+    pub fn to_fields(&self) -> Vec<(String, String)> {
+        let mut fields = vec![
+            ("plan".to_owned(), self.plan.clone()),
+            ("anchor".to_owned(), self.anchor.to_string()),
+            ("timezone".to_owned(), self.timezone.name().to_owned()),
+        ];
+        if let Some(interval) = self.interval {
+            fields.push(("interval".to_owned(), interval.name().to_owned()));
+        }
+        if let Some(thresholds) = &self.thresholds {
+            let thresholds: Vec<_> = thresholds.iter().map(Threshold::to_string).collect();
+            fields.push(("thresholds".to_owned(), thresholds.join(", ")));
+        }
+        if let Some(overage) = self.overage {
+            let overage = match overage {
+                Overage::Reject => "reject".to_owned(),
+                Overage::Cap => "cap".to_owned(),
+                Overage::Allow { limit: None } => "allow".to_owned(),
+                Overage::Allow { limit: Some(limit) } => format!("allow {}", limit.thousandths()),
+            };
+            fields.push(("overage".to_owned(), overage));
+        }
+        for addon in &self.addons {
+            fields.push((format!("addon:{}", addon.credit_type), addon.amount.thousandths().to_string()));
+        }
+        fields
     }
 
-    pub fn from_json(text: &str) -> Result<AccountConfig, String> {
-        let stored: StoredConfig = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let interval = match stored.interval {
-            None => None,
-            Some(name) => Some(Interval::from_name(&name).ok_or(format!("unknown interval `{name}`"))?),
-        };
+    pub fn from_fields(fields: &BTreeMap<String, String>) -> Result<AccountConfig, String> {
+        let field = |name: &str| fields.get(name).map(String::as_str);
+        let bad = |name: &str| format!("field `{name}` is {:?}", field(name));
         let mut addons = Vec::new();
-        for addon in stored.addons {
-            let amount = Credits::parse(addon.amount.get()).map_err(|error| error.to_string())?;
-            addons.push(Addon { credit_type: addon.credit_type, amount });
-        }
-        let thresholds = match stored.thresholds {
-            None => None,
-            Some(texts) => {
-                let parse = |text: &String| Threshold::parse(text).ok_or(format!("bad threshold `{text}`"));
-                Some(texts.iter().map(parse).collect::<Result<Vec<_>, _>>()?)
+        for (name, amount) in fields {
+            if let Some(credit_type) = name.strip_prefix("addon:") {
+                let amount = Credits::from_thousandths(amount.parse().map_err(|_| bad(name))?);
+                addons.push(Addon { credit_type: credit_type.to_owned(), amount });
             }
-        };
+        }
+        let thresholds = field("thresholds").map(|texts| {
+            let texts = texts.split(", ").filter(|text| !text.is_empty());
+            texts.map(|text| Threshold::parse(text).ok_or_else(|| bad("thresholds"))).collect()
+        });
+        let overage = field("overage").map(|text| match text.split_once(' ') {
+            Some(("allow", limit)) => {
+                let limit = limit.parse().map_err(|_| bad("overage"))?;
+                Ok(Overage::Allow { limit: Some(Credits::from_thousandths(limit)) })
+            }
+            _ => Overage::parse(text).ok_or_else(|| bad("overage")),
+        });
+        let interval = field("interval").map(|name| Interval::from_name(name).ok_or_else(|| bad("interval")));
         Ok(AccountConfig {
-            plan: stored.plan,
-            anchor: stored.anchor,
-            interval,
-            timezone: stored.timezone.parse().map_err(|_| format!("unknown time zone `{}`", stored.timezone))?,
+            plan: field("plan").ok_or_else(|| bad("plan"))?.to_owned(),
+            anchor: field("anchor").and_then(|date| date.parse().ok()).ok_or_else(|| bad("anchor"))?,
+            interval: interval.transpose()?,
+            timezone: field("timezone").and_then(|zone| zone.parse().ok()).ok_or_else(|| bad("timezone"))?,
             addons,
-            thresholds,
-            overage: stored.overage.map(|overage| match overage {
-                StoredOverage::Reject => Overage::Reject,
-                StoredOverage::Cap => Overage::Cap,
-                StoredOverage::Allow { limit } => Overage::Allow { limit: limit.map(Credits::from_thousandths) },
-            }),
+            thresholds: thresholds.transpose()?,
+            overage: overage.transpose()?,
         })
     }
 }
@@ -293,6 +277,6 @@ mod tests {
             thresholds: Some(vec![Threshold::PercentUsed(80), Threshold::Remaining(Credits::whole(10))]),
             overage: Some(Overage::Allow { limit: Some(Credits::whole(7)) }),
         };
-        assert_eq!(AccountConfig::from_json(&config.to_json()), Ok(config));
+        assert_eq!(AccountConfig::from_fields(&config.to_fields().into_iter().collect()), Ok(config));
     }
 }

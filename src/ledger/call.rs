@@ -175,9 +175,10 @@ pub struct CommandCall {
 /// What a command does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// Creates the account, or sets its configuration.
+    /// Creates the account with its first cycle, or sets its configuration in place of another.
     Put {
         config: Box<AccountConfig>,
+        replaces: Option<Box<AccountConfig>>,
         opens: Option<Cycle>,
         grants: Vec<Grant>,
     },

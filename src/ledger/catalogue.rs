@@ -56,6 +56,15 @@ pub enum Amount {
     Unlimited,
 }
 
+impl Amount {
+    pub fn plus(self, other: Amount) -> Amount {
+        match (self, other) {
+            (Amount::Limited(left), Amount::Limited(right)) => Amount::Limited(left + right),
+            (Amount::Unlimited, _) | (_, Amount::Unlimited) => Amount::Unlimited,
+        }
+    }
+}
+
 /// What happens to an event that costs more than remains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overage {

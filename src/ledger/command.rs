@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::account::{AccountConfig, AccountView, Addon, Grant, GrantKind};
+use super::account::{AccountConfig, AccountView, Addon, Grant, GrantKind, add_grant};
 use super::apply::json_text;
 use super::call::{Change, CommandCall, Commanded, OutboxEntry, Output, Refusal, RefusalReason, Reply, StaleAccount};
 use super::catalogue::{Amount, Catalogue};
@@ -81,7 +81,7 @@ fn put(
             .iter()
             .map(|addon| given(GrantKind::Addon, &addon.credit_type, Amount::Limited(addon.amount)));
         let grants = allowance.chain(addons).collect();
-        return Ok(Change::Put { config: Box::new(config.clone()), opens: Some(cycle), grants });
+        return Ok(Change::Put { config: Box::new(config.clone()), replaces: None, opens: Some(cycle), grants });
     };
     if !config.same_terms(&account.config, catalogue) {
         let message = "plan, anchor, interval and time zone cannot be changed yet: that takes a rollover".to_owned();
@@ -95,16 +95,16 @@ fn put(
             grants.push(given(GrantKind::Addon, credit_type, Amount::Limited(*amount - granted)));
         }
     }
-    Ok(Change::Put { config: Box::new(config.clone()), opens: None, grants })
+    let replaces = Some(Box::new(account.config.clone()));
+    Ok(Change::Put { config: Box::new(config.clone()), replaces, opens: None, grants })
 }
 
 fn granted_by_addons(account: &AccountView, credit_type: &str) -> Credits {
-    let addons = account.grants.iter().filter(|grant| grant.kind == GrantKind::Addon);
-    let amounts = addons.filter(|grant| grant.credit_type == credit_type).map(|grant| match grant.amount {
-        Amount::Limited(amount) => amount,
-        Amount::Unlimited => Credits::ZERO,
-    });
-    amounts.fold(Credits::ZERO, |sum, amount| sum + amount)
+    let own = |grant: &&Grant| grant.kind == GrantKind::Addon && grant.credit_type == credit_type;
+    match account.grants.iter().find(own).map(|grant| grant.amount) {
+        Some(Amount::Limited(amount)) => amount,
+        Some(Amount::Unlimited) | None => Credits::ZERO,
+    }
 }
 
 fn grant(
@@ -190,6 +190,7 @@ impl Shard {
             Change::Refuse(_) => &no_grants,
         };
         let mut counters = self.accounts.get(&call.account).map(|account| account.counters.clone()).unwrap_or_default();
+        let mut given = self.accounts.get(&call.account).map(|account| account.grants.clone()).unwrap_or_default();
         let mut lines = Vec::new();
         for (index, grant) in grants.iter().enumerate() {
             let counter = counters.entry(grant.credit_type.clone()).or_default();
@@ -203,6 +204,7 @@ impl Shard {
                 return CommandResult::Refused(refuse(RefusalReason::BalanceTooLarge, message));
             }
             lines.push(line(call, index, grant, before, counter.remaining()));
+            add_grant(&mut given, grant.clone());
         }
         match &call.change {
             Change::Put { config, opens: Some(cycle), .. } => {
@@ -212,7 +214,7 @@ impl Shard {
                         version: 1,
                         config: (**config).clone(),
                         cycle: *cycle,
-                        grants: grants.to_vec(),
+                        grants: given,
                         counters,
                         days: Default::default(),
                     },
@@ -222,12 +224,12 @@ impl Shard {
                 let account = self.accounts.get_mut(&call.account).expect("its version was checked");
                 account.version += 1;
                 account.config = (**config).clone();
-                account.grants.extend(grants.iter().cloned());
+                account.grants = given;
                 account.counters = counters;
             }
-            Change::Grant(grant) => {
+            Change::Grant(_) => {
                 let account = self.accounts.get_mut(&call.account).expect("its version was checked");
-                account.grants.push(grant.clone());
+                account.grants = given;
                 account.counters = counters;
             }
             Change::Refuse(_) => {}

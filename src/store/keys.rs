@@ -30,11 +30,13 @@ pub enum Key<'a> {
     Relay(u32),
     /// `due` zset account -> time in ms at which it next changes by itself. Every open account is in it.
     Due(u32),
-    /// `a:<account>` hash. Absent = no account.
-    /// - `version` counts puts; `config` JSON; `cycle` `number start end` in ms
-    /// - `grants` lines `kind type amount command`, in thousandths, of the open cycle
+    /// `a:<account>` hash of short fields, so that Redis keeps it packed. Absent = no account.
+    /// - `version` counts puts; `days` ` <day>:<sub-sets>` for each day whose identities are kept
     /// - `<type>.granted` thousandths or `unlimited`; `<type>.charged`; `<type>.expired`; absent = 0
-    /// - `days` ` <day>:<sub-sets>` for each day whose identities are kept
+    /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put
+    /// - `cycle` `number start end` in ms: the open one
+    /// - `<type>.plan`, `<type>.addon` granted so in the open cycle; `grant:<offset>` `kind type amount command`
+    ///   for each top-up and promo
     Account(&'a str),
     /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it
     /// stays an intset). Deleted once the floor has passed the day by the restamp tolerance. Absent = none.

@@ -13,13 +13,11 @@ use tokio::sync::Mutex;
 
 use super::keys::{Key, Keys};
 use super::scripts::{
-    ALL, ApplyScript, CommandScript, Fields, InitScript, RootScript, Script, TakeScript, number, parse_amount,
+    ALL, ApplyScript, CommandScript, Fields, InitScript, RootScript, Script, TakeScript, number, parse_counters,
     parse_root, parse_view,
 };
 use super::{AccountState, Root, ShardState, StoreError, TakeCall, Taken};
-use crate::ledger::account::Counter;
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Partition, Reply};
-use crate::ledger::credits::Credits;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::metrics;
@@ -149,23 +147,8 @@ impl RedisStore {
         if fields.is_empty() {
             return Ok(None);
         }
-        let field = |name: &str| fields.get(name).map_or("", String::as_str);
-        let view = parse_view(field("version"), field("config"), field("cycle"), field("grants"))?;
-        let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
-        for (field, value) in &fields {
-            let Some((credit_type, part)) = field.split_once('.') else { continue };
-            let counter = counters.entry(credit_type.to_owned()).or_default();
-            match part {
-                "granted" => {
-                    counter.granted =
-                        parse_amount(value).ok_or_else(|| StoreError::Broken(format!("{account} {field} {value}")))?;
-                }
-                "charged" => counter.charged = Credits::from_thousandths(number(value)?),
-                "expired" => counter.expired = Credits::from_thousandths(number(value)?),
-                _ => return Err(StoreError::Broken(format!("account {account} has a field {field}"))),
-            }
-        }
-        Ok(Some(AccountState { view, counters: counters.into_iter().collect() }))
+        let counters = parse_counters(&fields)?.into_iter().collect();
+        Ok(Some(AccountState { view: parse_view(&fields)?, counters }))
     }
 
     /// Runs a command that only reads.

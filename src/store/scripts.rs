@@ -1,14 +1,14 @@
 //! The Lua scripts: for each a typed call, its keys and arguments, and its reply.
 //! One script is one file is one transition. Only they write to Redis.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use redis::Value;
 
 use super::keys::{Key, Keys};
 use super::{Root, StoreError, TakeCall, Taken};
-use crate::ledger::account::{AccountConfig, AccountView, Grant, GrantKind};
+use crate::ledger::account::{AccountConfig, AccountView, Counter, Grant, GrantKind, add_grant};
 use crate::ledger::apply::{json_text, named};
 use crate::ledger::call::{
     Applied, ApplyCall, Change, CommandCall, Commanded, Group, Judge, Note, OutboxEntry, Output, Partition, Reply,
@@ -341,20 +341,24 @@ impl Script for CommandScript<'_> {
                 input.text(refusal.reason.name());
                 input.text(json_text(&refusal.message));
             }
-            Change::Put { config, opens, grants } => {
+            Change::Put { config, replaces, opens, grants } => {
                 input.text("put");
-                input.text(config.to_json());
-                let cycle = opens.map(|cycle| format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms));
-                input.text(cycle.unwrap_or_default());
                 input.text(opens.map(|cycle| cycle.end_ms.to_string()).unwrap_or_default());
-                grant_lines(&mut input, grants);
+                let mut set = config.to_fields();
+                let kept: Vec<&str> = set.iter().map(|(field, _)| field.as_str()).collect();
+                let old = replaces.as_ref().map(|old| old.to_fields()).unwrap_or_default();
+                let clear: Vec<String> = old.into_iter().map(|(field, _)| field).collect();
+                let clear: Vec<String> = clear.into_iter().filter(|field| !kept.contains(&field.as_str())).collect();
+                if let Some(cycle) = opens {
+                    let cycle = format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms);
+                    set.push(("cycle".to_owned(), cycle));
+                }
+                change(&mut input, &set, &clear, grants, call.range.to - 1);
             }
             Change::Grant(grant) => {
                 input.text("grant");
                 input.text("");
-                input.text("");
-                input.text("");
-                grant_lines(&mut input, std::slice::from_ref(grant));
+                change(&mut input, &[], &[], std::slice::from_ref(grant), call.range.to - 1);
             }
         }
         input
@@ -371,19 +375,29 @@ impl Script for CommandScript<'_> {
     }
 }
 
-fn grant_lines(input: &mut Input, grants: &[Grant]) {
+fn change(input: &mut Input, set: &[(String, String)], clear: &[String], grants: &[Grant], offset: i64) {
+    input.number(set.len());
+    for (field, value) in set {
+        input.text(field);
+        input.text(value);
+    }
+    input.number(clear.len());
+    for field in clear {
+        input.text(field);
+    }
     input.number(grants.len());
     for grant in grants {
         let amount = match grant.amount {
             Amount::Limited(amount) => amount.thousandths().to_string(),
             Amount::Unlimited => "unlimited".to_owned(),
         };
-        let command = grant.command_id.as_deref().map(|id| format!(" {id}")).unwrap_or_default();
-        let line = format!("{} {} {amount}{command}", grant.kind.name(), grant.credit_type);
+        let own =
+            grant.command_id.as_ref().map(|id| format!("{} {} {amount} {id}", grant.kind.name(), grant.credit_type));
         input.text(grant.kind.name());
         input.text(&grant.credit_type);
         input.text(amount);
-        input.text(line);
+        input.text(if own.is_some() { format!("grant:{offset}") } else { String::new() });
+        input.text(own.unwrap_or_default());
     }
 }
 
@@ -454,9 +468,12 @@ fn refused<T>(script: &str, code: &str, mut fields: Fields, accounts: Vec<Arc<st
             while !fields.is_empty() {
                 let index: usize = number(&fields.text()?)?;
                 let account = accounts.get(index).ok_or_else(|| unexpected(script, "an unknown group"))?;
-                let (version, config) = (fields.text()?, fields.text()?);
-                let (cycle, grants) = (fields.text()?, fields.text()?);
-                let view = if version == "0" { None } else { Some(parse_view(&version, &config, &cycle, &grants)?) };
+                let count: usize = number(&fields.text()?)?;
+                let mut stored = BTreeMap::new();
+                for _ in 0..count {
+                    stored.insert(fields.text()?, fields.text()?);
+                }
+                let view = if stored.is_empty() { None } else { Some(parse_view(&stored)?) };
                 stale.push(StaleAccount { account: account.clone(), view });
             }
             Reply::Stale(stale)
@@ -484,27 +501,60 @@ pub fn parse_note(name: &str, reason: &str) -> Option<Note> {
     })
 }
 
-/// Reads an account's configuration, cycle and grants as they are stored.
-pub fn parse_view(version: &str, config: &str, cycle: &str, grants: &str) -> Result<AccountView, StoreError> {
-    let mut parts = cycle.split(' ');
-    let mut part = || parts.next().ok_or_else(|| StoreError::Broken(format!("cycle `{cycle}`")));
+/// Reads an account's configuration, cycle and grants from its hash.
+pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, StoreError> {
+    let field = |name: &str| fields.get(name).map_or("", String::as_str);
+    let mut parts = field("cycle").split(' ');
+    let mut part = || parts.next().ok_or_else(|| StoreError::Broken(format!("cycle `{}`", field("cycle"))));
     let cycle = Cycle { number: number(part()?)?, start_ms: number(part()?)?, end_ms: number(part()?)? };
-    let grants = grants.lines().map(|line| parse_grant(line).ok_or(StoreError::Broken(format!("grant `{line}`"))));
-    Ok(AccountView {
-        version: number(version)?,
-        config: AccountConfig::from_json(config).map_err(StoreError::Broken)?,
-        cycle,
-        grants: grants.collect::<Result<_, _>>()?,
-    })
+    let mut grants = Vec::new();
+    let mut bought = Vec::new();
+    for (name, value) in fields {
+        let broken = || StoreError::Broken(format!("`{name}` is `{value}`"));
+        if let Some(offset) = name.strip_prefix("grant:") {
+            bought.push((number::<i64>(offset)?, parse_grant(value).ok_or_else(broken)?));
+        } else if let Some((credit_type, part)) = name.split_once('.')
+            && let Some(kind) = GrantKind::from_name(part)
+        {
+            let amount = parse_amount(value).ok_or_else(broken)?;
+            add_grant(&mut grants, Grant { kind, credit_type: credit_type.to_owned(), amount, command_id: None });
+        }
+    }
+    bought.sort_by_key(|(offset, _)| *offset);
+    grants.extend(bought.into_iter().map(|(_, grant)| grant));
+    let config = AccountConfig::from_fields(fields).map_err(StoreError::Broken)?;
+    Ok(AccountView { version: number(field("version"))?, config, cycle, grants })
 }
 
-fn parse_grant(line: &str) -> Option<Grant> {
-    let mut parts = line.splitn(4, ' ');
+/// Reads an account's counters from its hash.
+pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String, Counter>, StoreError> {
+    let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
+    for (name, value) in fields {
+        let Some((credit_type, part)) = name.split_once('.') else { continue };
+        if GrantKind::from_name(part).is_some() {
+            continue;
+        }
+        let counter = counters.entry(credit_type.to_owned()).or_default();
+        match part {
+            "granted" => {
+                counter.granted =
+                    parse_amount(value).ok_or_else(|| StoreError::Broken(format!("`{name}` is `{value}`")))?;
+            }
+            "charged" => counter.charged = Credits::from_thousandths(number(value)?),
+            "expired" => counter.expired = Credits::from_thousandths(number(value)?),
+            _ => return Err(StoreError::Broken(format!("an account has a field `{name}`"))),
+        }
+    }
+    Ok(counters)
+}
+
+fn parse_grant(text: &str) -> Option<Grant> {
+    let mut parts = text.splitn(4, ' ');
     Some(Grant {
         kind: GrantKind::from_name(parts.next()?)?,
         credit_type: parts.next()?.to_owned(),
         amount: parse_amount(parts.next()?)?,
-        command_id: parts.next().map(str::to_owned),
+        command_id: Some(parts.next()?.to_owned()),
     })
 }
 

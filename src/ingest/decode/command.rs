@@ -173,6 +173,7 @@ fn addons(raw: &RawValue) -> Result<Vec<Addon>, Refusal> {
         let amount = positive(&place("amount"), addon.amount)?;
         addons.push(Addon { credit_type: credit_type.into_owned(), amount });
     }
+    addons.sort_by(|a, b| a.credit_type.cmp(&b.credit_type));
     Ok(addons)
 }
 

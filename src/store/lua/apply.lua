@@ -19,7 +19,7 @@
 -- Reply   in order of precedence; all but 'applied' (and the notes of 'dead') wrote nothing:
 --         {'other_generation', stored} {'done_before'} {'other_position', stored of each range}
 --         {'other_catalogue', version, hash}
---         {'stale', then for each: group, version, config, cycle, grants}
+--         {'stale', then for each: group, n, n x (field, value) of the account}
 --         {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
 --         {'outbox_full', entries}
 --         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event}
@@ -148,10 +148,12 @@ for g = 1, group_count do
   local stored = redis.call('HMGET', group.key, unpack(wanted))
   group.stored = stored
   if (stored[1] or '0') ~= group.version then
-    local shown = redis.call('HMGET', group.key, 'version', 'config', 'cycle', 'grants')
+    local shown = redis.call('HGETALL', group.key)
     local n = #stale
-    stale[n + 1], stale[n + 2] = tostring(g - 1), shown[1] or '0'
-    stale[n + 3], stale[n + 4], stale[n + 5] = shown[2] or '', shown[3] or '', shown[4] or ''
+    stale[n + 1], stale[n + 2] = tostring(g - 1), tostring(#shown / 2)
+    for i = 1, #shown do
+      stale[n + 2 + i] = shown[i]
+    end
   end
   unknown = unknown or (group.version == '0' and group.count > 0)
   below_floor = below_floor or (group.count > 0 and group.oldest < floor)

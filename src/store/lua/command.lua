@@ -8,8 +8,9 @@
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, account, version, member, command id (JSON text), command type,
 --         change: 'refuse', reason, message (JSON text)
---              or 'put' | 'grant', config ('' = keep), cycle ('' = none is opened), next change in ms,
---                 n, then n x (kind, credit type, amount in thousandths or 'unlimited', grant line)
+--              or 'put' | 'grant', next change in ms ('' = no cycle is opened),
+--                 n, then n x (field, value) to set, n, then n x field to clear,
+--                 n, then n x (kind, credit type, amount in thousandths or 'unlimited', own field or '', its value)
 -- Reply   as apply; {'applied', outcome, outbox entries}
 local BALANCE_MAX = 1e15
 
@@ -56,10 +57,11 @@ end
 if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
 end
-local stored = redis.call('HMGET', KEYS[4], 'version', 'config', 'cycle', 'grants')
+local stored_version = redis.call('HGET', KEYS[4], 'version') or '0'
 local duplicate = redis.call('SISMEMBER', KEYS[5], member) == 1
-if (stored[1] or '0') ~= version and not duplicate then
-  return { 'stale', '0', stored[1] or '0', stored[2] or '', stored[3] or '', stored[4] or '' }
+if stored_version ~= version and not duplicate then
+  local shown = redis.call('HGETALL', KEYS[4])
+  return { 'stale', '0', tostring(#shown / 2), unpack(shown) }
 end
 local notes = redis.call('HGETALL', KEYS[2])
 local dead = { 'dead' }
@@ -81,84 +83,105 @@ end
 
 -- Decide.
 local outcome, why = 'applied', ''
-local fields, lines, given = {}, {}, {}
-local config, cycle, next_change
+local next_change = ''
+local fields, cleared, lines = {}, {}, {}
 local offset = string.format('%.0f', to - 1)
 if duplicate then
   outcome = 'duplicate'
 elseif change == 'refuse' then
   outcome, why = 'refused', ',"reason":"' .. ARGV[15] .. '","message":' .. ARGV[16]
 else
-  config, cycle, next_change = ARGV[15], ARGV[16], ARGV[17]
-  local n = tonumber(ARGV[18])
-  if #ARGV ~= 18 + 4 * n then
-    wrong_arity()
+  local at = 15
+  local function take()
+    at = at + 1
+    return ARGV[at]
   end
-  local granted, usable, charged = {}, {}, {}
-  local order = {}
-  for i = 1, n do
-    local at = 18 + 4 * (i - 1)
-    local kind, credit_type, amount, line = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-    if not granted[credit_type] then
-      local counter = redis.call('HMGET', KEYS[4], credit_type .. '.granted', credit_type .. '.charged',
-        credit_type .. '.expired')
-      granted[credit_type] = tonumber(counter[1] or '0') or counter[1]
-      usable[credit_type] = -tonumber(counter[3] or '0')
-      charged[credit_type] = tonumber(counter[2] or '0')
+  next_change = ARGV[15]
+  local opens = next_change ~= ''
+  local set = {}
+  for i = 1, 2 * tonumber(take()) do
+    set[i] = take()
+  end
+  for i = 1, tonumber(take()) do
+    cleared[i] = take()
+  end
+  -- By credit type: what is granted, what of it the plan and the add-ons gave, what is charged and expired.
+  local counters, order, own = {}, {}, {}
+  for i = 1, tonumber(take()) do
+    local kind, credit_type, amount, own_field, own_value = take(), take(), take(), take(), take()
+    local c = counters[credit_type]
+    if not c then
+      local stored = redis.call('HMGET', KEYS[4], credit_type .. '.granted', credit_type .. '.plan',
+        credit_type .. '.addon', credit_type .. '.charged', credit_type .. '.expired')
+      c = {
+        granted = stored[1] or '0', plan = stored[2], addon = stored[3],
+        charged = tonumber(stored[4] or '0'), expired = tonumber(stored[5] or '0'),
+      }
+      counters[credit_type] = c
       order[#order + 1] = credit_type
     end
-    local function remaining()
-      local total = granted[credit_type]
-      if total == 'unlimited' then
-        return nil
+    local function sum(before)
+      if before == 'unlimited' or amount == 'unlimited' then
+        return 'unlimited'
       end
-      return math.max(0, total + usable[credit_type] - charged[credit_type])
+      return string.format('%.0f', tonumber(before or '0') + tonumber(amount))
+    end
+    local function remaining()
+      local granted = tonumber(c.granted)
+      return granted and math.max(0, granted - c.expired - c.charged)
     end
     local before = remaining()
-    if granted[credit_type] ~= 'unlimited' then
-      if amount == 'unlimited' then
-        granted[credit_type] = 'unlimited'
-      else
-        granted[credit_type] = granted[credit_type] + tonumber(amount)
-        if granted[credit_type] > BALANCE_MAX then
-          outcome = 'refused'
-          why = ',"reason":"balance_too_large","message":"' .. credits(tonumber(amount)) .. ' credits of '
-            .. credit_type .. ' would exceed the largest balance"'
-          break
-        end
-      end
+    c.granted = sum(c.granted)
+    if own_field ~= '' then
+      local n = #own
+      own[n + 1], own[n + 2] = own_field, own_value
+    else
+      c[kind] = sum(c[kind])
     end
-    given[#given + 1] = line
-    local amount_shown = credits(tonumber(amount))
-    lines[#lines + 1] = '{"kind":"' .. kind .. '","credit_type":"' .. credit_type .. '","amount":' .. amount_shown
-      .. ',"before":' .. credits(before) .. ',"after":' .. credits(remaining())
+    if (tonumber(c.granted) or 0) > BALANCE_MAX then
+      outcome = 'refused'
+      why = ',"reason":"balance_too_large","message":"' .. credits(tonumber(amount)) .. ' credits of '
+        .. credit_type .. ' would exceed the largest balance"'
+      break
+    end
+    lines[#lines + 1] = '{"kind":"' .. kind .. '","credit_type":"' .. credit_type .. '","amount":'
+      .. credits(tonumber(amount)) .. ',"before":' .. credits(before) .. ',"after":' .. credits(remaining())
       .. ',"cause":{"command_id":' .. command_id .. '}}'
   end
   if outcome == 'refused' then
     lines = {}
   else
-    for _, credit_type in ipairs(order) do
-      local total = granted[credit_type]
-      fields[#fields + 1] = credit_type .. '.granted'
-      fields[#fields + 1] = total == 'unlimited' and total or string.format('%.0f', total)
+    if at ~= #ARGV then
+      wrong_arity()
     end
+    local function put(name, value)
+      local n = #fields
+      fields[n + 1], fields[n + 2] = name, value
+    end
+    -- What every call reads comes first: a packed hash is searched from its start.
     if change == 'put' then
-      fields[#fields + 1] = 'version'
-      fields[#fields + 1] = string.format('%.0f', tonumber(version) + 1)
-      fields[#fields + 1] = 'config'
-      fields[#fields + 1] = config
+      put('version', string.format('%.0f', tonumber(version) + 1))
     end
-    if cycle ~= '' then
-      fields[#fields + 1] = 'cycle'
-      fields[#fields + 1] = cycle
+    if opens then
+      put('days', '')
     end
-    if #given > 0 then
-      local grants = table.concat(given, '\n')
-      if stored[4] and stored[4] ~= '' then
-        grants = stored[4] .. '\n' .. grants
+    for _, credit_type in ipairs(order) do
+      put(credit_type .. '.granted', counters[credit_type].granted)
+      if opens then
+        put(credit_type .. '.charged', '0')
       end
-      fields[#fields + 1] = 'grants'
-      fields[#fields + 1] = grants
+    end
+    for _, credit_type in ipairs(order) do
+      for _, kind in ipairs({ 'plan', 'addon' }) do
+        if counters[credit_type][kind] then
+          put(credit_type .. '.' .. kind, counters[credit_type][kind])
+        end
+      end
+    end
+    for _, list in ipairs({ own, set }) do
+      for i = 1, #list, 2 do
+        put(list[i], list[i + 1])
+      end
     end
   end
 end
@@ -168,7 +191,10 @@ redis.call('ZSCORE', KEYS[6], account) -- a key of another type stops here, befo
 redis.call('SADD', KEYS[5], member)
 if outcome == 'applied' then
   redis.call('HSET', KEYS[4], unpack(fields))
-  if cycle ~= '' then
+  if #cleared > 0 then
+    redis.call('HDEL', KEYS[4], unpack(cleared))
+  end
+  if next_change ~= '' then
     redis.call('ZADD', KEYS[6], next_change, account)
   end
 end

@@ -8,7 +8,7 @@ use credit_meter::ledger::call::{OutboxEntry, Output, Partition};
 use credit_meter::ledger::catalogue::CatalogueId;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
-use credit_meter::store::scripts::{parse_amount, parse_note, parse_view};
+use credit_meter::store::scripts::{parse_counters, parse_note, parse_view};
 use redis::aio::MultiplexedConnection;
 
 pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
@@ -123,24 +123,8 @@ fn fence(fields: &BTreeMap<String, String>) -> Fence {
 }
 
 fn parse_account(fields: &BTreeMap<String, String>) -> Account {
-    let field = |name: &str| fields.get(name).map_or("", String::as_str);
-    let view = parse_view(field("version"), field("config"), field("cycle"), field("grants")).expect("an account");
-    let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
-    for (field, value) in fields {
-        let Some((credit_type, part)) = field.split_once('.') else { continue };
-        let counter = counters.entry(credit_type.to_owned()).or_default();
-        let amount = parse_amount(value).expect("an amount");
-        let credits_of = |amount| match amount {
-            credit_meter::ledger::catalogue::Amount::Limited(credits) => credits,
-            credit_meter::ledger::catalogue::Amount::Unlimited => panic!("only a grant is unlimited"),
-        };
-        match part {
-            "granted" => counter.granted = amount,
-            "charged" => counter.charged = credits_of(amount),
-            "expired" => counter.expired = credits_of(amount),
-            other => panic!("an unknown field {other}"),
-        }
-    }
+    let view = parse_view(fields).expect("an account");
+    let counters = parse_counters(fields).expect("counters");
     let day =
         |text: &str| text.split_once(':').map(|(day, sets)| (day.parse().expect("a day"), sets.parse().expect("sets")));
     Account {
@@ -149,7 +133,7 @@ fn parse_account(fields: &BTreeMap<String, String>) -> Account {
         cycle: view.cycle,
         grants: view.grants,
         counters,
-        days: field("days").split_whitespace().filter_map(day).collect(),
+        days: fields["days"].split_whitespace().filter_map(day).collect(),
     }
 }
 

@@ -11,9 +11,8 @@ fn a_put_is_read() {
     assert_eq!((&*put.account, &*put.id, put.command_type), ("acme", "c-1", "credits.account.put.v1"));
     assert_eq!((put.identity, put.time_ms), (Identity::of("/billing", "c-1"), APPEND_MS));
     let Ok(CommandBody::Put(config)) = put.body else { panic!("{:?}", put.body) };
-    // It is stored in thousandths.
-    let stored = PUT_DATA.replace("7.5", "7500").replace(",\"member_limits\":null", "");
-    assert_eq!(config.to_json(), stored);
+    let overage = Overage::Allow { limit: Some(Credits::from_thousandths(7500)) };
+    assert_eq!((config.overage, config.addons.is_empty()), (Some(overage), false));
     assert_eq!(config.thresholds.unwrap()[1], Threshold::Remaining(Credits::whole(10)));
 
     let least = commanded(&put_event(r#"{"plan":"free","anchor":"2026-02-28","interval":null}"#));
