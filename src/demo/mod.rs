@@ -36,6 +36,20 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long the meter may take to come to an end with what was sent.
 const SETTLE_WAIT: Duration = Duration::from_secs(60);
 
+const CLOSING_WORDS: &str = r#"
+This was a demo: the broker was a mock and the store was in memory, so nothing of it is left.
+On real Kafka and Redis:
+
+  cargo build --release && export PATH=$PWD/target/release:$PATH
+  eval "$(docker/services up --install | sed 's/^/export /')"
+  export CREDIT_METER__KAFKA__BROKERS=$KAFKA_BROKERS CREDIT_METER__REDIS__URL=$REDIS_URL
+  credit-meter check --create-topics
+  credit-meter serve &
+  credit-meter account put acme --plan basic --anchor 2026-01-31
+  credit-meter load --generate 100000 --accounts 100 --put-accounts basic
+  credit-meter balance acme
+"#;
+
 pub struct DemoOptions {
     pub for_: Duration,
     pub json: bool,
@@ -219,16 +233,7 @@ async fn compare(store: &Store, expected: &Expected) -> anyhow::Result<Compariso
 
 fn report(options: &DemoOptions, seen: &Seen, result: &Comparison, seconds: f64) {
     let per_second = (seen.read as f64 / seconds).round();
-    eprintln!(
-        "\nThis was a demo: the broker was a mock and the store was in memory, so nothing of it is left.\n\
-         On real Kafka and Redis:\n  \
-         eval "$(docker/services up --install | sed 's/^/export /')"\n  \
-         export CREDIT_METER__KAFKA__BROKERS=$KAFKA_BROKERS CREDIT_METER__REDIS__URL=$REDIS_URL\n  \
-         export PATH=$PWD/target/release:$PATH\n  \
-         credit-meter check --create-topics && credit-meter serve &\n  \
-         credit-meter account put acme --plan basic --anchor 2026-01-31\n  \
-         credit-meter load events.ndjson && credit-meter balance acme"
-    );
+    eprintln!("{CLOSING_WORDS}");
     if options.json {
         let line = json!({
             "events_read": seen.read, "charged": seen.charged, "free": seen.free, "duplicates": seen.duplicates,

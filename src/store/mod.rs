@@ -10,6 +10,8 @@ pub mod memory;
 pub mod redis;
 /// One typed struct for each Lua script.
 pub mod scripts;
+/// What the scripts have written, read.
+pub mod stored;
 
 use serde::{Deserialize, Serialize};
 

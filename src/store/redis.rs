@@ -12,10 +12,8 @@ use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKin
 use tokio::sync::Mutex;
 
 use super::keys::{Key, Keys};
-use super::scripts::{
-    ALL, ApplyScript, CommandScript, Fields, InitScript, RootScript, Script, TakeScript, number, parse_counters,
-    parse_root, parse_view,
-};
+use super::scripts::{ALL, ApplyScript, CommandScript, Fields, InitScript, RootScript, Script, TakeScript};
+use super::stored::{number, parse_counters, parse_root, parse_view};
 use super::{AccountState, Root, ShardState, StoreError, TakeCall, Taken};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Partition, Reply};
 use crate::ledger::outcome::Outcome;

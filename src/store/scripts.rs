@@ -7,18 +7,17 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::keys::{Key, Keys};
+use super::stored::{number, parse_note, parse_root, parse_view};
 use super::{Root, StoreError, TakeCall, Taken};
-use crate::ledger::account::{AccountConfig, AccountView, Counter, Grant, GrantKind, add_grant};
+use crate::ledger::account::Grant;
 use crate::ledger::apply::{json_text, named};
 use crate::ledger::call::{
-    Applied, ApplyCall, Change, CommandCall, Commanded, Group, Judge, Note, OutboxEntry, Output, Partition, Reply,
-    SCHEMA, StaleAccount,
+    Applied, ApplyCall, Change, CommandCall, Commanded, Group, Judge, OutboxEntry, Output, Reply, SCHEMA, StaleAccount,
 };
 use crate::ledger::catalogue::{Amount, CatalogueId, Overage};
 use crate::ledger::credits::Credits;
-use crate::ledger::cycle::Cycle;
 use crate::ledger::event::Days;
-use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
+use crate::ledger::outcome::{Outcome, Verdict};
 use crate::ledger::shard::{InitCall, InitReply};
 
 /// The keys and arguments of a call, in the order of the script's header.
@@ -78,10 +77,6 @@ impl Script for RootScript<'_> {
     fn reply(&self, mut fields: Fields) -> Result<Root, StoreError> {
         parse_root(&fields.text()?)
     }
-}
-
-pub fn parse_root(text: &str) -> Result<Root, StoreError> {
-    serde_json::from_str(text).map_err(|error| StoreError::Broken(format!("the root key: {error}")))
 }
 
 pub struct InitScript<'a> {
@@ -492,79 +487,6 @@ fn refused<T>(script: &str, code: &str, mut fields: Fields, accounts: Vec<Arc<st
     })
 }
 
-pub fn parse_note(name: &str, reason: &str) -> Option<Note> {
-    let (partition, offset) = name.rsplit_once('@')?;
-    Some(Note {
-        partition: Partition::parse(partition)?,
-        offset: offset.parse().ok()?,
-        reason: DeadReason::from_name(reason)?,
-    })
-}
-
-/// Reads an account's configuration, cycle and grants from its hash.
-pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, StoreError> {
-    let field = |name: &str| fields.get(name).map_or("", String::as_str);
-    let mut parts = field("cycle").split(' ');
-    let mut part = || parts.next().ok_or_else(|| StoreError::Broken(format!("cycle `{}`", field("cycle"))));
-    let cycle = Cycle { number: number(part()?)?, start_ms: number(part()?)?, end_ms: number(part()?)? };
-    let mut grants = Vec::new();
-    let mut bought = Vec::new();
-    for (name, value) in fields {
-        let broken = || StoreError::Broken(format!("`{name}` is `{value}`"));
-        if let Some(offset) = name.strip_prefix("grant:") {
-            bought.push((number::<i64>(offset)?, parse_grant(value).ok_or_else(broken)?));
-        } else if let Some((credit_type, part)) = name.split_once('.')
-            && let Some(kind) = GrantKind::from_name(part)
-        {
-            let amount = parse_amount(value).ok_or_else(broken)?;
-            add_grant(&mut grants, Grant { kind, credit_type: credit_type.to_owned(), amount, command_id: None });
-        }
-    }
-    bought.sort_by_key(|(offset, _)| *offset);
-    grants.extend(bought.into_iter().map(|(_, grant)| grant));
-    let config = AccountConfig::from_fields(fields).map_err(StoreError::Broken)?;
-    Ok(AccountView { version: number(field("version"))?, config, cycle, grants })
-}
-
-/// Reads an account's counters from its hash.
-pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String, Counter>, StoreError> {
-    let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
-    for (name, value) in fields {
-        let Some((credit_type, part)) = name.split_once('.') else { continue };
-        if GrantKind::from_name(part).is_some() {
-            continue;
-        }
-        let counter = counters.entry(credit_type.to_owned()).or_default();
-        match part {
-            "granted" => {
-                counter.granted =
-                    parse_amount(value).ok_or_else(|| StoreError::Broken(format!("`{name}` is `{value}`")))?;
-            }
-            "charged" => counter.charged = Credits::from_thousandths(number(value)?),
-            "expired" => counter.expired = Credits::from_thousandths(number(value)?),
-            _ => return Err(StoreError::Broken(format!("an account has a field `{name}`"))),
-        }
-    }
-    Ok(counters)
-}
-
-fn parse_grant(text: &str) -> Option<Grant> {
-    let mut parts = text.splitn(4, ' ');
-    Some(Grant {
-        kind: GrantKind::from_name(parts.next()?)?,
-        credit_type: parts.next()?.to_owned(),
-        amount: parse_amount(parts.next()?)?,
-        command_id: Some(parts.next()?.to_owned()),
-    })
-}
-
-pub fn parse_amount(text: &str) -> Option<Amount> {
-    match text {
-        "unlimited" => Some(Amount::Unlimited),
-        thousandths => Some(Amount::Limited(Credits::from_thousandths(thousandths.parse().ok()?))),
-    }
-}
-
 /// The strings of a script's reply, in order.
 pub struct Fields(std::vec::IntoIter<Value>);
 
@@ -590,10 +512,6 @@ impl Fields {
     fn text(&mut self) -> Result<String, StoreError> {
         String::from_utf8(self.bytes()?).map_err(|error| StoreError::Broken(error.to_string()))
     }
-}
-
-pub fn number<T: std::str::FromStr>(text: &str) -> Result<T, StoreError> {
-    text.parse().map_err(|_| StoreError::Broken(format!("`{text}` where a number is due")))
 }
 
 fn unexpected(script: &str, what: &str) -> StoreError {

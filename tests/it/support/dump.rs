@@ -8,7 +8,7 @@ use credit_meter::ledger::call::{OutboxEntry, Output, Partition};
 use credit_meter::ledger::catalogue::CatalogueId;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
-use credit_meter::store::scripts::{parse_counters, parse_note, parse_view};
+use credit_meter::store::stored::{parse_counters, parse_note, parse_view};
 use redis::aio::MultiplexedConnection;
 
 pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
