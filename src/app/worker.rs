@@ -149,6 +149,7 @@ impl Worker {
                 }
             }
             FromKafka::Records { assignment, partition, epoch, records } => {
+                self.parts.enough.on_the_way.fetch_sub(records.len(), Ordering::AcqRel);
                 if assignment == self.assignment {
                     self.on(Input::Records { partition, epoch, records });
                 }

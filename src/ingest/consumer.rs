@@ -3,7 +3,7 @@
 //! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -31,6 +31,8 @@ const CHUNK_RECORDS: usize = 1_000;
 const CHUNK_AGE: Duration = Duration::from_millis(2);
 /// The poll when nothing comes: bounds how late a command to the thread is seen.
 const POLL: Duration = Duration::from_millis(10);
+/// Records decoded that the worker has not taken yet, at most (and a chunk).
+const ON_THE_WAY_MAX: usize = 20_000;
 /// A short wait for room costs nothing; a longer one pauses the partitions, so that Kafka goes on seeing polls.
 const UNPOLLED_MAX: Duration = Duration::from_secs(1);
 const COMMIT_TIMEOUT_LOG: &str = "could not commit offsets to kafka: lag tools will lag";
@@ -126,6 +128,8 @@ pub struct Handle {
 pub struct Enough {
     pub usage: AtomicBool,
     pub commands: AtomicBool,
+    /// Records on their way from the thread to the worker.
+    pub on_the_way: AtomicUsize,
 }
 
 impl Enough {
@@ -421,6 +425,10 @@ impl Thread {
     /// Whether to wait, since the worker has enough. A short wait polls nothing; a longer one pauses what it has
     /// enough of, and the rest is read: usage may wait for commands.
     fn wait_for_room(&mut self) -> bool {
+        if self.enough.on_the_way.load(Ordering::Acquire) >= ON_THE_WAY_MAX {
+            std::thread::park_timeout(Duration::from_millis(1));
+            return true;
+        }
         let full: Vec<Input> = Input::ALL.into_iter().filter(|input| self.enough.of(*input)).collect();
         if full.is_empty() {
             self.full_since = None;
@@ -479,6 +487,7 @@ impl Thread {
         }
         for (partition, records) in chunk {
             let epoch = self.reading.get(&partition).map_or(0, |reading| reading.epoch);
+            self.enough.on_the_way.fetch_add(records.len(), Ordering::AcqRel);
             self.tell(FromKafka::Records { assignment: self.assignment, partition, epoch, records });
         }
         if let Some(reason) = halted {

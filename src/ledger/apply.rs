@@ -242,3 +242,58 @@ pub fn named(source: &str, id: &str) -> String {
 pub fn json_text(text: &str) -> String {
     serde_json::to_string(text).expect("text is always valid JSON")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(judge: Judge, cost: i64) -> Class {
+        Class { action: "reveal".into(), credit_type: "email".into(), cost: Credits::whole(cost), judge }
+    }
+
+    #[test]
+    fn an_event_is_judged_by_what_remains_and_by_the_plans_policy() {
+        use Judge::{Charge, Free, NotEntitled};
+        let reject = Overage::Reject;
+        let limited = Overage::Allow { limit: Some(Credits::whole(5)) };
+        let allow = Overage::Allow { limit: None };
+        let denied = Verdict::Denied;
+        let check = |granted: i64, charged: i64, judge: Judge, cost: i64, overage, verdict, uncovered: i64| {
+            let counter = Counter {
+                granted: Amount::Limited(Credits::whole(granted)),
+                charged: Credits::whole(charged),
+                expired: Credits::ZERO,
+            };
+            let row = format!("granted {granted} charged {charged} {judge:?} {cost} {overage:?}");
+            assert_eq!(
+                super::judge(&counter, &class(judge, cost), overage),
+                (verdict, Credits::whole(uncovered)),
+                "{row}"
+            );
+        };
+        // granted charged judge cost policy | verdict uncovered
+        check(10, 0, Charge, 10, reject, Verdict::Charged, 0);
+        check(10, 4, Charge, 6, reject, Verdict::Charged, 0);
+        check(10, 4, Charge, 7, reject, denied(Denial::InsufficientCredits), 0);
+        check(10, 10, Free, 0, reject, Verdict::Free, 0);
+        check(10, 0, NotEntitled, 1, reject, denied(Denial::NotEntitled), 0);
+        check(10, 0, NotEntitled, 1, allow, denied(Denial::NotEntitled), 0);
+        check(10, 4, Charge, 7, Overage::Cap, Verdict::Capped, 1);
+        check(10, 10, Charge, 7, Overage::Cap, Verdict::Capped, 7);
+        check(10, 4, Charge, 6, Overage::Cap, Verdict::Charged, 0);
+        check(10, 10, Charge, 5, limited, Verdict::Charged, 0);
+        check(10, 4, Charge, 12, limited, denied(Denial::OverageLimit), 0);
+        check(10, 14, Charge, 1, limited, Verdict::Charged, 0);
+        check(10, 15, Charge, 1, limited, denied(Denial::OverageLimit), 0);
+        check(0, 0, Charge, 100_000_000, allow, Verdict::Charged, 0);
+        check(0, 1_000_000_000_000, Charge, 1, allow, denied(Denial::OverageLimit), 0);
+    }
+
+    #[test]
+    fn an_unlimited_type_only_counts_and_stays_exact() {
+        let counter = |charged| Counter { granted: Amount::Unlimited, charged, expired: Credits::ZERO };
+        let judged = |charged| super::judge(&counter(charged), &class(Judge::Charge, 1), Overage::Reject).0;
+        assert_eq!(judged(Credits::ZERO), Verdict::Charged);
+        assert_eq!(judged(Credits::BALANCE_MAX), Verdict::Denied(Denial::OverageLimit));
+    }
+}

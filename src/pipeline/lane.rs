@@ -317,12 +317,8 @@ impl Lane {
         if self.usage.is_empty() {
             self.waiting_since_ms = None;
         }
-        if let Some(hold) = &mut self.hold {
-            hold.records = hold.records.min(self.usage.len());
-            if hold.records == 0 {
-                self.hold = None;
-            }
-        }
+        // The hold's end of the commands is too old for records that have moved up into its count: it is asked anew.
+        self.hold = None;
     }
 }
 
