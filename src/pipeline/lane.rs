@@ -114,13 +114,13 @@ impl Lane {
         }
     }
 
-    /// Where the shard should be, while no call is under way.
-    pub fn positions(&self) -> Vec<(Partition, i64)> {
-        self.marks.iter().map(|(partition, mark)| (*partition, mark.applied)).collect()
+    pub fn partitions(&self) -> Vec<Partition> {
+        self.marks.keys().copied().collect()
     }
 
-    pub fn applied(&self, partition: Partition) -> i64 {
-        self.marks.get(&partition).map_or(0, |mark| mark.applied)
+    /// Where the shard was after the last answer; `None` where another worker has the partition.
+    pub fn applied(&self, partition: Partition) -> Option<i64> {
+        self.marks.get(&partition).map(|mark| mark.applied)
     }
 
     /// When the oldest record that is not applied yet was appended.

@@ -238,7 +238,7 @@ impl Pipeline {
     pub fn progress(&self) -> Vec<Progress> {
         let progress = |(&partition, reading): (&Partition, &Reading)| Progress {
             partition,
-            applied: self.lanes.iter().map(|lane| lane.applied(partition)).min().unwrap_or(0),
+            applied: self.lanes.iter().filter_map(|lane| lane.applied(partition)).min().unwrap_or(0),
             read: reading.read,
             oldest_append_ms: self.lanes.iter().filter_map(|lane| lane.oldest_append_ms(partition)).min(),
         };
@@ -401,21 +401,7 @@ impl Pipeline {
                 self.learn(stale);
                 self.send(shard, batch, effects);
             }
-            Reply::Unknown { .. } => {
-                let id = self.next_id();
-                let lane = self.lane(shard);
-                let hold = Hold {
-                    id,
-                    commands_end: batch.commands_end,
-                    retry_at_ms: now_ms + RETRY_MIN_MS,
-                    records: batch.records.len(),
-                };
-                lane.put_back(batch, now_ms);
-                lane.hold = Some(hold);
-                if hold.commands_end.is_none() {
-                    effects.push(Effect::AskCommandsEnd { shard, id });
-                }
-            }
+            Reply::Unknown { commands_position } => self.unknown(now_ms, shard, batch, commands_position, effects),
             Reply::Dead(notes) => {
                 let id = self.next_id();
                 let lane = self.lane(shard);
@@ -442,6 +428,19 @@ impl Pipeline {
                 );
                 self.halt(shard, effects, reason);
             }
+        }
+    }
+
+    /// Usage waits for the commands that may make its account.
+    fn unknown(&mut self, now_ms: u64, shard: u32, batch: Batch, commands: i64, effects: &mut Vec<Effect>) {
+        let (commands_end, records) = (batch.commands_end, batch.records.len());
+        self.lane(shard).put_back(batch, now_ms);
+        // The commands must move for the wait to end, and it asks too often for a probe to see where they are.
+        self.follow(shard, Partition::COMMANDS, commands, effects);
+        let id = self.next_id();
+        self.lane(shard).hold = Some(Hold { id, commands_end, retry_at_ms: now_ms + RETRY_MIN_MS, records });
+        if commands_end.is_none() {
+            effects.push(Effect::AskCommandsEnd { shard, id });
         }
     }
 
@@ -492,13 +491,19 @@ impl Pipeline {
             return;
         }
         lane.probe = None;
-        for (partition, applied) in lane.positions() {
+        for partition in lane.partitions() {
             let position = positions.get(&partition).copied().unwrap_or(0);
-            if position > applied {
-                self.lane(shard).skip_to(partition, position);
-            } else if position < applied {
-                self.rewind(shard, partition, position, effects);
-            }
+            self.follow(shard, partition, position, effects);
+        }
+    }
+
+    /// Takes an idle lane to where its shard is.
+    fn follow(&mut self, shard: u32, partition: Partition, position: i64, effects: &mut Vec<Effect>) {
+        let Some(applied) = self.lane(shard).applied(partition) else { return };
+        if position > applied {
+            self.lane(shard).skip_to(partition, position);
+        } else if position < applied {
+            self.rewind(shard, partition, position, effects);
         }
     }
 
