@@ -20,7 +20,8 @@ use crate::ledger::outcome::{Outcome, Verdict};
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::batch::Call;
-use crate::pipeline::{Answer, Effect, Input, Pipeline, Report};
+use crate::pipeline::report::Report;
+use crate::pipeline::{Answer, Effect, Input, Pipeline};
 use crate::store::{Store, StoreError};
 
 /// How often lag is measured and offsets are committed.
@@ -401,8 +402,10 @@ fn record(report: &Report) {
             metrics::record_denied(*denial, *events);
         }
     }
-    metrics::record_events(Outcome::Duplicate, None, report.repeats);
-    metrics::record_repeats(report.repeats);
+    for (action, events) in &report.repeats {
+        metrics::record_events(Outcome::Duplicate, Some(action), *events);
+        metrics::record_repeats(*events);
+    }
     for (credit_type, credits) in &report.charged {
         metrics::record_credits_charged(credit_type, *credits);
     }

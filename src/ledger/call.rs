@@ -245,6 +245,22 @@ pub enum Reply<T> {
     Applied(T),
 }
 
+impl<T> Reply<T> {
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Reply::OtherGeneration(_) => "other_generation",
+            Reply::DoneBefore => "done_before",
+            Reply::OtherPosition(_) => "other_position",
+            Reply::OtherCatalogue(_) => "other_catalogue",
+            Reply::Stale(_) => "stale",
+            Reply::Unknown { .. } => "unknown",
+            Reply::Dead(_) => "dead",
+            Reply::OutboxFull { .. } => "outbox_full",
+            Reply::Applied(_) => "applied",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct StaleAccount {
     pub account: Arc<str>,

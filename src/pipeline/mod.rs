@@ -9,19 +9,20 @@ pub mod batch;
 pub mod lane;
 /// A decoded record.
 pub mod record;
+/// What a call has changed.
+pub mod report;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ledger::call::{Applied, Commanded, Input as Topic, Note, Partition, Reply, StaleAccount, Stamp};
 use crate::ledger::catalogue::Catalogue;
-use crate::ledger::credits::Credits;
-use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
 use crate::ledger::shard::shard_of;
 
 use batch::{Accounts, Batch, Call};
 use lane::{Bounds, Hold, Lane, Work};
 use record::Record;
+use report::Report;
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
 const ACCOUNTS_MAX: usize = 1_000_000;
@@ -132,17 +133,6 @@ pub enum Effect {
         shard: u32,
         reason: String,
     },
-}
-
-/// What a call changed, for the metrics.
-#[derive(Debug, Default)]
-pub struct Report {
-    pub records: usize,
-    pub verdicts: BTreeMap<(Arc<str>, Verdict), u64>,
-    pub repeats: u64,
-    pub charged: BTreeMap<String, Credits>,
-    pub dead: BTreeMap<DeadReason, u64>,
-    pub command: Option<Outcome>,
 }
 
 /// How far a partition is.
@@ -517,46 +507,6 @@ impl Pipeline {
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
             *reading = Reading { read: position, epoch: reading.epoch + 1 };
             effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch });
-        }
-    }
-}
-
-impl Report {
-    fn of(batch: &Batch, call: &Call, verdicts: &[Verdict], command: Option<Outcome>) -> Report {
-        let mut report = Report { records: batch.records.len(), command, ..Report::default() };
-        let Call::Apply(call) = call else { return report };
-        report.dead(&call.dead);
-        report.repeats = call.ranges.iter().map(|range| u64::from(range.repeats)).sum();
-        let events = call.groups.iter().flat_map(|group| &group.events);
-        for (event, verdict) in events.zip(verdicts) {
-            let class = &call.classes[event.class];
-            *report.verdicts.entry((class.action.clone(), *verdict)).or_default() += 1;
-            if *verdict == Verdict::Charged {
-                *report.charged.entry(class.credit_type.clone()).or_default() += class.cost;
-            }
-        }
-        report
-    }
-
-    fn dead(&mut self, notes: &[Note]) {
-        for note in notes {
-            *self.dead.entry(note.reason).or_default() += 1;
-        }
-    }
-}
-
-impl<T> Reply<T> {
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Reply::OtherGeneration(_) => "other_generation",
-            Reply::DoneBefore => "done_before",
-            Reply::OtherPosition(_) => "other_position",
-            Reply::OtherCatalogue(_) => "other_catalogue",
-            Reply::Stale(_) => "stale",
-            Reply::Unknown { .. } => "unknown",
-            Reply::Dead(_) => "dead",
-            Reply::OutboxFull { .. } => "outbox_full",
-            Reply::Applied(_) => "applied",
         }
     }
 }
