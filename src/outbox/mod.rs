@@ -127,3 +127,84 @@ fn cloud_event(source: &str, entry: &OutboxEntry) -> String {
         entry.data,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::ledger::call::{Change, CommandCall, Partition, Range, RefusalReason, Reply, Stamp};
+    use crate::ledger::catalogue::CatalogueId;
+    use crate::ledger::command::{GRANT, refuse};
+    use crate::ledger::shard::InitCall;
+    use crate::store::MemoryStore;
+
+    /// A store whose shard 0 has one message: that a command was refused.
+    fn store_with_a_message() -> MemoryStore {
+        let store = MemoryStore::new(1);
+        let catalogue = CatalogueId { version: 1, hash: "h".into() };
+        let generation = "g".to_owned();
+        store.init(
+            0,
+            &InitCall {
+                generation: generation.clone(),
+                shards: 1,
+                catalogue: catalogue.clone(),
+                starts: Vec::new(),
+                first_start: true,
+            },
+        );
+        let stamp = Stamp { generation, catalogue, usage_topic: "u".into(), restamp_tolerance_ms: 0, outbox_max: 10 };
+        let call = CommandCall {
+            stamp: Arc::new(stamp),
+            range: Range { partition: Partition::COMMANDS, from: 0, to: 1, repeats: 0 },
+            account: "acme".into(),
+            version: 0,
+            command_id: "c1".into(),
+            member: 1,
+            command_type: GRANT,
+            change: Change::Refuse(refuse(RefusalReason::UnknownAccount, "no such account".into())),
+        };
+        assert!(matches!(store.command(0, &call), Reply::Applied(_)));
+        store
+    }
+
+    #[tokio::test]
+    async fn a_message_stays_in_the_outbox_until_kafka_has_it() {
+        let store = store_with_a_message();
+        let mut config = Config::default();
+        config.kafka.brokers = "127.0.0.1:1".into(); // nobody there
+        config.kafka.properties.insert("message.timeout.ms".into(), "200".into());
+        let relay = Relay {
+            store: Store::Memory(store.clone()),
+            producer: Arc::new(Producer::new(&config.kafka).unwrap()),
+            topics: config.kafka.topics.clone(),
+            settings: config.outbox.clone(),
+            source: "meter".into(),
+            name: "r1".into(),
+            health: Arc::new(Health::new()),
+            bells: vec![Notify::new()],
+        };
+        let mut published = Vec::new();
+        for _ in 0..2 {
+            assert!(relay.publish(0, &mut published).await.is_err(), "it is not acknowledged");
+        }
+        let call = TakeCall { relay: "r1".into(), lease_ms: 1, published, count: 10 };
+        let Taken::Entries(left) = store.take(0, &call) else { panic!("nobody else holds it") };
+        assert_eq!(left.len(), 1, "it is still there");
+    }
+
+    #[test]
+    fn a_message_is_a_cloud_event() {
+        let entry = OutboxEntry {
+            output: Output::Denied,
+            id: "credits.usage/0/7/not_entitled".into(),
+            event_type: "credits.denied.v1".into(),
+            account: "a\"b".into(),
+            data: "{\"reason\":\"not_entitled\",\"events\":[]}".into(),
+        };
+        let event: serde_json::Value = serde_json::from_str(&cloud_event("meter", &entry)).unwrap();
+        assert_eq!(event["specversion"], "1.0");
+        assert_eq!((&event["id"], &event["subject"]), (&"credits.usage/0/7/not_entitled".into(), &"a\"b".into()));
+        assert_eq!(event["data"]["reason"], "not_entitled");
+    }
+}
