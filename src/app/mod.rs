@@ -5,7 +5,7 @@ pub mod start;
 /// The loop that carries the pipeline's effects out.
 pub mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -76,6 +76,7 @@ pub async fn run(
         source: config.redis.prefix.clone(),
         name: uuid::Uuid::now_v7().to_string(),
         health: health.clone(),
+        waiting: Mutex::default(),
         bells: (0..config.redis.shards).map(|_| Notify::new()).collect(),
     });
     let stop_relays = CancellationToken::new();
@@ -123,16 +124,17 @@ pub async fn run(
 
     // The order of stopping: the worker (reads no more, waits for its calls, commits) · the reader (leaves the
     // group) · the relays (their outboxes stay in Redis for the next).
-    worker.run(events, stop, STOP_WAIT).await;
+    let worked = worker.run(events, stop, STOP_WAIT).await;
     let left = tokio::task::spawn_blocking(move || reader.thread.join());
     if tokio::time::timeout(STOP_WAIT, left).await.is_err() {
         tracing::warn!("kafka did not let the consumer go in time; its partitions wait for the session to expire");
     }
     stop_relays.cancel();
+    let deadline = tokio::time::Instant::now() + STOP_WAIT;
     for relay in relays {
-        let _ = tokio::time::timeout(STOP_WAIT, relay).await;
+        let _ = tokio::time::timeout_at(deadline, relay).await;
     }
-    Ok(())
+    worked
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

@@ -22,7 +22,7 @@ use crate::outbox::Relay;
 use crate::pipeline::batch::Call;
 use crate::pipeline::report::Report;
 use crate::pipeline::{Answer, Effect, Input, Pipeline};
-use crate::store::{Store, StoreError};
+use crate::store::{ShardState, Store, StoreError};
 
 /// How often lag is measured and offsets are committed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ enum Done {
     Positions { assignment: u64, positions: Vec<(Partition, Vec<i64>)> },
     CommandsEnd { shard: u32, id: u64, offset: i64 },
     DeadLetters { shard: u32, id: u64 },
-    ShardPositions { shard: u32, id: u64, positions: BTreeMap<Partition, i64> },
+    ShardState { shard: u32, id: u64, state: ShardState },
 }
 
 impl Worker {
@@ -89,7 +89,12 @@ impl Worker {
     }
 
     /// Works until it is told to stop, then waits for the calls that are under way.
-    pub async fn run(mut self, mut events: UnboundedReceiver<FromKafka>, stop: CancellationToken, stop_wait: Duration) {
+    pub async fn run(
+        mut self,
+        mut events: UnboundedReceiver<FromKafka>,
+        stop: CancellationToken,
+        stop_wait: Duration,
+    ) -> anyhow::Result<()> {
         let mut status = tokio::time::interval(STATUS_EVERY);
         loop {
             let due = self.parts.pipeline.due_at_ms().map(|at_ms| self.started + Duration::from_millis(at_ms));
@@ -97,7 +102,11 @@ impl Worker {
                 biased;
                 () = stop.cancelled() => break,
                 Some(done) = self.finished.recv() => self.on_done(done),
-                Some(event) = events.recv() => {
+                event = events.recv() => {
+                    let Some(event) = event else {
+                        self.parts.health.set_dead("the thread that reads kafka has ended".to_owned());
+                        anyhow::bail!("the thread that reads kafka has ended: restart the meter");
+                    };
                     self.on_event(event);
                     for _ in 0..TURN {
                         let Ok(event) = events.try_recv() else { break };
@@ -114,6 +123,7 @@ impl Worker {
         self.drain(stop_wait).await;
         self.commit();
         let _ = self.parts.reader.send(ToConsumer::Stop);
+        Ok(())
     }
 
     async fn drain(&mut self, stop_wait: Duration) {
@@ -160,6 +170,10 @@ impl Worker {
                     self.on(Input::ReadTo { partition, epoch, offset });
                 }
             }
+            FromKafka::Connected(connected) => {
+                let state = if connected { Ok(()) } else { Err("no broker is connected".to_owned()) };
+                self.parts.health.set(Check::Kafka, state);
+            }
             FromKafka::End { partition, offset } => {
                 self.ends.insert(partition, offset);
             }
@@ -175,6 +189,8 @@ impl Worker {
         tracing::info!(partitions = partitions.len(), "assigned");
         self.assignment = assignment;
         self.halted = None;
+        metrics::set_shards_halted(0);
+        self.parts.health.set(Check::Shards, Ok(()));
         self.forget_lag();
         self.on(Input::Revoked);
         let (store, shards, done) = (self.parts.store.clone(), self.parts.config.redis.shards, self.done.clone());
@@ -202,7 +218,10 @@ impl Worker {
         match done {
             Done::Answered { shard, id, answer } => self.on(Input::Answered { shard, id, answer }),
             Done::CommandsEnd { shard, id, offset } => self.on(Input::CommandsEnd { shard, id, offset }),
-            Done::ShardPositions { shard, id, positions } => self.on(Input::Positions { shard, id, positions }),
+            Done::ShardState { shard, id, state } => {
+                let positions = state.positions.into_iter().collect();
+                self.on(Input::Positions { shard, id, generation: state.generation, positions });
+            }
             Done::DeadLetters { shard, id } => self.on(Input::DeadLettersProduced { shard, id }),
             Done::Positions { assignment, positions } if assignment == self.assignment => {
                 self.parts.health.set(Check::Redis, Ok(()));
@@ -297,8 +316,7 @@ impl Worker {
         let (store, done) = (self.parts.store.clone(), self.done.clone());
         tokio::spawn(async move {
             if let Ok(state) = store.shard_state(shard).await {
-                let positions = state.positions.into_iter().collect();
-                let _ = done.send(Done::ShardPositions { shard, id, positions });
+                let _ = done.send(Done::ShardState { shard, id, state });
             }
         });
     }

@@ -31,6 +31,12 @@ const CHUNK_RECORDS: usize = 1_000;
 const CHUNK_AGE: Duration = Duration::from_millis(2);
 /// The poll when nothing comes: bounds how late a command to the thread is seen.
 const POLL: Duration = Duration::from_millis(10);
+/// How often the log tells of what does not go away.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+/// An unreachable partition must not keep the others from being read: it says the same when it is read.
+const LOG_START_TIMEOUT: Duration = Duration::from_secs(1);
+/// Statistics that come before this many are of the time before a pause or an assignment.
+const SETTLED_STATISTICS: u32 = 3;
 /// Records decoded that the worker has not taken yet, at most (and a chunk).
 const ON_THE_WAY_MAX: usize = 20_000;
 /// A short wait for room costs nothing; a longer one pauses the partitions, so that Kafka goes on seeing polls.
@@ -90,6 +96,8 @@ pub enum FromKafka {
         partition: Partition,
         offset: i64,
     },
+    /// Whether the client has a connection to some broker.
+    Connected(bool),
     /// A partition cannot be read, and waiting does not help.
     Halted {
         reason: String,
@@ -176,6 +184,7 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         paused: Vec::new(),
         full_since: None,
         complained_at: None,
+        statistics_since_change: 0,
     };
     let thread = std::thread::Builder::new()
         .name("consumer".into())
@@ -200,7 +209,7 @@ struct Group {
 #[derive(Default)]
 struct Shared {
     rebalances: Vec<Rebalance>,
-    statistics: Vec<PartitionView>,
+    statistics: Option<View>,
 }
 
 enum Rebalance {
@@ -208,10 +217,17 @@ enum Rebalance {
     Revoke,
 }
 
+/// The cluster as the client's statistics show it.
+struct View {
+    connected: bool,
+    partitions: Vec<PartitionView>,
+}
+
 /// A partition as the client's statistics show it.
 struct PartitionView {
     partition: Partition,
     app_offset: i64,
+    next_offset: i64,
     eof_offset: i64,
     queued: i64,
     end: i64,
@@ -237,6 +253,7 @@ impl ClientContext for Group {
                     views.push(PartitionView {
                         partition,
                         app_offset: view.app_offset,
+                        next_offset: view.next_offset,
                         eof_offset: view.eof_offset,
                         queued: view.fetchq_cnt,
                         end: view.ls_offset,
@@ -244,7 +261,8 @@ impl ClientContext for Group {
                 }
             }
         }
-        self.shared().statistics = views;
+        let connected = statistics.brokers.values().any(|broker| broker.state == "UP");
+        self.shared().statistics = Some(View { connected, partitions: views });
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -283,12 +301,14 @@ struct Thread {
     enough: Arc<Enough>,
     assignment: u64,
     /// Positions to start at, until Kafka has taken the generation that goes with them.
-    starting: Option<Vec<(Partition, i64)>>,
+    starting: Option<BTreeMap<Partition, Reading>>,
     reading: BTreeMap<Partition, Reading>,
     /// Topics whose partitions are paused.
     paused: Vec<Input>,
     full_since: Option<Instant>,
     complained_at: Option<Instant>,
+    /// Statistics seen since the last pause or assignment.
+    statistics_since_change: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -296,6 +316,8 @@ struct Reading {
     /// The next offset that may come.
     next: i64,
     epoch: u32,
+    /// Whether a record has come since the partition was assigned.
+    delivered: bool,
 }
 
 impl Thread {
@@ -329,12 +351,16 @@ impl Thread {
         match order {
             ToConsumer::Start { assignment, positions } => {
                 if assignment == self.assignment {
-                    self.starting = Some(positions);
+                    let reading = |(partition, next)| (partition, Reading { next, epoch: 0, delivered: false });
+                    self.starting = Some(positions.into_iter().map(reading).collect());
                 }
             }
             ToConsumer::Rewind { partition, offset, epoch } => {
-                if let Some(reading) = self.reading.get_mut(&partition) {
-                    *reading = Reading { next: offset, epoch };
+                let rewound = Reading { next: offset, epoch, delivered: false };
+                if let Some(starting) = self.starting.as_mut().and_then(|starting| starting.get_mut(&partition)) {
+                    *starting = rewound;
+                } else if let Some(reading) = self.reading.get_mut(&partition) {
+                    *reading = rewound;
                     self.assign();
                 }
             }
@@ -351,10 +377,14 @@ impl Thread {
 
     /// Reads the partitions once Kafka holds the generation for each: from then on an empty Redis is a lost one.
     fn try_start(&mut self) {
-        let Some(positions) = self.starting.take() else { return };
-        if let Err(error) = self.commit(&positions, CommitMode::Sync) {
-            tracing::warn!(%error, "kafka has not taken the state's generation yet; reading waits");
-            self.starting = Some(positions);
+        let Some(starting) = self.starting.take() else { return };
+        let positions: Vec<_> = starting.iter().map(|(partition, reading)| (*partition, reading.next)).collect();
+        // A worker beyond the number of partitions has none: it stands by.
+        if !positions.is_empty()
+            && let Err(error) = self.commit(&positions, CommitMode::Sync)
+        {
+            self.complain(&error, "kafka has not taken the state's generation yet; reading waits");
+            self.starting = Some(starting);
             // Serves a rebalance, which is the usual reason.
             self.read_chunk();
             self.rebalanced();
@@ -366,15 +396,14 @@ impl Thread {
                 return;
             }
         }
-        let reading = positions.iter().map(|(partition, next)| (*partition, Reading { next: *next, epoch: 0 }));
-        self.reading = reading.collect();
+        self.reading = starting;
         self.assign();
         self.tell(FromKafka::Started { assignment: self.assignment });
     }
 
     fn check_log_start(&self, partition: Partition, position: i64) -> Result<(), String> {
         let topic = topic_of(&self.settings.kafka.topics, partition.input);
-        let marks = self.consumer.fetch_watermarks(topic, partition.index, client::ANSWER_TIMEOUT);
+        let marks = self.consumer.fetch_watermarks(topic, partition.index, LOG_START_TIMEOUT);
         match marks {
             Ok((start, _)) if start > position => Err(format!(
                 "{topic}/{} starts at {start}, but only {position} is applied: retention has deleted records that \
@@ -408,7 +437,12 @@ impl Thread {
                 reason: format!("kafka refused the assignment: {error}; restart the worker"),
             });
         }
+        // The client keeps a pause over an assignment.
+        if let Err(error) = self.consumer.resume(&list) {
+            self.complain(&error, "could not resume reading");
+        }
         self.paused.clear();
+        self.statistics_since_change = 0;
     }
 
     fn commit(&self, positions: &[(Partition, i64)], mode: CommitMode) -> Result<(), KafkaError> {
@@ -441,8 +475,10 @@ impl Thread {
             let list = || self.list(self.reading.iter().filter(|(partition, _)| partition.input == input));
             if full.contains(&input) && !paused && self.consumer.pause(&list()).is_ok() {
                 self.paused.push(input);
+                self.statistics_since_change = 0;
             } else if !full.contains(&input) && paused && self.consumer.resume(&list()).is_ok() {
                 self.paused.retain(|each| *each != input);
+                self.statistics_since_change = 0;
             }
         }
         false
@@ -453,6 +489,7 @@ impl Thread {
         let started = Instant::now();
         let mut count = 0;
         let mut halted = None;
+        let mut failed = None;
         let mut wait = POLL;
         while count < CHUNK_RECORDS && started.elapsed() < CHUNK_AGE.max(wait) {
             match self.consumer.poll(wait) {
@@ -464,6 +501,7 @@ impl Thread {
                                 && let Some(reading) = self.reading.get_mut(&record.partition)
                             {
                                 reading.next = record.offset + 1;
+                                reading.delivered = true;
                                 chunk.entry(record.partition).or_default().push(record);
                             }
                         }
@@ -476,7 +514,7 @@ impl Thread {
                     wait = Duration::ZERO;
                 }
                 Some(Err(error)) => {
-                    complain(&self.events, &mut self.complained_at, &error);
+                    failed = Some(error);
                     break;
                 }
             }
@@ -490,6 +528,9 @@ impl Thread {
             self.enough.on_the_way.fetch_add(records.len(), Ordering::AcqRel);
             self.tell(FromKafka::Records { assignment: self.assignment, partition, epoch, records });
         }
+        if let Some(error) = failed {
+            self.failed(&error);
+        }
         if let Some(reason) = halted {
             self.halt(reason);
         }
@@ -500,6 +541,27 @@ impl Thread {
         self.reading.clear();
         self.assign();
         self.tell(FromKafka::Halted { reason });
+    }
+
+    fn failed(&mut self, error: &KafkaError) {
+        match error {
+            KafkaError::PartitionEOF(_) => {}
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
+                let reason = "a partition does not hold the offset that redis says is next: it was truncated, made \
+                              anew, or its retention is too short; nothing is skipped, restore the topic";
+                self.tell(FromKafka::Halted { reason: reason.to_owned() });
+                self.complain(error, reason);
+            }
+            _ => self.complain(error, "reading from kafka"),
+        }
+    }
+
+    /// The client repeats itself while a broker is away; the log need not.
+    fn complain(&mut self, error: &KafkaError, what: &str) {
+        if self.complained_at.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
+            self.complained_at = Some(Instant::now());
+            tracing::warn!(%error, what, "kafka");
+        }
     }
 
     fn rebalanced(&mut self) {
@@ -518,39 +580,28 @@ impl Thread {
 
     /// Where the client has reached a partition's end, what lies behind the last record holds no record.
     ///
-    /// The statistics are a fact about the log, whenever they were taken: if nothing is queued and the last
-    /// record handed out is the last that was read here, then none lies between it and the end that was seen.
+    /// Nothing is queued, the client has fetched up to the end that it saw, and the last record that it handed out
+    /// is the last that was read here (or none has come since the assignment): then none lies between that and the
+    /// end. A pause or an assignment empties the client's queue while the end is still the old one, so the first
+    /// statistics after it do not count.
     fn read_statistics(&mut self) {
-        let views = std::mem::take(&mut self.consumer.context().shared().statistics);
-        for view in views {
+        let Some(statistics) = std::mem::take(&mut self.consumer.context().shared().statistics) else { return };
+        self.tell(FromKafka::Connected(statistics.connected));
+        self.statistics_since_change = self.statistics_since_change.saturating_add(1);
+        let settled = self.statistics_since_change >= SETTLED_STATISTICS;
+        for view in statistics.partitions {
             if view.end >= 0 {
                 self.tell(FromKafka::End { partition: view.partition, offset: view.end });
             }
             let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
-            if view.queued == 0 && view.app_offset == reading.next && view.eof_offset > reading.next {
+            let paused = self.paused.contains(&view.partition.input);
+            let handed_out = view.app_offset == reading.next || (!reading.delivered && view.app_offset < 0);
+            let at_end = view.queued == 0 && view.next_offset == view.eof_offset && handed_out;
+            if settled && !paused && at_end && view.eof_offset > reading.next {
                 let (assignment, partition, epoch) = (self.assignment, view.partition, reading.epoch);
                 self.tell(FromKafka::ReadTo { assignment, partition, epoch, offset: view.eof_offset });
             }
         }
-    }
-}
-
-fn complain(events: &UnboundedSender<FromKafka>, complained_at: &mut Option<Instant>, error: &KafkaError) {
-    match error {
-        KafkaError::PartitionEOF(_) => return,
-        KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
-            let reason = "a partition does not hold the offset that redis says is next: it was truncated, made anew, \
-                          or its retention is too short; nothing is skipped, restore the topic"
-                .to_owned();
-            let _ = events.send(FromKafka::Halted { reason });
-        }
-        _ => {}
-    }
-    // The client repeats itself while a broker is away.
-    let quiet = complained_at.is_some_and(|at| at.elapsed() < Duration::from_secs(10));
-    if !quiet {
-        *complained_at = Some(Instant::now());
-        tracing::warn!(%error, "reading from kafka");
     }
 }
 

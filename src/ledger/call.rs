@@ -233,6 +233,8 @@ pub enum Reply<T> {
     OtherPosition(Vec<i64>),
     OtherCatalogue(CatalogueId),
     Stale(Vec<StaleAccount>),
+    /// An account that was made has vanished from the store. The ledger itself loses none.
+    AccountLost(String),
     /// The call's unknown accounts may be created by a command that the shard has not applied yet.
     Unknown {
         commands_position: i64,
@@ -253,6 +255,7 @@ impl<T> Reply<T> {
             Reply::OtherPosition(_) => "other_position",
             Reply::OtherCatalogue(_) => "other_catalogue",
             Reply::Stale(_) => "stale",
+            Reply::AccountLost(_) => "account_lost",
             Reply::Unknown { .. } => "unknown",
             Reply::Dead(_) => "dead",
             Reply::OutboxFull { .. } => "outbox_full",

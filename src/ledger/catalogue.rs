@@ -12,6 +12,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::credits::Credits;
 use super::cycle::Interval;
 
+/// A call names a credit type with a byte.
+const CREDIT_TYPES_MAX: usize = 64;
+
 /// A checked price list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Catalogue {
@@ -54,6 +57,15 @@ pub enum Amount {
     Limited(Credits),
     /// Only counted: there is no balance.
     Unlimited,
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Amount::Limited(credits) => credits.fmt(f),
+            Amount::Unlimited => f.write_str("unlimited"),
+        }
+    }
 }
 
 impl Amount {
@@ -218,8 +230,11 @@ impl Checker<'_> {
             self.name(&name, "plan")?;
             plans.insert(name.get_ref().clone(), self.plan(plan, &credit_types, &actions)?);
         }
-        let content = format!("{version} {credit_types:?} {actions:?} {plans:?}");
-        let hash = format!("{:032x}", xxh3_128(content.as_bytes()));
+        if credit_types.len() > CREDIT_TYPES_MAX {
+            let reason = format!("there are {} credit types, at most {CREDIT_TYPES_MAX}", credit_types.len());
+            return Err(self.refuse(&written.version, &reason));
+        }
+        let hash = format!("{:032x}", xxh3_128(canonical(&credit_types, &actions, &plans).as_bytes()));
         Ok(Catalogue { id: CatalogueId { version, hash }, credit_types, actions, plans })
     }
 
@@ -296,8 +311,9 @@ impl Checker<'_> {
         match written.get_ref() {
             WrittenOverage::Name(name) => Overage::parse(name).ok_or_else(refused),
             WrittenOverage::Limited(WrittenAllow { allow }) => {
-                // Whole credits: an untagged value keeps no place in the text from which to read decimals.
-                let limit = allow.limit.as_integer().and_then(|limit| Credits::parse(&limit.to_string()).ok());
+                // An untagged value keeps no place in the text. The shortest text of a float is the one it was read from.
+                let is_number = allow.limit.is_integer() || allow.limit.is_float();
+                let limit = is_number.then(|| Credits::parse(&allow.limit.to_string()).ok()).flatten();
                 let limit = limit.filter(|limit| *limit >= Credits::ZERO).ok_or_else(refused)?;
                 Ok(Overage::Allow { limit: Some(limit) })
             }
@@ -340,6 +356,40 @@ impl Checker<'_> {
     }
 }
 
+/// The content in one spelling, for the hash that shards store: a line each, in the order of names. What a later
+/// version adds is left out where a file does not use it, so that the hash of an unchanged file stays.
+fn canonical(credit_types: &[String], actions: &BTreeMap<String, Action>, plans: &BTreeMap<String, Plan>) -> String {
+    let sorted = |texts: &[String]| {
+        let mut texts = texts.to_vec();
+        texts.sort_unstable();
+        texts.join(",")
+    };
+    let mut lines = vec![format!("credit_types {}", sorted(credit_types))];
+    for (name, action) in actions {
+        let Action { credit_type, price, free_outcomes } = action;
+        lines.push(format!("action {name} {credit_type} {price} free={:?}", sorted(free_outcomes)));
+    }
+    for (name, plan) in plans {
+        let allowance: Vec<_> =
+            plan.allowance.iter().map(|(credit_type, amount)| format!("{credit_type}={amount}")).collect();
+        let thresholds: Vec<_> = plan.thresholds.iter().map(Threshold::to_string).collect();
+        let overage = match plan.overage {
+            Overage::Reject => "reject".to_owned(),
+            Overage::Cap => "cap".to_owned(),
+            Overage::Allow { limit: None } => "allow".to_owned(),
+            Overage::Allow { limit: Some(limit) } => format!("allow {limit}"),
+        };
+        lines.push(format!(
+            "plan {name} {} {} actions={} overage={overage} thresholds={}",
+            plan.interval.name(),
+            sorted(&allowance),
+            sorted(&plan.actions),
+            sorted(&thresholds),
+        ));
+    }
+    lines.join("\n")
+}
+
 fn line_of(text: &str, span: Range<usize>) -> usize {
     1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count()
 }
@@ -379,7 +429,13 @@ thresholds = ["80%", "remaining 2.5", "100%"]
     fn the_hash_is_of_the_content() {
         let hash = |text: &str| Catalogue::parse(text).expect("it is good").id.hash;
         assert_eq!(hash(GOOD), hash(&GOOD.replace("version = 1", "# priced by sales\nversion = 1")));
+        assert_eq!(
+            hash(GOOD),
+            hash(&GOOD.replace("[\"80%\", \"remaining 2.5\", \"100%\"]", "[\"100%\", \"80%\", \"remaining 2.5\"]"))
+        );
         assert_ne!(hash(GOOD), hash(&GOOD.replace("1.5", "1.6")));
+        // Stored in every shard: a program that hashes the same file otherwise refuses to start.
+        assert_eq!(hash(GOOD), "49d7341f7fd95e34b9855b24d71b38da");
     }
 
     #[test]

@@ -149,14 +149,16 @@ impl Shard {
         if let Err(refused) = self.check_command(call) {
             return refused;
         }
-        let seen = self.commands_seen.entry(call.account.clone()).or_default();
-        let first = seen.insert(call.member);
         let result = match &call.change {
-            _ if !first => CommandResult::Duplicate,
+            _ if self.seen_command(call) => CommandResult::Duplicate,
             Change::Refuse(refusal) => CommandResult::Refused(refusal.clone()),
             Change::Put { .. } | Change::Grant(_) => self.change(call),
         };
         let outcome = result.outcome();
+        if outcome == Outcome::Applied {
+            // A refused command is not remembered: once its fault is mended, it may be sent again.
+            self.commands_seen.entry(call.account.clone()).or_default().insert(call.member);
+        }
         let entry = result.entry(call);
         self.outbox.push(entry);
         self.count(call.range.partition, outcome, 1);
@@ -168,7 +170,7 @@ impl Shard {
         let ranges = std::slice::from_ref(&call.range);
         self.check_fence(&call.stamp, ranges)?;
         let account = self.accounts.get(&call.account);
-        let duplicate = self.commands_seen.get(&call.account).is_some_and(|seen| seen.contains(&call.member));
+        let duplicate = self.seen_command(call);
         let stale = account.map_or(0, |account| account.version) != call.version;
         if stale && !duplicate {
             let view = account.map(Account::view);
@@ -179,6 +181,10 @@ impl Shard {
             return Err(Reply::Dead(notes));
         }
         self.check_outbox(&call.stamp)
+    }
+
+    fn seen_command(&self, call: &CommandCall) -> bool {
+        self.commands_seen.get(&call.account).is_some_and(|seen| seen.contains(&call.member))
     }
 
     /// Moves the credits, or refuses where a balance would exceed its bound.
@@ -196,11 +202,8 @@ impl Shard {
             let counter = counters.entry(grant.credit_type.clone()).or_default();
             let before = counter.remaining();
             if counter.grant(grant.amount).is_none() {
-                let message = format!(
-                    "{} credits of {} would exceed the largest balance",
-                    shown(grant.amount),
-                    grant.credit_type
-                );
+                let message =
+                    format!("{} credits of {} would exceed the largest balance", grant.amount, grant.credit_type);
                 return CommandResult::Refused(refuse(RefusalReason::BalanceTooLarge, message));
             }
             lines.push(line(call, index, grant, before, counter.remaining()));
@@ -303,12 +306,5 @@ fn line(
             or_null(after),
             json_text(&call.command_id),
         ),
-    }
-}
-
-fn shown(amount: Amount) -> String {
-    match amount {
-        Amount::Limited(amount) => amount.to_string(),
-        Amount::Unlimited => "unlimited".to_owned(),
     }
 }

@@ -18,7 +18,7 @@ pub struct Shard {
     pub accounts: HashMap<Arc<str>, Account>,
     /// Identities decided, by account and UTC day.
     pub seen: HashMap<(Arc<str>, i64), BTreeSet<i64>>,
-    /// Identities of the commands to an account, whether it exists or not. Never forgotten.
+    /// Identities of the commands that were applied to an account. Never forgotten.
     pub commands_seen: HashMap<Arc<str>, BTreeSet<i64>>,
     pub notes: BTreeMap<(Partition, i64), DeadReason>,
     pub outbox: Vec<OutboxEntry>,
@@ -133,6 +133,7 @@ impl Shard {
 
     /// The first three checks of every call: generation, ranges, catalogue. `Ok` lets it on.
     pub(super) fn check_fence<T>(&self, stamp: &Stamp, ranges: &[Range]) -> Result<(), Reply<T>> {
+        assert!(ranges.iter().all(|range| range.from <= range.to), "a range goes back: {ranges:?}");
         let Some(fence) = &self.fence else { return Err(Reply::OtherGeneration(None)) };
         if fence.generation != stamp.generation {
             return Err(Reply::OtherGeneration(Some(fence.generation.clone())));

@@ -2,7 +2,8 @@
 //!
 //! A message may be published twice (a relay that dies in between), always with the same id; never lost.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -17,7 +18,7 @@ use crate::metrics;
 use crate::store::{Store, StoreError, TakeCall, Taken};
 
 /// Messages of a shard that are under way at once.
-const TAKE_COUNT: usize = 500;
+const TAKE_COUNT: usize = 100;
 /// The wait after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -32,6 +33,8 @@ pub struct Relay {
     /// Names this relay, for the lease.
     pub name: String,
     pub health: Arc<Health>,
+    /// Why the outbox of a shard waits.
+    pub waiting: Mutex<BTreeMap<u32, String>>,
     /// A shard's bell: rung when its outbox was filled.
     pub bells: Vec<Notify>,
 }
@@ -54,7 +57,7 @@ impl Relay {
                 Ok(false) => self.settings.poll,
                 Err(error) => {
                     tracing::warn!(shard, %error, "the outbox waits");
-                    self.health.set(Check::Outbox, Err(format!("shard {shard}: {error}")));
+                    self.tell(shard, Some(error.to_string()));
                     RETRY
                 }
             };
@@ -91,8 +94,19 @@ impl Relay {
         if entries.is_empty() {
             metrics::set_outbox_entries(shard, 0);
         }
-        self.health.set(Check::Outbox, Ok(()));
+        self.tell(shard, None);
         Ok(!entries.is_empty())
+    }
+
+    /// The check holds when no shard's outbox waits.
+    fn tell(&self, shard: u32, fault: Option<String>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match fault {
+            Some(fault) => waiting.insert(shard, fault),
+            None => waiting.remove(&shard),
+        };
+        let first = waiting.iter().next().map(|(shard, fault)| format!("shard {shard}: {fault}"));
+        self.health.set(Check::Outbox, first.map_or(Ok(()), Err));
     }
 
     async fn enqueue(&self, entry: &OutboxEntry) -> Result<Acknowledgement, ProduceError> {
@@ -182,6 +196,7 @@ mod tests {
             source: "meter".into(),
             name: "r1".into(),
             health: Arc::new(Health::new()),
+            waiting: Mutex::default(),
             bells: vec![Notify::new()],
         };
         let mut published = Vec::new();

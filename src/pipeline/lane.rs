@@ -1,6 +1,6 @@
 //! The lane to one shard: records that wait for it, and where its next range begins in each partition.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::batch::{Batch, Call, DeadNotes};
 use super::record::Record;
@@ -65,6 +65,16 @@ pub enum Work {
     Halted,
 }
 
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Push {
+    Queued,
+    /// It is the shard's already, or on its way, or the partition is another worker's.
+    NotWanted,
+    /// A range that was sent said that there is no such record.
+    Contradiction,
+}
+
 /// How much a batch may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -79,10 +89,13 @@ impl Lane {
         self.marks.insert(partition, Mark { sent: position, applied: position, known: position, queued: 0 });
     }
 
-    pub fn push(&mut self, record: Record, now_ms: u64) {
-        let Some(mark) = self.marks.get_mut(&record.partition) else { return };
+    pub fn push(&mut self, record: Record, now_ms: u64) -> Push {
+        let Some(mark) = self.marks.get_mut(&record.partition) else { return Push::NotWanted };
         if record.offset < mark.known || matches!(self.work, Work::Halted) {
-            return;
+            return Push::NotWanted;
+        }
+        if record.offset < mark.sent {
+            return Push::Contradiction;
         }
         mark.known = record.offset + 1;
         mark.queued += 1;
@@ -93,6 +106,7 @@ impl Lane {
             self.waiting_since_ms.get_or_insert(now_ms);
             self.usage.push_back(record);
         }
+        Push::Queued
     }
 
     /// Records that wait, those in a batch that has no answer yet among them.
@@ -191,9 +205,11 @@ impl Lane {
             }
         };
         let mut bytes = 0;
+        let mut partitions = BTreeSet::new();
         while let Some(record) = self.usage.front() {
             let fits = records.is_empty() || bytes + record.bytes <= bounds.max_bytes;
-            if records.len() >= limit.min(bounds.max_events) || !fits {
+            partitions.insert(record.partition);
+            if records.len() >= limit.min(bounds.max_events) || !fits || partitions.len() > RANGES_MAX {
                 break;
             }
             bytes += record.bytes;
@@ -235,7 +251,7 @@ impl Lane {
                 mark.queued == 0 && !in_batch && mark.sent < mark.known.max(read(**partition))
             })
             .map(|(partition, mark)| (*partition, mark.known.max(read(*partition))))
-            .take(RANGES_MAX)
+            .take(RANGES_MAX.saturating_sub(batch.ranges.len()))
             .collect();
         for (partition, to) in idle {
             let range = self.range(partition, to);
@@ -324,5 +340,5 @@ impl Lane {
 
 /// How often ranges without records are sent. No reason: round number, well below what anyone watches.
 pub const SWEEP_EVERY_MS: u64 = 1_000;
-/// Ranges without records in one call; a script reads seven fields for each.
+/// Ranges in one call: a script reads seven fields for each and writes as many, at once, and Lua's stack ends at 8,000.
 const RANGES_MAX: usize = 256;

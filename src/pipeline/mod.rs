@@ -20,12 +20,12 @@ use crate::ledger::catalogue::Catalogue;
 use crate::ledger::shard::shard_of;
 
 use batch::{Accounts, Batch, Call};
-use lane::{Bounds, Hold, Lane, Work};
+use lane::{Bounds, Hold, Lane, Push, Work};
 use record::Record;
 use report::Report;
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
-const ACCOUNTS_MAX: usize = 1_000_000;
+const ACCOUNTS_MAX: usize = 200_000;
 /// The wait before a call without an answer goes out again, doubled up to the longest.
 const RETRY_MIN_MS: u64 = 20;
 const RETRY_MAX_MS: u64 = 2_000;
@@ -74,10 +74,11 @@ pub enum Input {
     },
     /// Ask the idle shards where they are: one that fell back to an older state says so only when it is asked.
     Probe,
-    /// A shard's positions, for the lane that asked.
+    /// A shard's generation and positions, for the lane that asked.
     Positions {
         shard: u32,
         id: u64,
+        generation: Option<String>,
         positions: BTreeMap<Partition, i64>,
     },
     Tick,
@@ -185,7 +186,9 @@ impl Pipeline {
         match input {
             Input::Assigned(partitions) => self.assigned(partitions),
             Input::Revoked => self.assigned(Vec::new()),
-            Input::Records { partition, epoch, records } => self.records(now_ms, partition, epoch, records),
+            Input::Records { partition, epoch, records } => {
+                self.records(now_ms, partition, epoch, records, &mut effects)
+            }
             Input::ReadTo { partition, epoch, offset } => self.read_to(partition, epoch, offset),
             Input::Answered { shard, id, answer } => self.answered(now_ms, shard, id, answer, &mut effects),
             Input::CommandsEnd { shard, id, offset } => {
@@ -195,7 +198,9 @@ impl Pipeline {
             }
             Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(shard, id, &mut effects),
             Input::Probe => self.probe(&mut effects),
-            Input::Positions { shard, id, positions } => self.probed(shard, id, &positions, &mut effects),
+            Input::Positions { shard, id, generation, positions } => {
+                self.probed(shard, id, generation, &positions, &mut effects);
+            }
             Input::Tick => {}
         }
         if !self.stopping {
@@ -271,7 +276,14 @@ impl Pipeline {
         }
     }
 
-    fn records(&mut self, now_ms: u64, partition: Partition, epoch: u32, records: Vec<Record>) {
+    fn records(
+        &mut self,
+        now_ms: u64,
+        partition: Partition,
+        epoch: u32,
+        records: Vec<Record>,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(reading) = self.partitions.get_mut(&partition).filter(|reading| reading.epoch == epoch) else {
             return;
         };
@@ -284,7 +296,14 @@ impl Pipeline {
                 Some(account) => shard_of(account, shards),
                 None => partition.index.unsigned_abs() % shards,
             };
-            self.lane(shard).push(record, now_ms);
+            let (partition, offset) = (record.partition, record.offset);
+            if self.lane(shard).push(record, now_ms) == Push::Contradiction {
+                let reason = format!(
+                    "{partition}@{offset} came although the log was seen to hold no record there, and its position may be \
+                     past it: restart the worker; if it halts again, report it"
+                );
+                self.halt(shard, effects, reason);
+            }
         }
     }
 
@@ -401,14 +420,14 @@ impl Pipeline {
                 lane.work = Work::DeadLetters { id, batch };
                 effects.push(Effect::ProduceDeadLetters { shard, id, notes: new });
             }
-            Reply::OtherGeneration(stored) => self.halt(
-                shard,
-                effects,
-                match stored {
-                    None => "redis holds nothing of it: it was emptied; restore its data".to_owned(),
-                    Some(stored) => format!("redis holds another state, generation {stored}; restart the worker"),
-                },
-            ),
+            Reply::OtherGeneration(stored) => self.other_generation(shard, stored, effects),
+            Reply::AccountLost(account) => {
+                let reason = format!(
+                    "account `{account}` is in its due set, but its hash is gone: redis has evicted or deleted it; restore \
+                     its data"
+                );
+                self.halt(shard, effects, reason);
+            }
             Reply::OtherCatalogue(stored) => {
                 let (version, own) = (stored.version, self.stamp.catalogue.version);
                 let reason = format!(
@@ -432,6 +451,14 @@ impl Pipeline {
         if commands_end.is_none() {
             effects.push(Effect::AskCommandsEnd { shard, id });
         }
+    }
+
+    fn other_generation(&mut self, shard: u32, stored: Option<String>, effects: &mut Vec<Effect>) {
+        let reason = match stored {
+            None => "redis holds nothing of it: it was emptied; restore its data".to_owned(),
+            Some(stored) => format!("redis holds another state, generation {stored}; restart the worker"),
+        };
+        self.halt(shard, effects, reason);
     }
 
     fn halt(&mut self, shard: u32, effects: &mut Vec<Effect>, reason: String) {
@@ -474,14 +501,25 @@ impl Pipeline {
         }
     }
 
-    fn probed(&mut self, shard: u32, id: u64, positions: &BTreeMap<Partition, i64>, effects: &mut Vec<Effect>) {
+    fn probed(
+        &mut self,
+        shard: u32,
+        id: u64,
+        generation: Option<String>,
+        positions: &BTreeMap<Partition, i64>,
+        effects: &mut Vec<Effect>,
+    ) {
         let lane = self.lane(shard);
         // A batch that was cut meanwhile finds out by itself.
         if lane.probe != Some(id) {
             return;
         }
         lane.probe = None;
-        for partition in lane.partitions() {
+        let partitions = lane.partitions();
+        if generation.as_ref() != Some(&self.stamp.generation) {
+            return self.other_generation(shard, generation, effects);
+        }
+        for partition in partitions {
             let position = positions.get(&partition).copied().unwrap_or(0);
             self.follow(shard, partition, position, effects);
         }

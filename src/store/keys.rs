@@ -41,7 +41,7 @@ pub enum Key<'a> {
     /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it
     /// stays an intset). Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
     Day(&'a str, i64),
-    /// `c:<account>` set: identities of its commands, for ever. Absent = none.
+    /// `c:<account>` set: identities of the commands that were applied to it, for ever. Absent = none.
     Commands(&'a str),
 }
 

@@ -52,6 +52,7 @@ impl MemoryStore {
         let shard = self.shard(shard);
         let Some(fence) = &shard.fence else { return ShardState::default() };
         ShardState {
+            generation: Some(fence.generation.clone()),
             positions: fence.positions.iter().map(|(partition, offset)| (*partition, *offset)).collect(),
             totals: fence.totals.iter().map(|((partition, outcome), n)| (*partition, *outcome, *n)).collect(),
             meter_time_ms: fence.meter_time_ms,

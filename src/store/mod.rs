@@ -85,6 +85,8 @@ pub struct AccountState {
 /// A shard's positions and totals, for `balance`, metrics and tests.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ShardState {
+    /// `None`: it was never made, or its data are lost.
+    pub generation: Option<String>,
     pub positions: Vec<(Partition, i64)>,
     pub totals: Vec<(Partition, Outcome, u64)>,
     pub meter_time_ms: i64,

@@ -122,7 +122,7 @@ impl RedisStore {
     pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {
         let key = self.shared.keys.spell(Key::Shard(shard));
         let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
-        let mut state = ShardState::default();
+        let mut state = ShardState { generation: fields.get("generation").cloned(), ..ShardState::default() };
         for (field, value) in &fields {
             if let Some(partition) = field.strip_prefix("position:").and_then(Partition::parse) {
                 state.positions.push((partition, number(value)?));

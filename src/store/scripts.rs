@@ -140,6 +140,7 @@ impl Script for ApplyScript<'_> {
         input.key(keys, Key::Shard(self.shard));
         input.key(keys, Key::Notes(self.shard));
         input.key(keys, Key::Outbox(self.shard));
+        input.key(keys, Key::Due(self.shard));
         input.text(&call.stamp.generation);
         input.number(call.stamp.catalogue.version);
         input.text(&call.stamp.catalogue.hash);
@@ -473,6 +474,7 @@ fn refused<T>(script: &str, code: &str, mut fields: Fields, accounts: Vec<Arc<st
             }
             Reply::Stale(stale)
         }
+        "account_lost" => Reply::AccountLost(fields.text()?),
         "unknown" => Reply::Unknown { commands_position: number(&fields.text()?)? },
         "dead" => {
             let mut notes = Vec::new();

@@ -39,7 +39,13 @@ async fn commands_are_answered_once_they_are_applied() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
         assert!(told.contains(reason), "{arguments:?}: {told}");
     };
-    refused(&["grant", "nobody", "--type", "email", "--amount", "1"], "unknown_account");
+    let early = ["grant", "late-comer", "--type", "email", "--amount", "1", "--id", "early"];
+    refused(&early, "unknown_account");
+    let put = ["account", "put", "late-comer", "--plan", "basic", "--anchor", &anchor, "--json"];
+    assert_eq!(meter.json(&put)["status"], "applied");
+    let output = meter.run(&early);
+    assert!(output.status.success(), "a refused command may be sent again once its fault is mended");
+    assert_eq!(meter.json(&["balance", "late-comer", "--json"])["balances"]["email"]["granted"], json!(1001));
     refused(&["grant", "acme", "--type", "fax", "--amount", "1"], "unknown_credit_type");
     refused(&["account", "put", "acme", "--plan", "gold", "--anchor", &anchor], "unknown_plan");
     refused(&["account", "put", "acme", "--plan", "starter", "--anchor", &anchor], "change_needs_rollover");
@@ -49,7 +55,7 @@ async fn commands_are_answered_once_they_are_applied() {
     let topup = lines.iter().find(|line| line["kind"] == "topup").expect("a line for the top-up");
     assert_eq!((&topup["before"], &topup["amount"], &topup["after"]), (&json!(1500), &json!(0.25), &json!(1500.25)));
     let statuses = |status: &str| lines.iter().filter(|line| line["status"] == status).count();
-    assert_eq!((statuses("applied"), statuses("duplicate"), statuses("refused")), (5, 1, 4), "{lines:?}");
+    assert_eq!((statuses("applied"), statuses("duplicate"), statuses("refused")), (7, 1, 4), "{lines:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,6 +194,8 @@ impl<'a> History<'a> {
                     let by = self.rng.random_range(-3..=3);
                     for range in &mut Arc::make_mut(apply).ranges {
                         range.from += by; // an overlap or a gap
+                        range.to = range.to.max(range.from);
+                        range.to = range.to.max(range.from);
                     }
                 }
                 if let Some(call) = call {
@@ -464,6 +466,7 @@ fn without_answer<T>(reply: Reply<T>) -> Reply<()> {
         Reply::OtherPosition(stored) => Reply::OtherPosition(stored),
         Reply::OtherCatalogue(stored) => Reply::OtherCatalogue(stored),
         Reply::Stale(stale) => Reply::Stale(stale),
+        Reply::AccountLost(account) => Reply::AccountLost(account),
         Reply::Unknown { commands_position } => Reply::Unknown { commands_position },
         Reply::Dead(notes) => Reply::Dead(notes),
         Reply::OutboxFull { entries } => Reply::OutboxFull { entries },

@@ -5,6 +5,7 @@ mod commands;
 mod crashes;
 mod independent;
 mod lua_vs_ledger;
+mod outage;
 mod start;
 mod support;
 mod walk;

@@ -91,3 +91,29 @@ async fn a_state_emptied_under_a_running_meter_halts_it() {
     let left = dump::keys(&mut connection, &meter.prefix).await;
     assert!(left.iter().all(|key| key.ends_with(":relay")), "nothing was made anew: {left:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_vanished_halts_its_shard_and_is_not_made_anew() {
+    let topics = Topics::create("vanished", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    meter.caught_up(&topics).await;
+    let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
+    let key = store.keys().spell(Key::Account("acme"));
+    let mut connection = redis().await;
+    let _: () = redis::cmd("DEL").arg(&key).query_async(&mut connection).await.expect("redis answers");
+    // A new put would give a full allowance, and the event would be dead: neither happens.
+    let mut again = put("acme", "basic");
+    again["id"] = "put-again".into();
+    topics.command(&again).await;
+    topics.send("usage", &reveal("acme", "e2", 1)).await;
+    until("readiness names the account", || async {
+        running.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains("`acme`"))
+    })
+    .await;
+    let made: bool = redis::cmd("EXISTS").arg(&key).query_async(&mut connection).await.expect("redis answers");
+    assert!(!made && topics.read("dead-letter", 1).is_empty());
+}

@@ -285,8 +285,9 @@ impl World {
         }
         if let Some((shard, id)) = self.workers[worker].probes.pop() {
             let state = &self.shards[shard as usize];
-            let positions = state.fence.as_ref().expect("it was made").positions.clone();
-            self.on(worker, Input::Positions { shard, id, positions });
+            let fence = state.fence.as_ref().expect("it was made");
+            let (generation, positions) = (Some(fence.generation.clone()), fence.positions.clone());
+            self.on(worker, Input::Positions { shard, id, generation, positions });
         }
         if let Some((shard, id)) = self.workers[worker].asks.pop() {
             let offset = end_of(&self.log[&Partition::COMMANDS]);

@@ -2,7 +2,8 @@
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
--- KEYS[4..]       for each group its account (hash), then for each of its runs the set of identities of
+-- KEYS[4] due     zset    every open account
+-- KEYS[5..]       for each group its account (hash), then for each of its runs the set of identities of
 --                 its day, and that of the neighbouring day where the run has one
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), usage topic, the same as JSON text,
@@ -20,7 +21,7 @@
 --         {'other_generation', stored} {'done_before'} {'other_position', stored of each range}
 --         {'other_catalogue', version, hash}
 --         {'stale', then for each: group, n, n x (field, value) of the account}
---         {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
+--         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
 --         {'outbox_full', entries}
 --         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event}
 local BALANCE_MAX = 1e15
@@ -46,6 +47,7 @@ local range_count = take_number()
 local partition, from, to, repeats = {}, {}, {}, {}
 for r = 1, range_count do
   partition[r], from[r], to[r], repeats[r] = take(), take_number(), take(), take_number()
+  assert(from[r] <= tonumber(to[r]), 'apply: a range goes back')
 end
 
 -- The fence, before anything else.
@@ -112,7 +114,7 @@ end
 -- Accounts: read each once; is the worker's knowledge of them stale?
 local group_count = take_number()
 local groups = {}
-local key = 3
+local key = 4
 local stale = { 'stale' }
 local unknown = false
 local floor = tonumber(fence[4])
@@ -162,6 +164,14 @@ end
 assert(at == #ARGV and key == #KEYS, 'apply: wrong arity')
 if #stale > 1 then
   return stale
+end
+if unknown then
+  for g = 1, group_count do
+    local account = groups[g].account
+    if groups[g].version == '0' and redis.call('ZSCORE', KEYS[4], account) then
+      return { 'account_lost', account }
+    end
+  end
 end
 local commands_position = fence[6] or '0'
 if unknown and (commands_end == '' or tonumber(commands_position) < tonumber(commands_end)) then
@@ -440,6 +450,24 @@ for k = 1, kind_count do
   tally[outcome] = tally[outcome] + simple[k]
 end
 
+-- Where the shard is afterwards.
+local moved = {}
+for r = 1, range_count do
+  moved[#moved + 1] = fields[7 * (r - 1) + 1]
+  moved[#moved + 1] = to[r]
+  for i, outcome in ipairs(TOTALS) do
+    local n = counts[r][outcome]
+    if n > 0 then
+      moved[#moved + 1] = fields[7 * (r - 1) + 1 + i]
+      moved[#moved + 1] = format('%.0f', tonumber(fence[FENCE + 7 * (r - 1) + 1 + i] or '0') + n)
+    end
+  end
+end
+if tonumber(restamp_tolerance) > tonumber(fence[5]) then
+  moved[#moved + 1] = 'restamp_tolerance_ms'
+  moved[#moved + 1] = restamp_tolerance
+end
+
 -- Write. Nothing below can fail: every key was read above as the type that it is written as.
 for g = 1, group_count do
   local group = groups[g]
@@ -472,22 +500,6 @@ for _, message in ipairs(messages) do
   redis.call('XADD', KEYS[3], '*', 'output', 'denied', 'id', message.id, 'type', 'credits.denied.v1',
     'account', message.account,
     'data', '{"reason":"' .. message.reason .. '","events":[' .. table.concat(message.events, ',') .. ']}')
-end
-local moved = {}
-for r = 1, range_count do
-  moved[#moved + 1] = fields[7 * (r - 1) + 1]
-  moved[#moved + 1] = to[r]
-  for i, outcome in ipairs(TOTALS) do
-    local n = counts[r][outcome]
-    if n > 0 then
-      moved[#moved + 1] = fields[7 * (r - 1) + 1 + i]
-      moved[#moved + 1] = format('%.0f', tonumber(fence[FENCE + 7 * (r - 1) + 1 + i] or '0') + n)
-    end
-  end
-end
-if tonumber(restamp_tolerance) > tonumber(fence[5]) then
-  moved[#moved + 1] = 'restamp_tolerance_ms'
-  moved[#moved + 1] = restamp_tolerance
 end
 redis.call('HSET', KEYS[1], unpack(moved))
 for _, note in ipairs(in_ranges) do

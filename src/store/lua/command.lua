@@ -3,7 +3,7 @@
 -- KEYS[2] notes          hash    records found dead
 -- KEYS[3] outbox         stream
 -- KEYS[4] account        hash
--- KEYS[5] commands_seen  set     identities of the account's commands, for ever
+-- KEYS[5] commands_seen  set     identities of the commands that were applied to the account, for ever
 -- KEYS[6] due            zset    every open account, by the time at which it next changes by itself
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, account, version, member, command id (JSON text), command type,
@@ -23,6 +23,7 @@ end
 local generation, catalogue_version, catalogue_hash = ARGV[1], ARGV[2], ARGV[3]
 local outbox_max, restamp_tolerance = tonumber(ARGV[4]), tonumber(ARGV[5])
 local partition, from, to = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+assert(from < to, 'command: a range goes back')
 local account, version, member = ARGV[9], ARGV[10], ARGV[11]
 local command_id, command_type, change = ARGV[12], ARGV[13], ARGV[14]
 
@@ -61,7 +62,14 @@ local stored_version = redis.call('HGET', KEYS[4], 'version') or '0'
 local duplicate = redis.call('SISMEMBER', KEYS[5], member) == 1
 if stored_version ~= version and not duplicate then
   local shown = redis.call('HGETALL', KEYS[4])
-  return { 'stale', '0', tostring(#shown / 2), unpack(shown) }
+  local reply = { 'stale', '0', tostring(#shown / 2) }
+  for i = 1, #shown do
+    reply[3 + i] = shown[i]
+  end
+  return reply
+end
+if stored_version == '0' and redis.call('ZSCORE', KEYS[6], account) then
+  return { 'account_lost', account }
 end
 local notes = redis.call('HGETALL', KEYS[2])
 local dead = { 'dead' }
@@ -185,11 +193,23 @@ else
     end
   end
 end
-redis.call('ZSCORE', KEYS[6], account) -- a key of another type stops here, before the first write
+
+-- Where the shard is afterwards.
+local moved = { 'position:' .. partition, ARGV[8] }
+for i, name in ipairs(outcomes) do
+  if name == outcome then
+    moved[#moved + 1] = 'total:' .. partition .. ':' .. name
+    moved[#moved + 1] = string.format('%.0f', tonumber(fence[5 + i] or '0') + 1)
+  end
+end
+if restamp_tolerance > tonumber(fence[4]) then
+  moved[#moved + 1] = 'restamp_tolerance_ms'
+  moved[#moved + 1] = ARGV[5]
+end
 
 -- Write. Nothing below can fail.
-redis.call('SADD', KEYS[5], member)
 if outcome == 'applied' then
+  redis.call('SADD', KEYS[5], member)
   redis.call('HSET', KEYS[4], unpack(fields))
   if #cleared > 0 then
     redis.call('HDEL', KEYS[4], unpack(cleared))
@@ -205,16 +225,5 @@ end
 redis.call('XADD', KEYS[3], '*', 'output', 'ledger', 'id', 'command/' .. offset, 'type', 'credits.ledger.command.v1',
   'account', account, 'data', '{"command_id":' .. command_id .. ',"command_type":"' .. command_type
     .. '","status":"' .. outcome .. '"' .. why .. '}')
-local moved = { 'position:' .. partition, ARGV[8] }
-for i, name in ipairs(outcomes) do
-  if name == outcome then
-    moved[#moved + 1] = 'total:' .. partition .. ':' .. name
-    moved[#moved + 1] = string.format('%.0f', tonumber(fence[5 + i] or '0') + 1)
-  end
-end
-if restamp_tolerance > tonumber(fence[4]) then
-  moved[#moved + 1] = 'restamp_tolerance_ms'
-  moved[#moved + 1] = ARGV[5]
-end
 redis.call('HSET', KEYS[1], unpack(moved))
 return { 'applied', outcome, tostring(outbox_entries + #lines + 1) }

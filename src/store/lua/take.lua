@@ -5,28 +5,32 @@
 -- Reply   {'held'} or {'taken', then for each entry: entry id, output, id, type, account, data}
 local n = tonumber(ARGV[4])
 assert(#KEYS == 2 and #ARGV == 4 + n, 'take: wrong arity')
+local BYTES_MAX = 4194304 -- of one reply; the entry that passes it is still given
 local relay, lease_ms, count = ARGV[1], ARGV[2], ARGV[3]
 
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= relay then
   return { 'held' }
 end
-local reply = { 'taken' }
-local skipped = {}
-for i = 5, 4 + n do
-  skipped[ARGV[i]] = true
-end
-for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', tonumber(count) + n)) do
-  if not skipped[entry[1]] and (#reply - 1) / 6 < tonumber(count) then
-    reply[#reply + 1] = entry[1]
-    for field = 2, 10, 2 do
-      reply[#reply + 1] = entry[2][field]
-    end
-  end
-end
-
-redis.call('SET', KEYS[2], relay, 'PX', lease_ms)
+-- What was published goes first: it frees memory, and lets the lease be written where there was none left.
 if n > 0 then
   redis.call('XDEL', KEYS[1], unpack(ARGV, 5, 4 + n))
+end
+if holder then
+  redis.call('PEXPIRE', KEYS[2], lease_ms)
+else
+  redis.pcall('SET', KEYS[2], relay, 'PX', lease_ms) -- without it two relays may repeat, no more
+end
+local reply = { 'taken' }
+local bytes = 0
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', count)) do
+  reply[#reply + 1] = entry[1]
+  for field = 2, 10, 2 do
+    reply[#reply + 1] = entry[2][field]
+  end
+  bytes = bytes + #entry[2][10]
+  if bytes > BYTES_MAX then
+    break
+  end
 end
 return reply
