@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::http::{Check, Health};
-use crate::ingest::consumer::{Enough, FromKafka, ToConsumer, topic_of};
+use crate::ingest::client::topic_of;
+use crate::ingest::consumer::{Enough, FromKafka, ToConsumer};
 use crate::ingest::dead_letters;
 use crate::ingest::producer::Producer;
 use crate::ingest::watermarks::Watermarks;

@@ -11,7 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
 
-use crate::config::Kafka;
+use crate::config::{Kafka, Topics};
+use crate::ledger::call::Input;
 
 /// A broker that is there answers within milliseconds; a TLS handshake across the world takes seconds.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +47,14 @@ pub fn settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str, &str)]
         settings.set(*name, *value);
     }
     settings
+}
+
+/// The name of an input topic.
+pub fn topic_of(topics: &Topics, input: Input) -> &str {
+    match input {
+        Input::Usage => &topics.usage,
+        Input::Commands => &topics.commands,
+    }
 }
 
 /// The last fault that a client reported by itself: a call that times out does not say why.

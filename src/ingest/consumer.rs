@@ -5,22 +5,20 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
-use rdkafka::statistics::Statistics;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::client::{self, BrokerError};
+use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
-use crate::config::{AgeFrom, Kafka, Topics};
+use super::group::{Group, Rebalance};
+use crate::config::{AgeFrom, Kafka};
 use crate::ledger::call::{Input, Partition};
 use crate::metrics;
 use crate::pipeline::record::Record;
@@ -191,106 +189,6 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         .spawn(move || thread.run())
         .map_err(|error| BrokerError::Settings { reason: error.to_string() })?;
     Ok(Handle { control, enough, thread })
-}
-
-pub fn topic_of(topics: &Topics, input: Input) -> &str {
-    match input {
-        Input::Usage => &topics.usage,
-        Input::Commands => &topics.commands,
-    }
-}
-
-/// What the callbacks leave for the thread; they run inside its own polls.
-struct Group {
-    topics: Topics,
-    shared: Mutex<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    rebalances: Vec<Rebalance>,
-    statistics: Option<View>,
-}
-
-enum Rebalance {
-    Assign(Vec<Partition>),
-    Revoke,
-}
-
-/// The cluster as the client's statistics show it.
-struct View {
-    connected: bool,
-    partitions: Vec<PartitionView>,
-}
-
-/// A partition as the client's statistics show it.
-struct PartitionView {
-    partition: Partition,
-    app_offset: i64,
-    next_offset: i64,
-    eof_offset: i64,
-    queued: i64,
-    end: i64,
-}
-
-impl Group {
-    fn partition(&self, topic: &str, index: i32) -> Option<Partition> {
-        let input = Input::ALL.into_iter().find(|input| topic_of(&self.topics, *input) == topic)?;
-        Some(Partition { input, index })
-    }
-
-    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ClientContext for Group {
-    fn stats(&self, statistics: Statistics) {
-        let mut views = Vec::new();
-        for topic in statistics.topics.values() {
-            for view in topic.partitions.values() {
-                if let Some(partition) = self.partition(&topic.topic, view.partition) {
-                    views.push(PartitionView {
-                        partition,
-                        app_offset: view.app_offset,
-                        next_offset: view.next_offset,
-                        eof_offset: view.eof_offset,
-                        queued: view.fetchq_cnt,
-                        end: view.ls_offset,
-                    });
-                }
-            }
-        }
-        let connected = statistics.brokers.values().any(|broker| broker.state == "UP");
-        self.shared().statistics = Some(View { connected, partitions: views });
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            return; // the end of a partition is no error
-        }
-        tracing::warn!(%error, reason, "kafka client");
-    }
-}
-
-impl ConsumerContext for Group {
-    /// The partitions are not read yet when the group gives them: where they start is known only to Redis, and
-    /// asking it here would block the poll. Until [`ToConsumer::Start`] the assignment is empty.
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, given: &mut TopicPartitionList) {
-        let assign = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        let done = if assign { consumer.assign(&TopicPartitionList::new()) } else { consumer.unassign() };
-        if let Err(error) = done {
-            tracing::error!(%error, "kafka took no answer to a rebalance");
-        }
-        let rebalance = if assign {
-            let given = given.elements();
-            let partitions = given.iter().filter_map(|each| self.partition(each.topic(), each.partition()));
-            Rebalance::Assign(partitions.collect())
-        } else {
-            Rebalance::Revoke
-        };
-        self.shared().rebalances.push(rebalance);
-    }
 }
 
 struct Thread {

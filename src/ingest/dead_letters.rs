@@ -10,8 +10,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, BrokerError};
-use super::consumer::topic_of;
+use super::client::{self, BrokerError, topic_of};
 use super::decode::{self, Decoder, Raw};
 use super::producer::{Outgoing, ProduceError, Producer};
 use crate::config::{Config, Kafka};

@@ -10,6 +10,8 @@ pub mod consumer;
 pub mod dead_letters;
 /// Bytes to records: CloudEvents in both content modes.
 pub mod decode;
+/// Rebalances and statistics, as the client's callbacks tell of them.
+pub mod group;
 /// Waits for the answer to a command.
 pub mod ledger_tail;
 /// A broker inside the process, for the demo.

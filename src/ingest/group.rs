@@ -1,0 +1,107 @@
+//! The consumer group as the client's callbacks tell of it: rebalances and statistics, left for the thread.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::client::topic_of;
+use crate::config::Topics;
+use crate::ledger::call::{Input, Partition};
+
+/// What the callbacks leave for the thread; they run inside its own polls.
+pub struct Group {
+    pub topics: Topics,
+    pub shared: Mutex<Shared>,
+}
+
+#[derive(Default)]
+pub struct Shared {
+    pub rebalances: Vec<Rebalance>,
+    pub statistics: Option<View>,
+}
+
+pub enum Rebalance {
+    Assign(Vec<Partition>),
+    Revoke,
+}
+
+/// The cluster as the client's statistics show it.
+pub struct View {
+    pub connected: bool,
+    pub partitions: Vec<PartitionView>,
+}
+
+/// A partition as the client's statistics show it.
+pub struct PartitionView {
+    pub partition: Partition,
+    pub app_offset: i64,
+    pub next_offset: i64,
+    pub eof_offset: i64,
+    pub queued: i64,
+    pub end: i64,
+}
+
+impl Group {
+    pub fn partition(&self, topic: &str, index: i32) -> Option<Partition> {
+        let input = Input::ALL.into_iter().find(|input| topic_of(&self.topics, *input) == topic)?;
+        Some(Partition { input, index })
+    }
+
+    pub fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for Group {
+    fn stats(&self, statistics: Statistics) {
+        let mut views = Vec::new();
+        for topic in statistics.topics.values() {
+            for view in topic.partitions.values() {
+                if let Some(partition) = self.partition(&topic.topic, view.partition) {
+                    views.push(PartitionView {
+                        partition,
+                        app_offset: view.app_offset,
+                        next_offset: view.next_offset,
+                        eof_offset: view.eof_offset,
+                        queued: view.fetchq_cnt,
+                        end: view.ls_offset,
+                    });
+                }
+            }
+        }
+        let connected = statistics.brokers.values().any(|broker| broker.state == "UP");
+        self.shared().statistics = Some(View { connected, partitions: views });
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return; // the end of a partition is no error
+        }
+        tracing::warn!(%error, reason, "kafka client");
+    }
+}
+
+impl ConsumerContext for Group {
+    /// The partitions are not read yet when the group gives them: where they start is known only to Redis, and
+    /// asking it here would block the poll. Until [`ToConsumer::Start`] the assignment is empty.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, given: &mut TopicPartitionList) {
+        let assign = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let done = if assign { consumer.assign(&TopicPartitionList::new()) } else { consumer.unassign() };
+        if let Err(error) = done {
+            tracing::error!(%error, "kafka took no answer to a rebalance");
+        }
+        let rebalance = if assign {
+            let given = given.elements();
+            let partitions = given.iter().filter_map(|each| self.partition(each.topic(), each.partition()));
+            Rebalance::Assign(partitions.collect())
+        } else {
+            Rebalance::Revoke
+        };
+        self.shared().rebalances.push(rebalance);
+    }
+}
