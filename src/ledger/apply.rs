@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use super::account::Counter;
 use super::call::{
-    Applied, ApplyCall, CallEvent, Class, DENIED_BYTES_MAX, DENIED_EVENTS_MAX, Group, Judge, Note, OutboxEntry, Output,
-    Reply, StaleAccount,
+    Applied, ApplyCall, CallEvent, DENIED_BYTES_MAX, DENIED_EVENTS_MAX, Group, Note, OutboxEntry, Output, Reply,
+    StaleAccount,
 };
 use super::catalogue::{Amount, Overage};
 use super::credits::Credits;
-use super::event::Days;
+use super::event::{Class, Days, Judge};
 use super::outcome::{DeadReason, Denial, Outcome, Verdict};
 use super::shard::Shard;
 

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use super::account::{AccountConfig, AccountView, Grant};
 use super::catalogue::{CatalogueId, Overage};
-use super::credits::Credits;
 use super::cycle::Cycle;
-use super::event::UsageEvent;
+use super::event::{Class, UsageEvent};
 use super::outcome::{DeadReason, Outcome, Verdict};
 
 /// The layout of what is stored. A program refuses a state with a newer one.
@@ -109,22 +108,6 @@ impl ApplyCall {
     pub fn events(&self) -> usize {
         self.groups.iter().map(|group| group.events.len()).sum()
     }
-}
-
-/// Events that cost the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Class {
-    pub action: Arc<str>,
-    pub credit_type: String,
-    pub cost: Credits,
-    pub judge: Judge,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Judge {
-    Charge,
-    Free,
-    NotEntitled,
 }
 
 /// The events of one account in a call, in the order in which they are decided.

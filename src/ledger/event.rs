@@ -5,7 +5,6 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::account::AccountView;
-use super::call::{Class, Judge};
 use super::catalogue::{Action, Catalogue};
 use super::credits::Credits;
 use super::outcome::DeadReason;
@@ -70,6 +69,22 @@ impl Days {
         };
         Days { own, neighbour }
     }
+}
+
+/// What an event of an account costs; in a call, events that cost the same share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
+    pub action: Arc<str>,
+    pub credit_type: String,
+    pub cost: Credits,
+    pub judge: Judge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Judge {
+    Charge,
+    Free,
+    NotEntitled,
 }
 
 /// The action of an event and what it costs at most: all that can be judged without its account.

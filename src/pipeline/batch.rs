@@ -7,10 +7,10 @@ use rustc_hash::FxHashMap;
 
 use super::record::{Body, Record};
 use crate::ledger::account::AccountView;
-use crate::ledger::call::{ApplyCall, CallEvent, Class, CommandCall, Group, Note, Partition, Range, Stamp};
+use crate::ledger::call::{ApplyCall, CallEvent, CommandCall, Group, Note, Partition, Range, Stamp};
 use crate::ledger::catalogue::{Catalogue, Overage};
 use crate::ledger::command::{Command, decide};
-use crate::ledger::event::{Days, UsageEvent, cost, price};
+use crate::ledger::event::{Class, Days, UsageEvent, cost, price};
 use crate::ledger::outcome::DeadReason;
 
 /// Accounts as the worker last saw them. The shard says when one is stale.

@@ -12,11 +12,11 @@ use super::{Root, StoreError, TakeCall, Taken};
 use crate::ledger::account::Grant;
 use crate::ledger::apply::{json_text, named};
 use crate::ledger::call::{
-    Applied, ApplyCall, Change, CommandCall, Commanded, Group, Judge, OutboxEntry, Output, Reply, SCHEMA, StaleAccount,
+    Applied, ApplyCall, Change, CommandCall, Commanded, Group, OutboxEntry, Output, Reply, SCHEMA, StaleAccount,
 };
 use crate::ledger::catalogue::{Amount, CatalogueId, Overage};
 use crate::ledger::credits::Credits;
-use crate::ledger::event::Days;
+use crate::ledger::event::{Days, Judge};
 use crate::ledger::outcome::{Outcome, Verdict};
 use crate::ledger::shard::{InitCall, InitReply};
 

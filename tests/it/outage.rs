@@ -1,15 +1,16 @@
-//! Redis stands still while a backlog is read: the worker has enough, pauses its partitions, and goes on later.
+//! Redis stands still or goes back while a backlog is read: the reader pauses or rewinds, and nothing is lost.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::store::{RedisStore, Store};
+use redis::aio::MultiplexedConnection;
 use serde_json::json;
 
 use crate::support::kafka::Topics;
-use crate::support::meter::{Meter, SHARDS};
-use crate::support::until;
+use crate::support::meter::{Meter, Running, SHARDS};
+use crate::support::{dump, until};
 use crate::walk::{CATALOGUE, put, reveal};
 
 const EVENTS: u64 = 40_000;
@@ -50,10 +51,9 @@ impl Drop for OwnRedis {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_stands_still_holds_the_reader_back_and_nothing_is_lost() {
-    let redis = OwnRedis::start();
-    let topics = Arc::new(Topics::create("outage", PARTITIONS).await);
+/// A meter on a Redis of its own, with a backlog of events of one account.
+async fn with_a_backlog(test: &str, redis: &OwnRedis) -> (Arc<Topics>, Meter) {
+    let topics = Arc::new(Topics::create(test, PARTITIONS).await);
     let mut meter = Meter::new(&topics, CATALOGUE);
     meter.set("REDIS__URL", &redis.url);
     meter.set("REDIS__TIMEOUT", "1s");
@@ -71,22 +71,77 @@ async fn a_redis_that_stands_still_holds_the_reader_back_and_nothing_is_lost() {
         sends.spawn(async move { topics.send("usage", &record).await });
     }
     sends.join_all().await;
+    (topics, meter)
+}
 
+async fn charged_at_least(meter: &Meter, events: u64) {
+    until("some is applied", || async {
+        let charged = meter.totals("usage").await.get(&Outcome::Charged).copied().unwrap_or(0);
+        (charged >= events).then_some(())
+    })
+    .await;
+}
+
+async fn every_event_is_charged_once(topics: &Topics, meter: &Meter, running: &Running) {
+    meter.caught_up(topics).await;
+    let totals = meter.totals("usage").await;
+    assert_eq!(totals.into_iter().collect::<Vec<_>>(), [(Outcome::Charged, EVENTS)]);
+    assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], json!(EVENTS));
+    running.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_stands_still_holds_the_reader_back_and_nothing_is_lost() {
+    let redis = OwnRedis::start();
+    let (topics, meter) = with_a_backlog("outage", &redis).await;
     let running = meter.start(&[]);
     for round in 1..=3 {
-        until("some is applied", || async {
-            let charged = meter.totals("usage").await.get(&Outcome::Charged).copied().unwrap_or(0);
-            (charged >= round * 500).then_some(())
-        })
-        .await;
+        charged_at_least(&meter, round * 500).await;
         redis.signal("-STOP");
         // Longer than the reader waits before it pauses, and than a call waits for its answer.
         tokio::time::sleep(std::time::Duration::from_secs(4)).await;
         redis.signal("-CONT");
     }
-    meter.caught_up(&topics).await;
-    let totals = meter.totals("usage").await;
-    assert_eq!(totals.into_iter().collect::<Vec<_>>(), [(Outcome::Charged, EVENTS)]);
-    assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], json!(EVENTS));
-    running.ready().await;
+    every_event_is_charged_once(&topics, &meter, &running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_goes_back_is_followed_and_every_event_is_charged_once() {
+    let redis = OwnRedis::start();
+    let (topics, meter) = with_a_backlog("rollback", &redis).await;
+    let client = redis::Client::open(redis.url.as_str()).expect("an address");
+    let running = meter.start(&[]);
+    charged_at_least(&meter, 2_000).await;
+    let mut connection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let before = snapshot(&mut connection, &meter.prefix).await;
+    for more in [6_000, 10_000, EVENTS] {
+        charged_at_least(&meter, more).await;
+        restore(&mut connection, &before).await;
+    }
+    every_event_is_charged_once(&topics, &meter, &running).await;
+    let (_, page) = running.get("/metrics").await.expect("it serves");
+    let rewinds = page.lines().find_map(|line| line.strip_prefix("credit_meter_rewinds_total "));
+    assert!(rewinds.is_some_and(|rewinds| rewinds != "0"), "it was never behind: {rewinds:?}");
+}
+
+/// All keys at one moment.
+async fn snapshot(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<(String, Vec<u8>)> {
+    let keys = dump::keys(connection, prefix).await;
+    let mut dumps = redis::pipe();
+    dumps.atomic();
+    for key in &keys {
+        dumps.cmd("DUMP").arg(key);
+    }
+    let dumps: Vec<Option<Vec<u8>>> = dumps.query_async(connection).await.expect("redis answers");
+    keys.into_iter().zip(dumps).filter_map(|(key, dump)| Some((key, dump?))).collect()
+}
+
+/// Redis as it was, as if an older copy had been restored or a replica that lagged had taken over.
+async fn restore(connection: &mut MultiplexedConnection, before: &[(String, Vec<u8>)]) {
+    let mut restore = redis::pipe();
+    restore.atomic().cmd("FLUSHDB").ignore();
+    for (key, dump) in before {
+        restore.cmd("RESTORE").arg(key).arg(0).arg(dump).ignore();
+    }
+    let _: () = restore.query_async(connection).await.expect("redis answers");
 }
