@@ -32,6 +32,7 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 
 /// Runs a meter on real Kafka and Redis until a signal stops it.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
+    end_on_panic();
     let catalogue = read_catalogue(&config)?;
     let failpoint = config.debug.failpoint.as_deref().and_then(Failpoint::from_name);
     let redis = &config.redis;
@@ -49,6 +50,15 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     http.await.context("the http server")??;
     result
+}
+
+/// A task that has panicked would leave its shard waiting for ever: the process ends, and its supervisor starts it anew.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// Runs a meter until it is told to stop.

@@ -275,7 +275,7 @@ impl Thread {
 
     /// Reads the partitions once Kafka holds the generation for each: from then on an empty Redis is a lost one.
     fn try_start(&mut self) {
-        let Some(starting) = self.starting.take() else { return };
+        let Some(mut starting) = self.starting.take() else { return };
         let positions: Vec<_> = starting.iter().map(|(partition, reading)| (*partition, reading.next)).collect();
         // A worker beyond the number of partitions has none: it stands by.
         if !positions.is_empty()
@@ -290,8 +290,8 @@ impl Thread {
         }
         for (partition, position) in &positions {
             if let Err(reason) = self.check_log_start(*partition, *position) {
-                self.halt(reason);
-                return;
+                starting.remove(partition);
+                self.tell(FromKafka::Halted { reason });
             }
         }
         self.reading = starting;
@@ -403,8 +403,8 @@ impl Thread {
                                 chunk.entry(record.partition).or_default().push(record);
                             }
                         }
-                        Err(reason) => {
-                            halted = Some(reason);
+                        Err(halt) => {
+                            halted = Some(halt);
                             break;
                         }
                     }
@@ -429,14 +429,14 @@ impl Thread {
         if let Some(error) = failed {
             self.failed(&error);
         }
-        if let Some(reason) = halted {
-            self.halt(reason);
+        if let Some((partition, reason)) = halted {
+            self.halt(partition, reason);
         }
     }
 
-    /// Reads nothing more in this assignment.
-    fn halt(&mut self, reason: String) {
-        self.reading.clear();
+    /// Reads nothing more of a partition in this assignment; the others go on.
+    fn halt(&mut self, partition: Partition, reason: String) {
+        self.reading.remove(&partition);
         self.assign();
         self.tell(FromKafka::Halted { reason });
     }
@@ -503,17 +503,23 @@ impl Thread {
     }
 }
 
-fn decode(settings: &mut Settings, group: &Group, message: &BorrowedMessage) -> Result<Option<Record>, String> {
+/// A record, or why its partition cannot be read on.
+fn decode(
+    settings: &mut Settings,
+    group: &Group,
+    message: &BorrowedMessage,
+) -> Result<Option<Record>, (Partition, String)> {
     let Some(partition) = group.partition(message.topic(), message.partition()) else { return Ok(None) };
     let timestamp = message.timestamp();
     if settings.age_from == AgeFrom::Append && !matches!(timestamp, Timestamp::LogAppendTime(_)) {
-        return Err(format!(
+        let reason = format!(
             "{}/{}@{} carries no append time: set message.timestamp.type=LogAppendTime on the topic, or \
              events.age_from = \"create\" to trust the producers' clocks",
             message.topic(),
             message.partition(),
             message.offset(),
-        ));
+        );
+        return Err((partition, reason));
     }
     let headers: Vec<(&str, Option<&[u8]>)> = message.headers().map(header_list).unwrap_or_default();
     let decoded = settings.decoder.decode(Raw {

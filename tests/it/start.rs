@@ -117,3 +117,23 @@ async fn an_account_that_vanished_halts_its_shard_and_is_not_made_anew() {
     let made: bool = redis::cmd("EXISTS").arg(&key).query_async(&mut connection).await.expect("redis answers");
     assert!(!made && topics.read("dead-letter", 1).is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_without_an_append_time_halt_their_partition_and_are_not_judged() {
+    let topics = Topics::stamped("create-time", 1, "CreateTime").await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    until("readiness says why", || async {
+        running.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains("append time"))
+    })
+    .await;
+    // The others go on.
+    topics.command(&put("acme", "basic")).await;
+    until("the command is applied", || async {
+        (meter.applied(credit_meter::ledger::call::Partition::COMMANDS).await == 1).then_some(())
+    })
+    .await;
+    assert!(meter.totals("usage").await.is_empty());
+}

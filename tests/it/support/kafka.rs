@@ -31,6 +31,11 @@ pub struct Outgoing {
 
 impl Topics {
     pub async fn create(test: &str, partitions: i32) -> Topics {
+        Topics::stamped(test, partitions, "LogAppendTime").await
+    }
+
+    /// With `CreateTime`, records carry their producer's clock.
+    pub async fn stamped(test: &str, partitions: i32, timestamps: &str) -> Topics {
         let prefix = own_prefix(test);
         let admin: AdminClient<DefaultClientContext> = client().create().expect("an admin client");
         let name = |role: &str| format!("{prefix}.{role}");
@@ -39,7 +44,8 @@ impl Topics {
         let append =
             |topic| NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
         let mut topics = vec![append(&commands)];
-        let mut of_usage = append(&usage).set("max.message.bytes", "20000000");
+        let mut of_usage =
+            append(&usage).set("max.message.bytes", "20000000").set("message.timestamp.type", timestamps);
         of_usage.num_partitions = partitions;
         topics.push(of_usage);
         let others = ["denied", "alerts", "cycles", "ledger", "dead-letter"].map(name);
