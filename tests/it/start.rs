@@ -4,7 +4,7 @@ use credit_meter::store::Store;
 use credit_meter::store::keys::Key;
 
 use crate::support::kafka::Topics;
-use crate::support::meter::Meter;
+use crate::support::meter::{Meter, Running};
 use crate::support::{dump, service, until};
 use crate::walk::{CATALOGUE, put, reveal};
 
@@ -13,8 +13,8 @@ async fn redis() -> redis::aio::MultiplexedConnection {
     client.get_multiplexed_async_connection().await.expect("redis answers")
 }
 
-/// A meter that has applied one event, and was stopped.
-async fn used(test: &str) -> (Topics, Meter) {
+/// A running meter that has applied one event.
+async fn in_use(test: &str) -> (Topics, Meter, Running) {
     let topics = Topics::create(test, 2).await;
     let meter = Meter::new(&topics, CATALOGUE);
     let running = meter.start(&[]);
@@ -22,6 +22,12 @@ async fn used(test: &str) -> (Topics, Meter) {
     topics.command(&put("acme", "basic")).await;
     topics.send("usage", &reveal("acme", "e1", 1)).await;
     meter.caught_up(&topics).await;
+    (topics, meter, running)
+}
+
+/// The same, stopped.
+async fn used(test: &str) -> (Topics, Meter) {
+    let (topics, meter, running) = in_use(test).await;
     assert!(running.terminate().await.success());
     (topics, meter)
 }
@@ -72,13 +78,7 @@ async fn one_emptied_shard_or_another_number_of_shards_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_emptied_under_a_running_meter_halts_it() {
-    let topics = Topics::create("halt", 1).await;
-    let meter = Meter::new(&topics, CATALOGUE);
-    let running = meter.start(&[]);
-    running.ready().await;
-    topics.command(&put("acme", "basic")).await;
-    topics.send("usage", &reveal("acme", "e1", 1)).await;
-    meter.caught_up(&topics).await;
+    let (topics, meter, running) = in_use("halt").await;
     let mut connection = redis().await;
     let keys = dump::keys(&mut connection, &meter.prefix).await;
     let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
@@ -94,13 +94,7 @@ async fn a_state_emptied_under_a_running_meter_halts_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_that_vanished_halts_its_shard_and_is_not_made_anew() {
-    let topics = Topics::create("vanished", 1).await;
-    let meter = Meter::new(&topics, CATALOGUE);
-    let running = meter.start(&[]);
-    running.ready().await;
-    topics.command(&put("acme", "basic")).await;
-    topics.send("usage", &reveal("acme", "e1", 1)).await;
-    meter.caught_up(&topics).await;
+    let (topics, meter, running) = in_use("vanished").await;
     let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
     let key = store.keys().spell(Key::Account("acme"));
     let mut connection = redis().await;
