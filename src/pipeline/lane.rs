@@ -307,13 +307,6 @@ impl Lane {
         self.start(partition, position);
     }
 
-    /// Another shard rewinds the partition; this one has all below `read` and skips it when it comes again.
-    pub fn keep_known(&mut self, partition: Partition, read: i64) {
-        if let Some(mark) = self.marks.get_mut(&partition) {
-            mark.known = mark.known.max(read);
-        }
-    }
-
     pub fn halt(&mut self) {
         self.drop_records(|_| true);
         self.work = Work::Halted;

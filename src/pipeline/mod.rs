@@ -538,9 +538,7 @@ impl Pipeline {
     /// The shard has lost what it had applied (an older copy was restored, or a replica took over).
     fn rewind(&mut self, shard: u32, partition: Partition, position: i64, effects: &mut Vec<Effect>) {
         let read = self.read(partition);
-        for lane in &mut self.lanes {
-            lane.keep_known(partition, read);
-        }
+        // The other lanes skip what they have had when it comes again.
         self.lane(shard).rewind_to(partition, position);
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
             *reading = Reading { read: position, epoch: reading.epoch + 1 };

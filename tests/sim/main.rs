@@ -5,7 +5,7 @@
 //! Whatever happens, in the end each event is charged once, each dead record has its dead letter, and the totals
 //! add up to the records of the log.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use credit_meter::ledger::account::AccountConfig;
@@ -23,7 +23,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 1_000;
 const SHARDS: u32 = 3;
 const STEPS: usize = 600;
 const NOW_MS: i64 = 1_773_144_000_000;
@@ -98,6 +98,8 @@ struct Worker {
     dead_letters: Vec<(u32, u64, Vec<Note>)>,
     asks: Vec<(u32, u64)>,
     probes: Vec<(u32, u64)>,
+    /// What the reader has read and the pipeline has not seen yet.
+    inbox: VecDeque<Input>,
 }
 
 #[derive(Clone, Copy)]
@@ -170,6 +172,7 @@ impl World {
             dead_letters: Vec::new(),
             asks: Vec::new(),
             probes: Vec::new(),
+            inbox: VecDeque::new(),
         });
         self.assign(self.workers.len() - 1);
     }
@@ -182,6 +185,8 @@ impl World {
             (*partition, Cursor { next: *each.iter().min().expect("there are shards"), epoch: 0 })
         });
         self.workers[worker].cursors = cursors.collect();
+        // What was read in another assignment is nobody's.
+        self.workers[worker].inbox.clear();
         self.on(worker, Input::Assigned(positions));
     }
 
@@ -189,8 +194,13 @@ impl World {
         self.now_ms += self.rng.random_range(0..20);
         let worker = self.rng.random_range(0..self.workers.len());
         match self.rng.random_range(0..100) {
-            0..30 => self.deliver(worker),
-            30..70 => self.arrive(),
+            0..20 => self.read(worker),
+            20..40 => {
+                if let Some(input) = self.workers[worker].inbox.pop_front() {
+                    self.on(worker, input);
+                }
+            }
+            40..70 => self.arrive(),
             70..80 => self.finish_side_work(worker),
             80..88 => self.on(worker, Input::Tick),
             88..90 => self.on(worker, Input::Probe),
@@ -216,7 +226,7 @@ impl World {
     }
 
     /// Some records of a partition, in order, and perhaps the news that the rest of the offsets hold none.
-    fn deliver(&mut self, worker: usize) {
+    fn read(&mut self, worker: usize) {
         let partition =
             *self.log.keys().collect::<Vec<_>>().choose(&mut self.rng).expect("there are partitions").to_owned();
         let count = self.rng.random_range(1..15);
@@ -232,9 +242,10 @@ impl World {
             cursor.next = next;
         }
         let at_end = self.log[&partition].last().is_none_or(|last| last.offset < next);
-        self.on(worker, Input::Records { partition, epoch, records });
+        let inbox = &mut self.workers[worker].inbox;
+        inbox.push_back(Input::Records { partition, epoch, records });
         if at_end {
-            self.on(worker, Input::ReadTo { partition, epoch, offset: end_of(&self.log[&partition]) });
+            inbox.push_back(Input::ReadTo { partition, epoch, offset: end_of(&self.log[&partition]) });
         }
     }
 
