@@ -31,6 +31,8 @@ const CHUNK_AGE: Duration = Duration::from_millis(2);
 const POLL: Duration = Duration::from_millis(10);
 /// How often the log tells of what does not go away.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+/// Moving is local; it takes a turn of the client's own thread.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// An unreachable partition must not keep the others from being read: it says the same when it is read.
 const LOG_START_TIMEOUT: Duration = Duration::from_secs(1);
 /// Statistics that come before this many are of the time before a pause or an assignment.
@@ -216,6 +218,8 @@ struct Reading {
     epoch: u32,
     /// Whether a record has come since the partition was assigned.
     delivered: bool,
+    /// What comes is from before a rewind, until the client has moved.
+    seeking: bool,
 }
 
 impl Thread {
@@ -230,6 +234,7 @@ impl Thread {
                 Err(TryRecvError::Empty) => {}
             }
             self.try_start();
+            self.seek();
             if self.wait_for_room() {
                 continue;
             }
@@ -249,17 +254,17 @@ impl Thread {
         match order {
             ToConsumer::Start { assignment, positions } => {
                 if assignment == self.assignment {
-                    let reading = |(partition, next)| (partition, Reading { next, epoch: 0, delivered: false });
+                    let reading =
+                        |(partition, next)| (partition, Reading { next, epoch: 0, delivered: false, seeking: false });
                     self.starting = Some(positions.into_iter().map(reading).collect());
                 }
             }
             ToConsumer::Rewind { partition, offset, epoch } => {
-                let rewound = Reading { next: offset, epoch, delivered: false };
+                let rewound = Reading { next: offset, epoch, delivered: false, seeking: false };
                 if let Some(starting) = self.starting.as_mut().and_then(|starting| starting.get_mut(&partition)) {
                     *starting = rewound;
                 } else if let Some(reading) = self.reading.get_mut(&partition) {
-                    *reading = rewound;
-                    self.assign();
+                    *reading = Reading { seeking: true, ..rewound };
                 }
             }
             ToConsumer::Commit { positions } => {
@@ -297,6 +302,26 @@ impl Thread {
         self.reading = starting;
         self.assign();
         self.tell(FromKafka::Started { assignment: self.assignment });
+    }
+
+    /// Moves rewound partitions. Not by a new assignment: librdkafka ends the process where two of those come in
+    /// quick succession (an assertion in rd_kafka_assignment_partition_stopped).
+    fn seek(&mut self) {
+        let seeking: Vec<_> = self.reading.iter().filter(|(_, reading)| reading.seeking).collect();
+        let seeking: Vec<_> = seeking.into_iter().map(|(partition, reading)| (*partition, reading.next)).collect();
+        for (partition, next) in seeking {
+            let topic = topic_of(&self.settings.kafka.topics, partition.input);
+            match self.consumer.seek(topic, partition.index, Offset::Offset(next), SEEK_TIMEOUT) {
+                Ok(()) => {
+                    if let Some(reading) = self.reading.get_mut(&partition) {
+                        reading.seeking = false;
+                    }
+                    self.statistics_since_change = 0;
+                }
+                // Its reading is only starting; the next turn tries again.
+                Err(error) => self.complain(&error, "a partition is not rewound yet"),
+            }
+        }
     }
 
     fn check_log_start(&self, partition: Partition, position: i64) -> Result<(), String> {
@@ -397,6 +422,7 @@ impl Thread {
                         Ok(record) => {
                             if let Some(record) = record
                                 && let Some(reading) = self.reading.get_mut(&record.partition)
+                                && !reading.seeking
                             {
                                 reading.next = record.offset + 1;
                                 reading.delivered = true;
@@ -436,8 +462,10 @@ impl Thread {
 
     /// Reads nothing more of a partition in this assignment; the others go on.
     fn halt(&mut self, partition: Partition, reason: String) {
-        self.reading.remove(&partition);
-        self.assign();
+        if let Some(reading) = self.reading.remove(&partition) {
+            // What comes nevertheless is dropped: it is not being read.
+            let _ = self.consumer.pause(&self.list([(&partition, &reading)].into_iter()));
+        }
         self.tell(FromKafka::Halted { reason });
     }
 
@@ -494,7 +522,7 @@ impl Thread {
             let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
             let paused = self.paused.contains(&view.partition.input);
             let handed_out = view.app_offset == reading.next || (!reading.delivered && view.app_offset < 0);
-            let at_end = view.queued == 0 && view.next_offset == view.eof_offset && handed_out;
+            let at_end = !reading.seeking && view.queued == 0 && view.next_offset == view.eof_offset && handed_out;
             if settled && !paused && at_end && view.eof_offset > reading.next {
                 let (assignment, partition, epoch) = (self.assignment, view.partition, reading.epoch);
                 self.tell(FromKafka::ReadTo { assignment, partition, epoch, offset: view.eof_offset });
