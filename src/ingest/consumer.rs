@@ -41,7 +41,6 @@ const SETTLED_STATISTICS: u32 = 3;
 const ON_THE_WAY_MAX: usize = 20_000;
 /// A short wait for room costs nothing; a longer one pauses the partitions, so that Kafka goes on seeing polls.
 const UNPOLLED_MAX: Duration = Duration::from_secs(1);
-const COMMIT_TIMEOUT_LOG: &str = "could not commit offsets to kafka: lag tools will lag";
 
 const DEFAULTS: [(&str, &str); 7] = [
     ("fetch.min.bytes", "1"),
@@ -271,7 +270,7 @@ impl Thread {
                 if !self.reading.is_empty()
                     && let Err(error) = self.commit(&positions, CommitMode::Async)
                 {
-                    tracing::debug!(%error, COMMIT_TIMEOUT_LOG);
+                    tracing::debug!(%error, "could not commit offsets to kafka: lag tools will lag");
                 }
             }
             ToConsumer::Stop => {}

@@ -78,7 +78,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         }
         let stored = dump::normal(dump::shard(&mut connection, &prefix).await);
         assert_eq!(stored, dump::normal(history.shard.clone()), "seed {seed}: the states differ");
-        history.check_due(&mut connection, &prefix).await;
+        history.check_due(&mut connection).await;
         for (kind, count) in history.replies {
             *seen.entry(kind).or_insert(0) += count;
         }
@@ -452,7 +452,7 @@ impl<'a> History<'a> {
         command
     }
 
-    async fn check_due(&self, connection: &mut redis::aio::MultiplexedConnection, _prefix: &str) {
+    async fn check_due(&self, connection: &mut redis::aio::MultiplexedConnection) {
         let due = dump::due(connection, &self.keys.spell(Key::Due(0))).await;
         let ends = self.shard.accounts.iter().map(|(name, account)| (name.clone(), account.cycle.end_ms));
         assert_eq!(due, ends.collect(), "seed {}: every open account is due at its cycle's end", self.seed);
