@@ -78,7 +78,7 @@ pub struct Sending {
     /// Names the command: the same id counts once [default: a new one]
     #[arg(long, value_parser = values::name)]
     pub id: Option<String>,
-    /// How long to wait for the meter's answer
+    /// How long to wait for the meter's answer once Kafka has the command
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }

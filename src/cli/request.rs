@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::Ended;
@@ -19,6 +19,8 @@ use crate::ingest::ledger_tail::{Answer, LedgerTail};
 use crate::ingest::producer::{Outgoing, Producer};
 
 const SOURCE: &str = "credit-meter-cli";
+/// Not the caller's `--timeout`, which is about the meter: a command that may or may not be sent is worse than a wait.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(60);
 pub const CLOUD_EVENTS_JSON: &[u8] = b"application/cloudevents+json; charset=utf-8";
 
 /// A command to an account.
@@ -28,6 +30,7 @@ pub struct Request<D> {
     /// `None`: a new one.
     pub id: Option<String>,
     pub data: D,
+    /// For the meter's answer, from Kafka's acknowledgement on.
     pub timeout: Duration,
 }
 
@@ -80,9 +83,8 @@ pub async fn send<D: Serialize>(request: Request<D>, config: &Config, output: Ou
     require_one_partition(config).await?;
     // Before the command: its answer cannot come earlier than it was sent.
     let ledger = LedgerTail::open(&config.kafka).await?;
-    let deadline = Instant::now() + request.timeout;
-    produce(config, &request.account, &id, &value, deadline).await?;
-    let answer = match timeout_at(deadline, ledger.answer(&request.account, &id)).await {
+    produce(config, &request.account, &id, &value).await?;
+    let answer = match timeout(request.timeout, ledger.answer(&request.account, &id)).await {
         Ok(answer) => Some(answer.with_context(|| kept(&id))?),
         Err(_) => None,
     };
@@ -98,7 +100,7 @@ async fn require_one_partition(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn produce(config: &Config, account: &str, id: &str, value: &[u8], deadline: Instant) -> anyhow::Result<()> {
+async fn produce(config: &Config, account: &str, id: &str, value: &[u8]) -> anyhow::Result<()> {
     let producer = Producer::new(&config.kafka)?;
     let record = Outgoing {
         topic: &config.kafka.topics.commands,
@@ -109,7 +111,7 @@ async fn produce(config: &Config, account: &str, id: &str, value: &[u8], deadlin
     };
     let again =
         || format!("command {id} may or may not be sent: send it again with --id {id}, the same id counts once");
-    let delivered = timeout_at(deadline, producer.send(record)).await;
+    let delivered = timeout(ACKNOWLEDGED_WITHIN, producer.send(record)).await;
     let delivered = delivered.context("kafka has not acknowledged it in time").with_context(again)?;
     let delivered = delivered.with_context(again)?;
     eprintln!(
@@ -128,7 +130,7 @@ fn tell(
     command_type: &str,
     id: &str,
     answer: Option<&Answer>,
-    timeout: Duration,
+    waited: Duration,
     output: Output,
 ) -> anyhow::Result<Ended> {
     let report = |status| Report { id, account, r#type: command_type, status, reason: None, message: None };
@@ -145,7 +147,7 @@ fn tell(
         None => eprintln!(
             "no meter has answered within {}; command {id} is acknowledged by kafka and will be applied when a meter \
              runs",
-            humantime::format_duration(timeout)
+            humantime::format_duration(waited)
         ),
         Some(Answer::Applied | Answer::Refused { .. }) => {}
     }
