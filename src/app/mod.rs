@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, read_catalogue};
@@ -88,6 +88,7 @@ pub async fn run(
         health: health.clone(),
         waiting: Mutex::default(),
         bells: (0..config.redis.shards).map(|_| Notify::new()).collect(),
+        publishing: RwLock::default(),
     });
     let stop_relays = CancellationToken::new();
     let relays: Vec<_> =

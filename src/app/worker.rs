@@ -11,16 +11,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::http::{Check, Health};
+use crate::ingest::client::BrokerError;
 use crate::ingest::client::topic_of;
 use crate::ingest::consumer::{Enough, FromKafka, ToConsumer};
 use crate::ingest::dead_letters;
 use crate::ingest::producer::Producer;
+use crate::ingest::recorded;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::{Input as Topic, Note, Partition};
 use crate::ledger::outcome::{Outcome, Verdict};
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::batch::Call;
+use crate::pipeline::recorded::Published;
 use crate::pipeline::report::Report;
 use crate::pipeline::{Answer, Effect, Input, Pipeline};
 use crate::store::{ShardState, Store, StoreError};
@@ -72,6 +75,7 @@ enum Done {
     CommandsEnd { shard: u32, id: u64, offset: i64 },
     DeadLetters { shard: u32, id: u64 },
     ShardState { shard: u32, id: u64, state: ShardState },
+    Recalled { id: u64, published: Vec<Published>, commands_end: i64 },
 }
 
 impl Worker {
@@ -223,6 +227,7 @@ impl Worker {
                 let positions = state.positions.into_iter().collect();
                 self.on(Input::Positions { shard, id, generation: state.generation, positions });
             }
+            Done::Recalled { id, published, commands_end } => self.on(Input::Recalled { id, published, commands_end }),
             Done::DeadLetters { shard, id } => self.on(Input::DeadLettersProduced { shard, id }),
             Done::Positions { assignment, positions } if assignment == self.assignment => {
                 self.parts.health.set(Check::Redis, Ok(()));
@@ -254,6 +259,7 @@ impl Worker {
             Effect::AskCommandsEnd { shard, id } => self.ask_commands_end(shard, id),
             Effect::ProduceDeadLetters { shard, id, notes } => self.produce_dead_letters(shard, id, notes),
             Effect::AskPositions { shard, id } => self.ask_positions(shard, id),
+            Effect::Recall { id, from } => self.recall(id, from),
             Effect::Rewind { partition, offset, epoch } => {
                 metrics::record_rewind();
                 tracing::warn!(%partition, offset, "redis is older than it was: reading again from its position");
@@ -339,6 +345,27 @@ impl Worker {
         });
     }
 
+    fn recall(&self, id: u64, from: Vec<(Partition, i64)>) {
+        let (config, relay) = (self.parts.config.clone(), self.parts.relay.clone());
+        let (watermarks, done) = (self.parts.watermarks.clone(), self.done.clone());
+        tokio::spawn(async move {
+            while !done.is_closed() {
+                match recall(&config, &relay, &watermarks, &from).await {
+                    Ok((published, commands_end)) => {
+                        if !published.is_empty() {
+                            let records = published.len();
+                            tracing::warn!(records, "decided before and published: those decisions stand");
+                        }
+                        let _ = done.send(Done::Recalled { id, published, commands_end });
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "what was published is not known yet; nothing is decided"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
+    }
+
     fn produce_dead_letters(&self, shard: u32, id: u64, notes: Vec<Note>) {
         let (config, producer) = (self.parts.config.clone(), self.parts.producer.clone());
         let done = self.done.clone();
@@ -412,6 +439,21 @@ async fn positions(
         }
     }
     Ok(positions)
+}
+
+/// What was published about records from these offsets on, and the end of the commands.
+async fn recall(
+    config: &Config,
+    relay: &Relay,
+    watermarks: &Watermarks,
+    from: &[(Partition, i64)],
+) -> Result<(Vec<Published>, i64), BrokerError> {
+    relay.settle().await;
+    let (for_reading, from) = (config.clone(), from.to_vec());
+    let reading = tokio::task::spawn_blocking(move || recorded::read(&for_reading, &from));
+    let published = reading.await.expect("reading does not panic")?;
+    let (_, commands_end) = watermarks.range(&config.kafka.topics.commands, 0).await?;
+    Ok((published, commands_end))
 }
 
 fn record(report: &Report) {

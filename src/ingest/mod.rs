@@ -18,5 +18,9 @@ pub mod ledger_tail;
 pub mod mock;
 /// Records to Kafka, each acknowledged.
 pub mod producer;
+/// What was published about records that may be decided again.
+pub mod recorded;
+/// A topic from given offsets to its present end.
+pub mod scan;
 /// Where logs start and end, and what the group committed.
 pub mod watermarks;

@@ -40,7 +40,8 @@ impl Shard {
         let unknown = || call.groups.iter().filter(|group| group.version == 0 && !group.events.is_empty());
         let commands_position = self.position(super::call::Partition::COMMANDS);
         let settled = call.commands_end.is_some_and(|end| commands_position >= end);
-        if unknown().next().is_some() && !settled {
+        let too_soon = call.commands_first.is_some_and(|first| commands_position < first);
+        if too_soon || (unknown().next().is_some() && !settled) {
             return Err(Reply::Unknown { commands_position });
         }
 
@@ -109,6 +110,7 @@ impl Shard {
         let (verdict, uncovered) = judge(counter, class, group.overage);
         let remaining = counter.remaining();
         match verdict {
+            _ if class.judge.recorded() => {}
             Verdict::Denied(_) => denied.add(verdict, event, class, remaining, None),
             Verdict::Capped => denied.add(verdict, event, class, remaining, Some(uncovered)),
             Verdict::Charged | Verdict::Free | Verdict::Duplicate => {}
@@ -127,6 +129,8 @@ fn judge(counter: &Counter, class: &Class, overage: Overage) -> (Verdict, Credit
     match class.judge {
         Judge::NotEntitled => return (Verdict::Denied(Denial::NotEntitled), Credits::ZERO),
         Judge::Free => return (Verdict::Free, Credits::ZERO),
+        Judge::Denied(denial) => return (Verdict::Denied(denial), Credits::ZERO),
+        Judge::Capped => return (Verdict::Capped, Credits::ZERO),
         Judge::Charge => {}
     }
     let Some(remaining) = counter.remaining() else {

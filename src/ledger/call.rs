@@ -96,6 +96,9 @@ pub struct ApplyCall {
     /// The end of the commands topic, seen after the last event was read: an account that is unknown
     /// once the shard has applied all commands before it stays unknown. `None`: not asked yet.
     pub commands_end: Option<i64>,
+    /// After a shard has fallen back to an older state, usage waits until the commands up to here are applied
+    /// again: they were there when it was decided first.
+    pub commands_first: Option<i64>,
     /// Records found dead whose dead letters are not in Kafka yet: the shard notes them and answers `Dead`.
     pub found: Vec<Note>,
     /// Records that end as dead letters, which are in Kafka.
@@ -153,6 +156,8 @@ pub struct CommandCall {
     pub member: i64,
     pub command_type: &'static str,
     pub change: Change,
+    /// Its answer was published before the shard fell back to an older state; nothing is published again.
+    pub told: bool,
 }
 
 /// What a command does.
@@ -191,6 +196,21 @@ pub enum RefusalReason {
 }
 
 impl RefusalReason {
+    pub const ALL: [RefusalReason; 8] = [
+        RefusalReason::InvalidCommand,
+        RefusalReason::UnknownAccount,
+        RefusalReason::UnknownPlan,
+        RefusalReason::UnknownCreditType,
+        RefusalReason::UnsupportedField,
+        RefusalReason::ChangeNeedsRollover,
+        RefusalReason::CycleNotOpen,
+        RefusalReason::BalanceTooLarge,
+    ];
+
+    pub fn from_name(name: &str) -> Option<RefusalReason> {
+        RefusalReason::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             RefusalReason::InvalidCommand => "invalid_command",
@@ -218,7 +238,8 @@ pub enum Reply<T> {
     Stale(Vec<StaleAccount>),
     /// An account that was made has vanished from the store. The ledger itself loses none.
     AccountLost(String),
-    /// The call's unknown accounts may be created by a command that the shard has not applied yet.
+    /// Commands come first that the shard has not applied yet: they may make the call's unknown accounts, or were
+    /// there when its events were decided before.
     Unknown {
         commands_position: i64,
     },

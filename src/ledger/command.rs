@@ -159,8 +159,9 @@ impl Shard {
             // A refused command is not remembered: once its fault is mended, it may be sent again.
             self.commands_seen.entry(call.account.clone()).or_default().insert(call.member);
         }
-        let entry = result.entry(call);
-        self.outbox.push(entry);
+        if !call.told {
+            self.outbox.push(result.entry(call));
+        }
         self.count(call.range.partition, outcome, 1);
         self.advance(&call.stamp, std::slice::from_ref(&call.range));
         Reply::Applied(Commanded { outcome, outbox: self.outbox.len() })
@@ -237,7 +238,9 @@ impl Shard {
             }
             Change::Refuse(_) => {}
         }
-        self.outbox.extend(lines);
+        if !call.told {
+            self.outbox.extend(lines);
+        }
         CommandResult::Applied
     }
 }

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::account::AccountView;
 use super::catalogue::{Action, Catalogue};
 use super::credits::Credits;
-use super::outcome::DeadReason;
+use super::outcome::{DeadReason, Denial};
 
 pub const DAY_MS: i64 = 86_400_000;
 
@@ -85,6 +85,17 @@ pub enum Judge {
     Charge,
     Free,
     NotEntitled,
+    /// As it was published before the shard fell back to an older state; nothing is published again.
+    Denied(Denial),
+    /// The same: the class costs what was charged then.
+    Capped,
+}
+
+impl Judge {
+    /// Whether the decision stands already.
+    pub const fn recorded(self) -> bool {
+        matches!(self, Judge::Denied(_) | Judge::Capped)
+    }
 }
 
 /// The action of an event and what it costs at most: all that can be judged without its account.

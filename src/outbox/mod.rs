@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Outbox, Topics};
@@ -37,6 +37,8 @@ pub struct Relay {
     pub waiting: Mutex<BTreeMap<u32, String>>,
     /// A shard's bell: rung when its outbox was filled.
     pub bells: Vec<Notify>,
+    /// Held from a message's taking to its acknowledgement.
+    pub publishing: RwLock<()>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,11 @@ impl Relay {
         }
     }
 
+    /// Waits until what was taken from an outbox before now is in Kafka.
+    pub async fn settle(&self) {
+        drop(self.publishing.write().await);
+    }
+
     /// Takes what is next and publishes it; `true` if there may be more.
     async fn publish(&self, shard: u32, published: &mut Vec<String>) -> Result<bool, RelayError> {
         let call = TakeCall {
@@ -77,6 +84,7 @@ impl Relay {
             published: published.clone(),
             count: TAKE_COUNT,
         };
+        let _publishing = self.publishing.read().await;
         let entries = match self.store.take(shard, &call).await? {
             Taken::Held => return Ok(false),
             Taken::Entries(entries) => entries,
@@ -86,10 +94,20 @@ impl Relay {
         for (_, entry) in &entries {
             acknowledgements.push(self.enqueue(entry).await?);
         }
+        let mut failed = None;
         for (acknowledgement, (entry_id, entry)) in acknowledgements.into_iter().zip(&entries) {
-            acknowledgement.await?;
-            metrics::record_published(self.topic(entry.output), 1);
-            published.push(entry_id.clone());
+            // All are waited for: none is under way any more once this returns.
+            match acknowledgement.await {
+                Ok(_) if failed.is_none() => {
+                    metrics::record_published(self.topic(entry.output), 1);
+                    published.push(entry_id.clone());
+                }
+                Ok(_) => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
         }
         if entries.is_empty() {
             metrics::set_outbox_entries(shard, 0);
@@ -177,6 +195,7 @@ mod tests {
             member: 1,
             command_type: GRANT,
             change: Change::Refuse(refuse(RefusalReason::UnknownAccount, "no such account".into())),
+            told: false,
         };
         assert!(matches!(store.command(0, &call), Reply::Applied(_)));
         store
@@ -198,6 +217,7 @@ mod tests {
             health: Arc::new(Health::new()),
             waiting: Mutex::default(),
             bells: vec![Notify::new()],
+            publishing: RwLock::default(),
         };
         let mut published = Vec::new();
         for _ in 0..2 {

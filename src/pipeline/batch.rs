@@ -6,11 +6,12 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::record::{Body, Record};
+use super::recorded::{Decision, Recorded};
 use crate::ledger::account::AccountView;
-use crate::ledger::call::{ApplyCall, CallEvent, CommandCall, Group, Note, Partition, Range, Stamp};
+use crate::ledger::call::{ApplyCall, CallEvent, Change, CommandCall, Group, Note, Partition, Range, Stamp};
 use crate::ledger::catalogue::{Catalogue, Overage};
 use crate::ledger::command::{Command, decide};
-use crate::ledger::event::{Class, Days, UsageEvent, cost, price};
+use crate::ledger::event::{Class, Days, Judge, UsageEvent, cost, price};
 use crate::ledger::outcome::DeadReason;
 
 /// Accounts as the worker last saw them. The shard says when one is stale.
@@ -44,33 +45,46 @@ impl Call {
 /// Records whose dead letters are in Kafka, and which a shard's positions have not passed yet.
 pub type DeadNotes = BTreeMap<(Partition, i64), DeadReason>;
 
+/// What a call is made from, beside its batch.
+pub struct Known<'a> {
+    pub stamp: &'a Arc<Stamp>,
+    pub catalogue: &'a Catalogue,
+    pub accounts: &'a Accounts,
+    pub dead: &'a DeadNotes,
+    pub recorded: &'a Recorded,
+    /// See [`ApplyCall::commands_first`].
+    pub commands_first: Option<i64>,
+}
+
 impl Batch {
-    pub fn call(&self, stamp: &Arc<Stamp>, catalogue: &Catalogue, accounts: &Accounts, dead: &DeadNotes) -> Call {
-        if let [Record { body: Body::Command(command), partition, offset, .. }] = self.records.as_slice()
-            && !dead.contains_key(&(*partition, *offset))
+    pub fn call(&self, known: &Known) -> Call {
+        if let [record @ Record { body: Body::Command(command), partition, offset, .. }] = self.records.as_slice()
+            && !known.dead.contains_key(&(*partition, *offset))
         {
-            return Call::Command(Arc::new(self.command(stamp, catalogue, accounts, command)));
+            return Call::Command(Arc::new(self.command(known, record, command)));
         }
-        Call::Apply(Arc::new(Builder::new(self, stamp, catalogue, accounts, dead).build()))
+        Call::Apply(Arc::new(Builder::new(self, known).build()))
     }
 
-    fn command(
-        &self,
-        stamp: &Arc<Stamp>,
-        catalogue: &Catalogue,
-        accounts: &Accounts,
-        command: &Command,
-    ) -> CommandCall {
-        let account = accounts.get(&command.account);
+    fn command(&self, known: &Known, record: &Record, command: &Command) -> CommandCall {
+        let account = known.accounts.get(&command.account);
+        let decided = decide(known.catalogue, account, command);
+        let (change, told) = match known.recorded.of(record) {
+            Some(Decision::Refused(refusal)) => (Change::Refuse(refusal.clone()), true),
+            // What was answered otherwise before is answered again.
+            Some(Decision::Answered) if !matches!(decided, Change::Refuse(_)) => (decided, true),
+            _ => (decided, false),
+        };
         CommandCall {
-            stamp: stamp.clone(),
+            stamp: known.stamp.clone(),
             range: self.ranges[0].clone(),
             account: command.account.clone(),
             version: account.map_or(0, |account| account.version),
             command_id: command.id.clone(),
             member: command.identity.member,
             command_type: command.command_type,
-            change: decide(catalogue, account, command),
+            change,
+            told,
         }
     }
 }
@@ -79,6 +93,7 @@ struct Builder<'a> {
     batch: &'a Batch,
     catalogue: &'a Catalogue,
     accounts: &'a Accounts,
+    recorded: &'a Recorded,
     call: ApplyCall,
     group_of: FxHashMap<&'a str, usize>,
     class_of: HashMap<Class, usize>,
@@ -87,20 +102,15 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(
-        batch: &'a Batch,
-        stamp: &Arc<Stamp>,
-        catalogue: &'a Catalogue,
-        accounts: &'a Accounts,
-        dead: &DeadNotes,
-    ) -> Builder<'a> {
+    fn new(batch: &'a Batch, known: &Known<'a>) -> Builder<'a> {
         let within = |range: &Range| (range.partition, range.from)..(range.partition, range.to);
-        let noted = batch.ranges.iter().flat_map(|range| dead.range(within(range)));
+        let noted = batch.ranges.iter().flat_map(|range| known.dead.range(within(range)));
         let dead = noted.map(|(&(partition, offset), &reason)| Note { partition, offset, reason }).collect();
         let call = ApplyCall {
-            stamp: stamp.clone(),
+            stamp: known.stamp.clone(),
             ranges: batch.ranges.clone(),
             commands_end: batch.commands_end,
+            commands_first: known.commands_first,
             found: Vec::new(),
             dead,
             classes: Vec::new(),
@@ -108,8 +118,9 @@ impl<'a> Builder<'a> {
         };
         Builder {
             batch,
-            catalogue,
-            accounts,
+            catalogue: known.catalogue,
+            accounts: known.accounts,
+            recorded: known.recorded,
             call,
             group_of: FxHashMap::default(),
             class_of: HashMap::new(),
@@ -128,6 +139,10 @@ impl<'a> Builder<'a> {
                 Body::Command(_) => unreachable!("a command that is not dead has a batch of its own"),
             }
         }
+        if self.call.events() == 0 {
+            // The commands themselves, and the ends of partitions, wait for nothing.
+            self.call.commands_first = None;
+        }
         self.call
     }
 
@@ -143,12 +158,12 @@ impl<'a> Builder<'a> {
             Some(account) => match price(self.catalogue, account, event) {
                 // The group stays, so that the shard checks the account by which this was judged.
                 Err(reason) => return self.found(record, reason),
-                Ok(class) => self.class(class),
+                Ok(class) => self.class(self.as_recorded(record, class)),
             },
         };
         let range = self.range(record.partition);
         let known = self.call.groups[group].version > 0;
-        if known && self.repeats(group, event) {
+        if known && (self.recorded.elsewhere(record, event) || self.repeats(group, event)) {
             self.call.ranges[range].repeats += 1;
             return;
         }
@@ -171,6 +186,16 @@ impl<'a> Builder<'a> {
         });
         self.group_of.insert(&event.account, index);
         index
+    }
+
+    fn as_recorded(&self, record: &Record, class: Class) -> Class {
+        match self.recorded.of(record) {
+            Some(Decision::Denied(denial)) => Class { judge: Judge::Denied(*denial), ..class },
+            Some(Decision::Capped { uncovered }) if *uncovered <= class.cost => {
+                Class { judge: Judge::Capped, cost: class.cost - *uncovered, ..class }
+            }
+            _ => class,
+        }
     }
 
     fn class(&mut self, class: Class) -> usize {

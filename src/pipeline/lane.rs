@@ -20,6 +20,10 @@ pub struct Lane {
     pub swept_at_ms: u64,
     /// Usage that waits for the commands topic to be applied up to here.
     pub hold: Option<Hold>,
+    /// Usage goes only once the shard has applied the commands up to here; see [`ApplyCall::commands_first`].
+    ///
+    /// [`ApplyCall::commands_first`]: crate::ledger::call::ApplyCall::commands_first
+    pub commands_first: Option<i64>,
     /// The question for the shard's positions that has no answer yet, and that no call has overtaken.
     pub probe: Option<u64>,
     pub work: Work,

@@ -9,6 +9,8 @@ pub mod batch;
 pub mod lane;
 /// A decoded record.
 pub mod record;
+/// What was published about records that a shard has forgotten.
+pub mod recorded;
 /// What a call has changed.
 pub mod report;
 
@@ -17,11 +19,11 @@ use std::sync::Arc;
 
 use crate::ledger::call::{Applied, Commanded, Input as Topic, Note, Partition, Reply, StaleAccount, Stamp};
 use crate::ledger::catalogue::Catalogue;
-use crate::ledger::shard::shard_of;
 
-use batch::{Accounts, Batch, Call};
+use batch::{Accounts, Batch, Call, Known};
 use lane::{Bounds, Hold, Lane, Push, Work};
 use record::Record;
+use recorded::{Decision, Published, Recorded};
 use report::Report;
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
@@ -66,6 +68,12 @@ pub enum Input {
         shard: u32,
         id: u64,
         offset: i64,
+    },
+    /// What was published about the records that were asked for, and where the commands end.
+    Recalled {
+        id: u64,
+        published: Vec<Published>,
+        commands_end: i64,
     },
     /// The dead letters that a lane asked for are in Kafka.
     DeadLettersProduced {
@@ -114,6 +122,11 @@ pub enum Effect {
         shard: u32,
         id: u64,
     },
+    /// Find what was published about records from these offsets on. Nothing new is sent before.
+    Recall {
+        id: u64,
+        from: Vec<(Partition, i64)>,
+    },
     /// Read a partition again from an offset, and mark what is read then with the epoch.
     Rewind {
         partition: Partition,
@@ -154,6 +167,11 @@ pub struct Pipeline {
     accounts: Accounts,
     partitions: BTreeMap<Partition, Reading>,
     lanes: Vec<Lane>,
+    /// What the question is about that has no answer yet.
+    recalling: Option<u64>,
+    /// A partition was assigned or rewound: what was published about its records is not known.
+    forgetful: bool,
+    recorded: Recorded,
     last_id: u64,
     stopping: bool,
 }
@@ -175,6 +193,9 @@ impl Pipeline {
             accounts: Accounts::default(),
             partitions: BTreeMap::new(),
             lanes,
+            recalling: None,
+            forgetful: false,
+            recorded: Recorded::default(),
             last_id: 0,
             stopping: false,
         }
@@ -196,12 +217,16 @@ impl Pipeline {
                     hold.commands_end = Some(offset);
                 }
             }
+            Input::Recalled { id, published, commands_end } => self.recalled(id, published, commands_end),
             Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(shard, id, &mut effects),
             Input::Probe => self.probe(&mut effects),
             Input::Positions { shard, id, generation, positions } => {
                 self.probed(shard, id, generation, &positions, &mut effects);
             }
             Input::Tick => {}
+        }
+        if std::mem::take(&mut self.forgetful) {
+            self.recall(&mut effects);
         }
         if !self.stopping {
             for shard in 0..self.settings.shards {
@@ -227,7 +252,9 @@ impl Pipeline {
             return None;
         }
         let bounds = self.settings.bounds;
-        self.lanes.iter().filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)))).min()
+        let waits = |lane: &&Lane| self.recalling.is_some() && matches!(lane.work, Work::Idle);
+        let lanes = self.lanes.iter().filter(|lane| !waits(lane));
+        lanes.filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)))).min()
     }
 
     pub fn progress(&self) -> Vec<Progress> {
@@ -263,6 +290,9 @@ impl Pipeline {
 
     fn assigned(&mut self, partitions: Vec<(Partition, Vec<i64>)>) {
         self.partitions.clear();
+        self.recorded = Recorded::default();
+        self.recalling = None;
+        self.forgetful = true;
         for lane in &mut self.lanes {
             *lane = Lane::default();
         }
@@ -273,6 +303,32 @@ impl Pipeline {
             for (lane, position) in self.lanes.iter_mut().zip(positions) {
                 lane.start(partition, position);
             }
+        }
+    }
+
+    /// Redis may be older than what was published: nothing is decided before it is known.
+    fn recall(&mut self, effects: &mut Vec<Effect>) {
+        let lowest = |partition: Partition| self.lanes.iter().filter_map(|lane| lane.applied(partition)).min();
+        let from: Vec<_> =
+            self.partitions.keys().filter_map(|&partition| Some((partition, lowest(partition)?))).collect();
+        if !from.is_empty() {
+            let id = self.next_id();
+            self.recalling = Some(id);
+            effects.push(Effect::Recall { id, from });
+        }
+    }
+
+    fn recalled(&mut self, id: u64, published: Vec<Published>, commands_end: i64) {
+        if self.recalling != Some(id) {
+            return;
+        }
+        self.recalling = None;
+        self.recorded = Recorded::default();
+        for published in published {
+            self.recorded.insert(published);
+        }
+        for lane in &mut self.lanes {
+            lane.commands_first = Some(commands_end);
         }
     }
 
@@ -292,10 +348,7 @@ impl Pipeline {
         }
         let shards = self.settings.shards;
         for record in records {
-            let shard = match record.account() {
-                Some(account) => shard_of(account, shards),
-                None => partition.index.unsigned_abs() % shards,
-            };
+            let shard = record.shard(shards);
             let (partition, offset) = (record.partition, record.offset);
             if self.lane(shard).push(record, now_ms) == Push::Contradiction {
                 let reason = format!(
@@ -320,6 +373,7 @@ impl Pipeline {
         let read = |partition: Partition| partitions.get(&partition).map_or(0, |reading| reading.read);
         let lane = &mut self.lanes[shard as usize];
         match &lane.work {
+            Work::Idle if self.recalling.is_some() => {}
             Work::Idle => {
                 if let Some(batch) = lane.cut(bounds, now_ms, read) {
                     self.send(shard, batch, effects);
@@ -335,8 +389,20 @@ impl Pipeline {
     }
 
     fn send(&mut self, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
-        let dead = &self.lanes[shard as usize].dead;
-        let call = batch.call(&self.stamp, &self.catalogue, &self.accounts, dead);
+        let lane = &mut self.lanes[shard as usize];
+        for record in &batch.records {
+            if let Some(Decision::Dead(reason)) = self.recorded.of(record) {
+                lane.dead.insert((record.partition, record.offset), *reason);
+            }
+        }
+        let call = batch.call(&Known {
+            stamp: &self.stamp,
+            catalogue: &self.catalogue,
+            accounts: &self.accounts,
+            dead: &lane.dead,
+            recorded: &self.recorded,
+            commands_first: lane.commands_first,
+        });
         self.send_again(shard, batch, call, 0, effects);
     }
 
@@ -376,6 +442,9 @@ impl Pipeline {
                 lane.work = Work::Retry { at_ms: now_ms + wait, batch, call, attempts: attempts + 1 };
             }
             Answer::Apply(Reply::Applied(applied)) => {
+                if matches!(&call, Call::Apply(call) if call.commands_first.is_some()) {
+                    self.lane(shard).commands_first = None;
+                }
                 let report = Report::of(&batch, &call, &applied.verdicts, None);
                 self.applied(shard, &batch, report, applied.outbox, effects);
             }
@@ -395,6 +464,7 @@ impl Pipeline {
     }
 
     fn applied(&mut self, shard: u32, batch: &Batch, report: Report, outbox: usize, effects: &mut Vec<Effect>) {
+        self.recorded.applied(&batch.records);
         self.lane(shard).applied_up_to(batch);
         effects.push(Effect::Applied(report));
         effects.push(Effect::Outbox { shard, entries: outbox });
@@ -544,5 +614,6 @@ impl Pipeline {
             *reading = Reading { read: position, epoch: reading.epoch + 1 };
             effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch });
         }
+        self.forgetful = true;
     }
 }

@@ -6,6 +6,7 @@ use crate::ledger::call::Partition;
 use crate::ledger::command::Command;
 use crate::ledger::event::UsageEvent;
 use crate::ledger::outcome::DeadReason;
+use crate::ledger::shard::shard_of;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -36,6 +37,14 @@ impl Record {
             Body::Usage(event) => Some(&event.account),
             Body::Command(command) => Some(&command.account),
             Body::Dead { account, .. } => account.as_ref(),
+        }
+    }
+
+    /// The shard that the record belongs to.
+    pub fn shard(&self, shards: u32) -> u32 {
+        match self.account() {
+            Some(account) => shard_of(account, shards),
+            None => self.partition.index.unsigned_abs() % shards,
         }
     }
 }

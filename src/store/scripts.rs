@@ -17,7 +17,7 @@ use crate::ledger::call::{
 use crate::ledger::catalogue::{Amount, CatalogueId, Overage};
 use crate::ledger::credits::Credits;
 use crate::ledger::event::{Days, Judge};
-use crate::ledger::outcome::{Outcome, Verdict};
+use crate::ledger::outcome::{Denial, Outcome, Verdict};
 use crate::ledger::shard::{InitCall, InitReply};
 
 /// The keys and arguments of a call, in the order of the script's header.
@@ -147,6 +147,7 @@ impl Script for ApplyScript<'_> {
         input.number(call.stamp.outbox_max);
         input.number(call.stamp.restamp_tolerance_ms);
         input.text(call.commands_end.map_or(String::new(), |end| end.to_string()));
+        input.text(call.commands_first.map_or(String::new(), |first| first.to_string()));
         input.text(&call.stamp.usage_topic);
         input.text(json_text(&call.stamp.usage_topic));
         input.number(call.ranges.len());
@@ -182,6 +183,10 @@ impl Script for ApplyScript<'_> {
                 Judge::Charge => "c",
                 Judge::Free => "f",
                 Judge::NotEntitled => "e",
+                Judge::Denied(Denial::NotEntitled) => "E",
+                Judge::Denied(Denial::InsufficientCredits) => "I",
+                Judge::Denied(Denial::OverageLimit) => "O",
+                Judge::Capped => "P",
             });
         }
         let class_types: Vec<u8> = call.classes.iter().map(|class| type_of(&class.credit_type) as u8).collect();
@@ -211,7 +216,7 @@ impl Script for ApplyScript<'_> {
             if letters.is_empty() {
                 verdicts.extend(group.events.iter().map(|event| match self.call.classes[event.class].judge {
                     Judge::Free => Verdict::Free,
-                    Judge::Charge | Judge::NotEntitled => Verdict::Charged,
+                    _ => Verdict::Charged,
                 }));
                 continue;
             }
@@ -331,6 +336,7 @@ impl Script for CommandScript<'_> {
         input.number(call.member);
         input.text(json_text(&call.command_id));
         input.text(call.command_type);
+        input.text(if call.told { "1" } else { "0" });
         match &call.change {
             Change::Refuse(refusal) => {
                 input.text("refuse");

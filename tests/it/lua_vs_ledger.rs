@@ -12,10 +12,11 @@ use credit_meter::ledger::catalogue::{Catalogue, CatalogueId, Overage};
 use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody, GRANT, refuse};
 use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{DAY_MS, Identity, UsageEvent};
-use credit_meter::ledger::outcome::DeadReason;
+use credit_meter::ledger::outcome::{DeadReason, Denial};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
-use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes};
+use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
 use credit_meter::pipeline::record::{Body, Record};
+use credit_meter::pipeline::recorded::{Decision, Published, Recorded};
 use credit_meter::store::keys::{Key, Keys};
 use credit_meter::store::{RedisStore, TakeCall, Taken};
 use rand::rngs::SmallRng;
@@ -233,9 +234,19 @@ impl<'a> History<'a> {
             to: *to,
             repeats: 0,
         });
-        let mut batch = Batch { records, ranges: ranges.collect(), commands_end: None };
+        let ranges: Vec<_> = ranges.collect();
+        let recorded = self.recorded(&records);
+        let mut commands_first = self.commands_first();
+        let mut batch = Batch { records, ranges, commands_end: None };
         for _ in 0..8 {
-            let call = batch.call(&self.stamp, self.catalogue, &self.accounts, &self.dead);
+            let call = batch.call(&Known {
+                stamp: &self.stamp,
+                catalogue: self.catalogue,
+                accounts: &self.accounts,
+                dead: &self.dead,
+                recorded: &recorded,
+                commands_first,
+            });
             let reply = self.send(&call).await;
             self.last = Some(call);
             match reply {
@@ -251,7 +262,10 @@ impl<'a> History<'a> {
                         };
                     }
                 }
-                Reply::Unknown { commands_position } => batch.commands_end = Some(commands_position),
+                Reply::Unknown { commands_position } => {
+                    batch.commands_end = Some(commands_position);
+                    commands_first = None;
+                }
                 Reply::Dead(notes) => {
                     self.dead.extend(notes.iter().map(|note| ((note.partition, note.offset), note.reason)));
                     if self.rng.random_bool(0.3) {
@@ -264,6 +278,40 @@ impl<'a> History<'a> {
                 other => panic!("seed {}: unexpected {other:?}", self.seed),
             }
         }
+    }
+
+    /// What was published about some of the records before the shard fell back.
+    fn recorded(&mut self, records: &[Record]) -> Recorded {
+        let mut recorded = Recorded::default();
+        let rng = &mut self.rng;
+        if rng.random_bool(0.7) {
+            return recorded;
+        }
+        for record in records.iter().filter(|_| rng.random_bool(0.2)).collect::<Vec<_>>() {
+            let decision = match &record.body {
+                Body::Usage(_) if rng.random_bool(0.5) => {
+                    Decision::Denied(*Denial::ALL.choose(rng).expect("not empty"))
+                }
+                Body::Usage(_) => {
+                    let thousandths = rng.random_range(0..2_000);
+                    Decision::Capped { uncovered: Credits::from_thousandths(thousandths) }
+                }
+                Body::Command(_) if rng.random_bool(0.5) => Decision::Answered,
+                Body::Command(_) => Decision::Refused(refuse(RefusalReason::UnknownPlan, "none \"such\"".into())),
+                Body::Dead { .. } => continue,
+            };
+            let event = match &record.body {
+                Body::Usage(event) => Some((event.account.clone(), event.identity)),
+                _ => None,
+            };
+            recorded.insert(Published { partition: record.partition, offset: record.offset, event, decision });
+        }
+        recorded
+    }
+
+    fn commands_first(&mut self) -> Option<i64> {
+        let position = self.positions[&Partition::COMMANDS];
+        if self.rng.random_bool(0.1) { Some(position + self.rng.random_range(-1..=1)) } else { None }
     }
 
     async fn send_if_fenced(&mut self, call: &Call) {

@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use credit_meter::ingest::recorded;
 use credit_meter::ledger::account::AccountConfig;
-use credit_meter::ledger::call::{Note, Partition, Reply, Stamp};
+use credit_meter::ledger::call::{Note, OutboxEntry, Output, Partition, Reply, Stamp};
 use credit_meter::ledger::catalogue::Catalogue;
 use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
 use credit_meter::ledger::event::{Identity, UsageEvent};
@@ -18,9 +19,10 @@ use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
 use credit_meter::pipeline::batch::Call;
 use credit_meter::pipeline::lane::Bounds;
 use credit_meter::pipeline::record::{Body, Record};
+use credit_meter::pipeline::recorded::{Decision, Published};
 use credit_meter::pipeline::{Answer, Effect, Input, Pipeline, Settings};
 use rand::rngs::SmallRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedMutRandom, IndexedRandom};
 use rand::{Rng, SeedableRng};
 
 const SEEDS: u64 = 1_000;
@@ -37,6 +39,15 @@ prices = [{ credit_type = "email", credits = 1.5 }]
 interval = "monthly"
 allowance = { email = 1_000_000 }
 actions = ["reveal_email"]
+[plans.tiny]
+interval = "monthly"
+allowance = { email = 10 }
+actions = ["reveal_email"]
+[plans.capped]
+interval = "monthly"
+allowance = { email = 10 }
+actions = ["reveal_email"]
+overage = "cap"
 "#;
 
 #[test]
@@ -53,8 +64,18 @@ fn every_event_is_charged_once_whatever_happens() {
             *met.entry(what).or_insert(0u64) += count;
         }
     }
-    let expected =
-        ["other_position", "done_before", "stale", "unknown", "dead", "rewind", "late_call", "rollback", "zombie"];
+    let expected = [
+        "other_position",
+        "done_before",
+        "stale",
+        "unknown",
+        "dead",
+        "rewind",
+        "late_call",
+        "rollback",
+        "zombie",
+        "recalled",
+    ];
     for what in expected {
         assert!(met.get(what).is_some_and(|count| *count >= 50), "{what} hardly occurs: {met:?}");
     }
@@ -86,6 +107,10 @@ struct World {
     /// Calls that are on their way, or that someone has given up and that still arrive.
     calls: Vec<OnItsWay>,
     dead_letters: BTreeSet<Note>,
+    /// What the relay has published.
+    published: Vec<OutboxEntry>,
+    /// Two workers on the same partitions decide without knowing what the other has published.
+    zombies: bool,
     stamp: Arc<Stamp>,
     catalogue: Arc<Catalogue>,
     faulty: bool,
@@ -98,6 +123,7 @@ struct Worker {
     dead_letters: Vec<(u32, u64, Vec<Note>)>,
     asks: Vec<(u32, u64)>,
     probes: Vec<(u32, u64)>,
+    recalls: Vec<(u64, Vec<(Partition, i64)>)>,
     /// What the reader has read and the pipeline has not seen yet.
     inbox: VecDeque<Input>,
 }
@@ -128,6 +154,7 @@ impl World {
             outbox_max: usize::MAX,
         });
         let log = make_log(&mut rng);
+        let rng_zombies = rng.random_bool(0.5);
         let init = InitCall {
             generation: "g".into(),
             shards: SHARDS,
@@ -150,6 +177,8 @@ impl World {
             workers: Vec::new(),
             calls: Vec::new(),
             dead_letters: BTreeSet::new(),
+            published: Vec::new(),
+            zombies: rng_zombies,
             stamp,
             catalogue,
             faulty: true,
@@ -172,6 +201,7 @@ impl World {
             dead_letters: Vec::new(),
             asks: Vec::new(),
             probes: Vec::new(),
+            recalls: Vec::new(),
             inbox: VecDeque::new(),
         });
         self.assign(self.workers.len() - 1);
@@ -205,7 +235,7 @@ impl World {
             80..88 => self.on(worker, Input::Tick),
             88..90 => self.on(worker, Input::Probe),
             90..92 if self.faulty => self.assign(worker),
-            92..94 if self.faulty && self.workers.len() < 3 => {
+            92..94 if self.faulty && self.zombies && self.workers.len() < 3 => {
                 // The group believes that the first is gone; it does not.
                 self.meet("zombie");
                 self.add_worker();
@@ -220,6 +250,12 @@ impl World {
                 // What is newer than the state that came back never happened.
                 self.snapshots.retain(|(of, _)| *of != shard);
                 self.meet("rollback");
+            }
+            98..100 => {
+                let shard = self.shards.choose_mut(&mut self.rng).expect("there are shards");
+                let taken = shard.take(shard.outbox_taken, 3);
+                self.published.extend(taken.iter().map(|(_, entry)| entry.clone()));
+                shard.take(shard.outbox_taken + taken.len() as u64, 0);
             }
             _ => {}
         }
@@ -300,6 +336,14 @@ impl World {
             let (generation, positions) = (Some(fence.generation.clone()), fence.positions.clone());
             self.on(worker, Input::Positions { shard, id, generation, positions });
         }
+        if let Some((id, from)) = self.workers[worker].recalls.pop() {
+            let published = self.published(&from);
+            if !published.is_empty() {
+                self.meet("recalled");
+            }
+            let commands_end = end_of(&self.log[&Partition::COMMANDS]);
+            self.on(worker, Input::Recalled { id, published, commands_end });
+        }
         if let Some((shard, id)) = self.workers[worker].asks.pop() {
             let offset = end_of(&self.log[&Partition::COMMANDS]);
             self.on(worker, Input::CommandsEnd { shard, id, offset });
@@ -317,6 +361,7 @@ impl World {
                 Effect::ProduceDeadLetters { shard, id, notes } => {
                     self.workers[worker].dead_letters.push((shard, id, notes));
                 }
+                Effect::Recall { id, from } => self.workers[worker].recalls.push((id, from)),
                 Effect::AskPositions { shard, id } => self.workers[worker].probes.push((shard, id)),
                 Effect::Rewind { partition, offset, epoch } => {
                     self.meet("rewind");
@@ -326,6 +371,19 @@ impl World {
                 Effect::Applied(_) | Effect::Outbox { .. } | Effect::Refused { .. } => {}
             }
         }
+    }
+
+    /// What the outputs say of records from these offsets on.
+    fn published(&self, from: &[(Partition, i64)]) -> Vec<Published> {
+        let from: BTreeMap<_, _> = from.iter().copied().collect();
+        let wanted = |published: &Published| from.get(&published.partition).is_some_and(|at| published.offset >= *at);
+        let dead = self.dead_letters.iter().map(|note| Published {
+            partition: note.partition,
+            offset: note.offset,
+            event: None,
+            decision: Decision::Dead(note.reason),
+        });
+        dead.chain(self.published.iter().flat_map(denied)).filter(wanted).collect()
     }
 
     /// No more faults: everything is read and applied.
@@ -342,8 +400,27 @@ impl World {
         panic!("seed {}: it does not come to an end", self.seed);
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
         let seed = self.seed;
+        for shard in &mut self.shards {
+            self.published.extend(shard.take(shard.outbox_taken, usize::MAX).into_iter().map(|(_, entry)| entry));
+        }
+        let said: Vec<Published> = self.published.iter().flat_map(denied).collect();
+        let mut uncovered = 0;
+        let mut denied: BTreeMap<(Arc<str>, i64), (Partition, i64)> = BTreeMap::new();
+        let mut places = BTreeSet::new();
+        for Published { partition, offset, event, decision } in said {
+            let (account, identity) = event.expect("a denied event has an identity");
+            let again = denied.insert((account, identity.member), (partition, offset));
+            if !self.zombies {
+                assert!(again.is_none_or(|place| place == (partition, offset)), "seed {seed}: one attempt is decided");
+            }
+            let first = places.insert((partition, offset));
+            match decision {
+                Decision::Capped { uncovered: amount } if first => uncovered += amount.thousandths(),
+                _ => {}
+            }
+        }
         let mut ids: BTreeMap<Arc<str>, BTreeSet<&str>> = BTreeMap::new();
         let mut dead = BTreeSet::new();
         for (partition, records) in &self.log {
@@ -372,10 +449,34 @@ impl World {
         for (account, ids) in ids {
             let account_state = self.shards.iter().find_map(|shard| shard.accounts.get(&account)).expect("it was made");
             let charged = account_state.counters["email"].charged.thousandths();
-            assert_eq!(charged, 1500 * ids.len() as i64, "seed {seed}: {account}: each event once");
+            match &*account {
+                "d" | "e" if self.zombies => {}
+                "d" => {
+                    let denied = denied.keys().filter(|(of, _)| *of == account).count();
+                    assert_eq!(
+                        charged,
+                        1500 * (ids.len() - denied) as i64,
+                        "seed {seed}: what is denied is not charged"
+                    );
+                }
+                "e" => {
+                    assert_eq!(charged, 1500 * ids.len() as i64 - uncovered, "seed {seed}: what is uncovered neither")
+                }
+                _ => assert_eq!(charged, 1500 * ids.len() as i64, "seed {seed}: {account}: each event once"),
+            }
         }
         let letters: BTreeSet<_> = self.dead_letters.iter().map(|note| (note.partition, note.offset)).collect();
         assert_eq!(letters, dead, "seed {seed}: a dead letter for each dead record, and for no other");
+    }
+}
+
+/// The decisions in a message to the denied topic.
+fn denied(entry: &OutboxEntry) -> Vec<Published> {
+    let value = format!(r#"{{"id":"","source":"meter","subject":"{}","data":{}}}"#, entry.account, entry.data);
+    if entry.output == Output::Denied {
+        recorded::denied("meter", "credits.usage", value.as_bytes())
+    } else {
+        Vec::new()
     }
 }
 
@@ -395,7 +496,11 @@ fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
             time_ms: NOW_MS,
             command_type: ACCOUNT_PUT,
             body: Ok(CommandBody::Put(Box::new(AccountConfig {
-                plan: "basic".into(),
+                plan: match *account {
+                    "d" => "tiny".into(),
+                    "e" => "capped".into(),
+                    _ => "basic".into(),
+                },
                 anchor: "2026-03-01".parse().expect("a date"),
                 interval: None,
                 timezone: chrono_tz::UTC,

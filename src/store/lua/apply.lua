@@ -6,11 +6,13 @@
 -- KEYS[5..]       for each group its account (hash), then for each of its runs the set of identities of
 --                 its day, and that of the neighbouring day where the run has one
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
---         end of the commands topic ('' = not asked), usage topic, the same as JSON text,
+--         end of the commands topic ('' = not asked), commands that must be applied first ('' = any),
+--         usage topic, the same as JSON text,
 --         ranges: n, then n x (partition, from, to, repeats)
 --         dead:   n, then n x (range, offset, reason, '1' if its dead letter is in Kafka)
 --         types:  n, then n x name
---         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled)
+--         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled, or
+--                the verdict in upper case: it stands already, and nothing is published about it again)
 --         kinds:  n, then n x (range, class): what an event's two bytes in `kinds` stand for
 --         groups: n, then n x (account, version, overage: 'reject' | 'cap' | 'allow', overage limit,
 --                 oldest date, types (a byte each), kinds (two bytes an event),
@@ -41,7 +43,7 @@ end
 
 local generation, catalogue_version, catalogue_hash = take(), take(), take()
 local outbox_max, restamp_tolerance = take_number(), take()
-local commands_end, topic, topic_text = take(), take(), take()
+local commands_end, commands_first, topic, topic_text = take(), take(), take(), take()
 
 local range_count = take_number()
 local partition, from, to, repeats = {}, {}, {}, {}
@@ -174,7 +176,8 @@ if unknown then
   end
 end
 local commands_position = fence[6] or '0'
-if unknown and (commands_end == '' or tonumber(commands_position) < tonumber(commands_end)) then
+local too_soon = commands_first ~= '' and tonumber(commands_position) < tonumber(commands_first)
+if too_soon or unknown and (commands_end == '' or tonumber(commands_position) < tonumber(commands_end)) then
   return { 'unknown', commands_position }
 end
 
@@ -297,6 +300,7 @@ end
 
 local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped' }
 local LETTERS = { 'e', 'i', 'o' }
+local RECORDED = { E = 1, I = 2, O = 3, P = 4 }
 local messages = {}
 
 -- Decides a group's events one by one.
@@ -318,10 +322,13 @@ local function one_by_one(group, counter)
     else
       local cost, c = class_cost[class], counter[class_type[class]]
       local remaining, reason, uncovered = nil, nil, 0
+      local recorded = RECORDED[class_judge[class]]
       if not c.unlimited then
         remaining = math.max(0, c.usable - c.charged)
       end
-      if class_judge[class] == 'e' then
+      if recorded then
+        reason = recorded
+      elseif class_judge[class] == 'e' then
         reason = 1
       elseif c.unlimited then
         if c.charged + cost > BALANCE_MAX then
@@ -348,7 +355,7 @@ local function one_by_one(group, counter)
         tally.denied = tally.denied + 1
         verdicts[e] = LETTERS[reason]
       end
-      if reason then
+      if reason and not recorded then
         local offset, named = match(line, '^(%d+) %-?%d+ (.*)$')
         local index = match(partition[range], ':(%d+)$')
         local text = '{' .. named .. ',"topic":' .. topic_text .. ',"partition":' .. index .. ',"offset":' .. offset
@@ -405,7 +412,7 @@ for g = 1, group_count do
       if judge == 'c' then
         local t = class_type[class]
         sums[t] = (sums[t] or 0) + class_cost[class]
-      elseif judge == 'e' then
+      elseif judge ~= 'f' then
         fits = false
       end
     end

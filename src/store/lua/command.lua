@@ -7,7 +7,7 @@
 -- KEYS[6] due            zset    every open account, by the time at which it next changes by itself
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, account, version, member, command id (JSON text), command type,
---         change: 'refuse', reason, message (JSON text)
+--         '1' if its answer was published before, change: 'refuse', reason, message (JSON text)
 --              or 'put' | 'grant', next change in ms ('' = no cycle is opened),
 --                 n, then n x (field, value) to set, n, then n x field to clear,
 --                 n, then n x (kind, credit type, amount in thousandths or 'unlimited', own field or '', its value)
@@ -17,7 +17,7 @@ local BALANCE_MAX = 1e15
 local function wrong_arity()
   error('command: wrong arity')
 end
-if #KEYS ~= 6 or #ARGV < 16 then
+if #KEYS ~= 6 or #ARGV < 17 then
   wrong_arity()
 end
 local generation, catalogue_version, catalogue_hash = ARGV[1], ARGV[2], ARGV[3]
@@ -25,7 +25,7 @@ local outbox_max, restamp_tolerance = tonumber(ARGV[4]), tonumber(ARGV[5])
 local partition, from, to = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 assert(from < to, 'command: a range goes back')
 local account, version, member = ARGV[9], ARGV[10], ARGV[11]
-local command_id, command_type, change = ARGV[12], ARGV[13], ARGV[14]
+local command_id, command_type, told, change = ARGV[12], ARGV[13], ARGV[14] == '1', ARGV[15]
 
 -- Amounts in credits, as the ledger prints them.
 local function credits(thousandths)
@@ -97,14 +97,14 @@ local offset = string.format('%.0f', to - 1)
 if duplicate then
   outcome = 'duplicate'
 elseif change == 'refuse' then
-  outcome, why = 'refused', ',"reason":"' .. ARGV[15] .. '","message":' .. ARGV[16]
+  outcome, why = 'refused', ',"reason":"' .. ARGV[16] .. '","message":' .. ARGV[17]
 else
-  local at = 15
+  local at = 16
   local function take()
     at = at + 1
     return ARGV[at]
   end
-  next_change = ARGV[15]
+  next_change = ARGV[16]
   local opens = next_change ~= ''
   local set = {}
   for i = 1, 2 * tonumber(take()) do
@@ -218,12 +218,17 @@ if outcome == 'applied' then
     redis.call('ZADD', KEYS[6], next_change, account)
   end
 end
+if told then
+  lines = {}
+end
 for i, line in ipairs(lines) do
   redis.call('XADD', KEYS[3], '*', 'output', 'ledger', 'id', 'command/' .. offset .. '/' .. i,
     'type', 'credits.ledger.grant.v1', 'account', account, 'data', line)
 end
-redis.call('XADD', KEYS[3], '*', 'output', 'ledger', 'id', 'command/' .. offset, 'type', 'credits.ledger.command.v1',
-  'account', account, 'data', '{"command_id":' .. command_id .. ',"command_type":"' .. command_type
-    .. '","status":"' .. outcome .. '"' .. why .. '}')
+if not told then
+  redis.call('XADD', KEYS[3], '*', 'output', 'ledger', 'id', 'command/' .. offset, 'type', 'credits.ledger.command.v1',
+    'account', account, 'data', '{"command_id":' .. command_id .. ',"command_type":"' .. command_type
+      .. '","status":"' .. outcome .. '"' .. why .. '}')
+end
 redis.call('HSET', KEYS[1], unpack(moved))
-return { 'applied', outcome, tostring(outbox_entries + #lines + 1) }
+return { 'applied', outcome, tostring(outbox_entries + #lines + (told and 0 or 1)) }
