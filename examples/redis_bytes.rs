@@ -13,10 +13,12 @@ use credit_meter::ledger::call::{Partition, Range, Reply, StaleAccount, Stamp};
 use credit_meter::ledger::catalogue::Catalogue;
 use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
 use credit_meter::ledger::credits::Credits;
+use credit_meter::ledger::day::SET_MEMBERS_MAX;
 use credit_meter::ledger::event::{Identity, UsageEvent};
 use credit_meter::ledger::shard::InitCall;
-use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes};
+use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
 use credit_meter::pipeline::record::{Body, Record};
+use credit_meter::pipeline::recorded::Recorded;
 use credit_meter::store::RedisStore;
 
 const ACCOUNTS: usize = 5_000;
@@ -100,6 +102,7 @@ impl Meter {
             usage_topic: "credits.usage".into(),
             restamp_tolerance_ms: 600_000,
             outbox_max: usize::MAX,
+            set_members_max: SET_MEMBERS_MAX,
         };
         Ok(Meter { store, prefix, stamp: Arc::new(stamp), catalogue, accounts: Accounts::default(), position: 0 })
     }
@@ -166,10 +169,18 @@ impl Meter {
 
     async fn send(&mut self, partition: Partition, from: i64, records: Vec<Record>) -> anyhow::Result<()> {
         let to = records.last().map_or(from, |last| last.offset + 1);
-        let ranges = vec![Range { partition, from, to, repeats: 0 }];
+        let ranges = vec![Range { partition, from, to, repeats: 0, last: None }];
         let batch = Batch { records, ranges, commands_end: None };
         for _ in 0..3 {
-            let call = batch.call(&self.stamp, &self.catalogue, &self.accounts, &DeadNotes::new());
+            let call = batch.call(&Known {
+                stamp: &self.stamp,
+                catalogue: &self.catalogue,
+                accounts: &self.accounts,
+                dead: &DeadNotes::new(),
+                recorded: &Recorded::default(),
+                commands_first: None,
+                others: Vec::new(),
+            });
             let stale = match call {
                 Call::Apply(call) => match self.store.apply(0, &call).await? {
                     Reply::Applied(_) => return Ok(()),
@@ -214,5 +225,5 @@ fn name(index: usize) -> Arc<str> {
 }
 
 fn record(partition: Partition, offset: i64, body: Body) -> Record {
-    Record { partition, offset, append_ms: NOON_MS, bytes: 100, body }
+    Record { partition, offset, append_ms: NOON_MS, bytes: 100, fingerprint: offset as u64, body }
 }

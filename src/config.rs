@@ -21,6 +21,7 @@ pub struct Config {
     pub http: Http,
     pub catalogue: CatalogueFile,
     pub events: Events,
+    pub time: Time,
     pub batch: Batch,
     pub outbox: Outbox,
     pub log: Log,
@@ -50,6 +51,7 @@ pub struct Topics {
     pub alerts: String,
     pub cycles: String,
     pub ledger: String,
+    pub ticks: String,
     pub dead_letter: String,
 }
 
@@ -62,6 +64,9 @@ pub struct Redis {
     pub shards: u32,
     #[serde(with = "duration")]
     pub timeout: Duration,
+    /// How often its eviction policy is looked at.
+    #[serde(with = "duration")]
+    pub probe_every: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -87,6 +92,17 @@ pub struct Events {
     pub restamp_tolerance: Duration,
     pub age_from: AgeFrom,
     pub max_bytes: usize,
+    /// Dead records among `dead_letters_among` offsets of a partition beyond which it halts.
+    pub dead_letters_max: usize,
+    pub dead_letters_among: usize,
+}
+
+/// Meter time.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Time {
+    #[serde(with = "duration")]
+    pub tick_every: Duration,
 }
 
 /// Which record timestamp an event's age is counted from.
@@ -172,6 +188,7 @@ impl Default for Topics {
             alerts: "credits.alerts".into(),
             cycles: "credits.cycles".into(),
             ledger: "credits.ledger".into(),
+            ticks: "credits.ticks".into(),
             dead_letter: "credits.dead-letter".into(),
         }
     }
@@ -184,6 +201,7 @@ impl Default for Redis {
             prefix: "credit-meter".into(),
             shards: 16,
             timeout: Duration::from_secs(10),
+            probe_every: Duration::from_secs(60),
         }
     }
 }
@@ -208,7 +226,15 @@ impl Default for Events {
             restamp_tolerance: Duration::from_secs(10 * 60),
             age_from: AgeFrom::Append,
             max_bytes: 1024 * 1024,
+            dead_letters_max: 1_000,
+            dead_letters_among: 10_000,
         }
+    }
+}
+
+impl Default for Time {
+    fn default() -> Time {
+        Time { tick_every: Duration::from_secs(10) }
     }
 }
 

@@ -30,10 +30,11 @@ pub const INDEFINITE: &str = "indefinite";
 /// Redis refused a call before its first write.
 pub const REFUSED: &str = "refused";
 /// Why a call changed nothing, or nothing is known of it: the kinds of `ledger::call::Reply`, and the above.
-const CALL_REFUSALS: [&str; 10] = [
+const CALL_REFUSALS: [&str; 11] = [
     "other_generation",
     "done_before",
     "other_position",
+    "fell_back",
     "other_catalogue",
     "stale",
     "unknown",
@@ -47,6 +48,8 @@ const BATCH_BUCKETS: [f64; 10] = [1.0, 4.0, 16.0, 64.0, 256.0, 512.0, 1000.0, 20
 /// From an empty range on a local Redis to a call that waits for a failover.
 const CALL_SECONDS_BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0];
+
+const NO_LABELS: [&str; 0] = [];
 
 /// Starts the series of the catalogue's actions at zero.
 pub fn init_actions<'a>(actions: impl IntoIterator<Item = &'a str>) {
@@ -145,8 +148,39 @@ pub fn set_queue_records(records: usize) {
     METRICS.queue_records.set(gauge(records));
 }
 
+/// The time of the shard that is furthest behind, and the floor below which nothing is decided.
+pub fn set_meter_time(meter_time_ms: i64, floor_ms: i64) {
+    METRICS.meter_time_seconds.with_label_values(&NO_LABELS).set(meter_time_ms as f64 / 1000.0);
+    METRICS.floor_seconds.with_label_values(&NO_LABELS).set(floor_ms as f64 / 1000.0);
+}
+
+/// Another worker tells meter time now.
+pub fn forget_meter_time() {
+    let _ = METRICS.meter_time_seconds.remove_label_values(&NO_LABELS);
+    let _ = METRICS.floor_seconds.remove_label_values(&NO_LABELS);
+    METRICS.meter_time_held_seconds.reset();
+}
+
+/// The partition that holds meter time back, and for how long.
+pub fn set_meter_time_held(held: Option<(&str, i32, Duration)>) {
+    METRICS.meter_time_held_seconds.reset();
+    if let Some((topic, partition, since)) = held {
+        let partition = itoa::Buffer::new().format(partition).to_owned();
+        METRICS.meter_time_held_seconds.with_label_values(&[topic, partition.as_str()]).set(since.as_secs_f64());
+    }
+}
+
+/// Accounts of which days below the floor were deleted.
+pub fn record_forgotten(accounts: u64) {
+    METRICS.forgotten.inc_by(accounts);
+}
+
 pub fn set_shards_halted(shards: usize) {
     METRICS.shards_halted.set(gauge(shards));
+}
+
+pub fn set_partitions_halted(partitions: usize) {
+    METRICS.partitions_halted.set(gauge(partitions));
 }
 
 /// Entries in a shard's outbox, as last seen; the metric is the sum over the shards.
@@ -197,6 +231,11 @@ struct Metrics {
     redis_connects: IntCounter,
     queue_records: IntGauge,
     shards_halted: IntGauge,
+    partitions_halted: IntGauge,
+    meter_time_seconds: GaugeVec,
+    floor_seconds: GaugeVec,
+    meter_time_held_seconds: GaugeVec,
+    forgotten: IntCounter,
     outbox_entries: IntGauge,
     outbox_published: IntCounterVec,
 }
@@ -273,6 +312,29 @@ impl Metrics {
             shards_halted: register.gauge(
                 "credit_meter_shards_halted",
                 "Shards that apply nothing until someone looks at them; the log says why.",
+            ),
+            partitions_halted: register.gauge(
+                "credit_meter_partitions_halted",
+                "Partitions of which nothing is applied until someone looks at them; the log says why.",
+            ),
+            meter_time_seconds: register.float_gauges(
+                "credit_meter_meter_time_seconds",
+                "Meter time of the shard that is furthest behind, in seconds since 1970. One worker tells it.",
+                &[],
+            ),
+            floor_seconds: register.float_gauges(
+                "credit_meter_floor_seconds",
+                "The time below which events are too late, in seconds since 1970. One worker tells it.",
+                &[],
+            ),
+            meter_time_held_seconds: register.float_gauges(
+                "credit_meter_meter_time_held_seconds",
+                "For how long a partition that is not applied to its end has held meter time back.",
+                &["topic", "partition"],
+            ),
+            forgotten: register.counter(
+                "credit_meter_forgotten_accounts_total",
+                "Times that identities of an account's days below the floor were deleted.",
             ),
             outbox_entries: register.gauge(
                 "credit_meter_outbox_entries",

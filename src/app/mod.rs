@@ -2,6 +2,8 @@
 
 /// From an unknown state to open shards.
 pub mod start;
+/// Meter time.
+pub mod ticker;
 /// The loop that carries the pipeline's effects out.
 pub mod worker;
 
@@ -10,22 +12,25 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, RwLock, mpsc};
+use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, read_catalogue};
 use crate::http::{self, Health};
+use crate::ingest::client::Cluster;
 use crate::ingest::consumer;
 use crate::ingest::decode::{self, Decoder};
 use crate::ingest::producer::Producer;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::Stamp;
 use crate::ledger::catalogue::Catalogue;
+use crate::ledger::day::SET_MEMBERS_MAX;
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::{self, Pipeline};
 use crate::store::redis::Failpoint;
 use crate::store::{RedisStore, Store};
+use ticker::Ticker;
 
 /// How long a stopping meter waits for what is under way. What has no answer by then is resent at the next start.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -72,12 +77,12 @@ pub async fn run(
     metrics::init_actions(catalogue.actions.keys().map(String::as_str));
     metrics::init_credit_types(catalogue.credit_types.iter().map(String::as_str));
     let watermarks = Watermarks::new(&config.kafka)?;
+    let producer = Arc::new(Producer::new(&config.kafka)?);
     let generation = tokio::select! {
-        opened = start::open(&config, &catalogue, &store, &watermarks, &health) => opened?,
+        opened = start::open(&config, &catalogue, &store, &watermarks, &producer, &health) => opened?,
         () = stop.cancelled() => return Ok(()),
     };
 
-    let producer = Arc::new(Producer::new(&config.kafka)?);
     let relay = Arc::new(Relay {
         store: store.clone(),
         producer: producer.clone(),
@@ -93,6 +98,18 @@ pub async fn run(
     let stop_relays = CancellationToken::new();
     let relays: Vec<_> =
         (0..config.redis.shards).map(|shard| tokio::spawn(relay.clone().run(shard, stop_relays.clone()))).collect();
+
+    let (lead, leads) = watch::channel(false);
+    let ticker = Ticker {
+        config: config.clone(),
+        store: store.clone(),
+        producer: producer.clone(),
+        watermarks: watermarks.clone(),
+        cluster: Cluster::new(&config.kafka)?,
+        generation: generation.clone(),
+        leads,
+    };
+    let ticker = tokio::spawn(ticker.run(stop.clone()));
 
     let (from_kafka, events) = mpsc::unbounded_channel();
     let reader = consumer::spawn(
@@ -110,6 +127,7 @@ pub async fn run(
         usage_topic: config.kafka.topics.usage.clone(),
         restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
         outbox_max: config.outbox.max_entries,
+        set_members_max: SET_MEMBERS_MAX,
     });
     let settings = pipeline::Settings {
         shards: config.redis.shards,
@@ -119,6 +137,10 @@ pub async fn run(
             max_age_ms: config.batch.max_age.as_millis() as u64,
         },
         queue_max: config.batch.queue_max,
+        dead_limit: pipeline::DeadLimit {
+            records: config.events.dead_letters_max,
+            among: config.events.dead_letters_among as i64,
+        },
     };
     let pipeline = Pipeline::new(settings, stamp, Arc::new(catalogue));
     let worker = worker::Worker::new(worker::Parts {
@@ -131,6 +153,7 @@ pub async fn run(
         relay,
         watermarks,
         health,
+        lead,
     });
 
     // The order of stopping: the worker (reads no more, waits for its calls, commits) · the reader (leaves the
@@ -140,6 +163,7 @@ pub async fn run(
     if tokio::time::timeout(STOP_WAIT, left).await.is_err() {
         tracing::warn!("kafka did not let the consumer go in time; its partitions wait for the session to expire");
     }
+    ticker.abort();
     stop_relays.cancel();
     let deadline = tokio::time::Instant::now() + STOP_WAIT;
     for relay in relays {

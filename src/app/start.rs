@@ -1,18 +1,21 @@
 //! From an unknown state to open shards: a first start, a return, or a refusal.
 //!
 //! An emptied Redis looks like one that was never used. What tells them apart is Kafka: the group commits the
-//! state's generation for every partition before the first call that applies anything.
+//! state's generation for every partition before the first call that applies anything, and the ledger topic, which is
+//! kept for ever, has a line about it.
 
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::http::{Check, Health};
-use crate::ingest::client::{BrokerError, Cluster};
+use crate::ingest::client::{BrokerError, Cluster, topic_of};
+use crate::ingest::producer::{ProduceError, Producer};
+use crate::ingest::state_line;
 use crate::ingest::watermarks::Watermarks;
-use crate::ledger::call::SCHEMA;
+use crate::ledger::call::{Partition, SCHEMA};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::shard::{InitCall, InitReply};
-use crate::store::{Root, Store, StoreError};
+use crate::store::{Root, ShardState, Store, StoreError};
 
 /// The wait between tries while Kafka or Redis is away.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,7 +25,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub enum StartError {
     #[error(
         "redis holds no state under `{prefix}`, but kafka's group `{group}` has applied records of state \
-         {generation}: redis was emptied or is another one; restore its data, nothing is counted meanwhile"
+         {generation}: redis was emptied or is another one; restore its data, or `credit-meter rebuild`; nothing is counted \
+         meanwhile"
     )]
     Emptied { prefix: String, group: String, generation: String },
     #[error(
@@ -30,7 +34,10 @@ pub enum StartError {
          {generation}: give each meter its own redis.prefix and kafka.group"
     )]
     OtherGeneration { prefix: String, group: String, stored: String, generation: String },
-    #[error("shard {shard} of `{prefix}` is empty, the others are not: restore its data, nothing is counted meanwhile")]
+    #[error(
+        "shard {shard} of `{prefix}` is empty, the others are not: restore its data, or `credit-meter rebuild`; nothing \
+         is counted meanwhile"
+    )]
     ShardEmptied { prefix: String, shard: u32 },
     #[error("redis.shards = {configured}, but the state was made with {stored}: the number is fixed, set it back")]
     OtherShards { configured: u32, stored: u32 },
@@ -45,10 +52,24 @@ pub enum StartError {
     CommandsPartitions { topic: String, partitions: i32 },
     #[error("shard {shard} holds state {stored}, the root key another: restore redis from one snapshot")]
     Torn { shard: u32, stored: String },
+    #[error("no state was ever begun under `{prefix}`: there is nothing to rebuild, start a meter")]
+    NothingToRebuild { prefix: String },
+    #[error(
+        "{topic}/{partition} starts at {start}, but {needed} is needed: the log does not reach back far enough; restore \
+         redis from a snapshot that is younger than the topic's retention"
+    )]
+    LogTooShort { topic: String, partition: i32, start: i64, needed: i64 },
+    #[error(
+        "shard {shard} has lost its fence but not its accounts: `credit-meter rebuild --shard {shard}` deletes what is \
+         left of it first"
+    )]
+    Leftovers { shard: u32 },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
 }
 
 /// Opens the state, waiting for Kafka and Redis as long as it takes, and gives its generation.
@@ -57,10 +78,11 @@ pub async fn open(
     catalogue: &Catalogue,
     store: &Store,
     watermarks: &Watermarks,
+    producer: &Producer,
     health: &Health,
 ) -> Result<String, StartError> {
     loop {
-        match try_open(config, catalogue, store, watermarks).await {
+        match try_open(config, catalogue, store, watermarks, producer).await {
             Ok(generation) => {
                 health.set(Check::Redis, Ok(()));
                 health.set(Check::Kafka, Ok(()));
@@ -69,6 +91,7 @@ pub async fn open(
             Err(StartError::Store(error @ (StoreError::Indefinite { .. } | StoreError::Refused { .. }))) => {
                 health.set(Check::Redis, Err(error.to_string()));
             }
+            Err(StartError::Produce(error)) => health.set(Check::Kafka, Err(error.to_string())),
             Err(StartError::Broker(error @ (BrokerError::NoAnswer { .. } | BrokerError::NoTopic { .. }))) => {
                 health.set(Check::Kafka, Err(error.to_string()));
             }
@@ -83,6 +106,7 @@ async fn try_open(
     catalogue: &Catalogue,
     store: &Store,
     watermarks: &Watermarks,
+    producer: &Producer,
 ) -> Result<String, StartError> {
     let topics = &config.kafka.topics;
     let cluster = Cluster::new(&config.kafka)?;
@@ -94,10 +118,11 @@ async fn try_open(
     let usage_partitions = cluster.partitions(&topics.usage).await?;
 
     // Before Redis is asked: a worker that starts beside this one commits only after it has made the root.
-    let mut committed = watermarks.committed_metadata(&topics.usage, usage_partitions).await?;
-    committed.extend(watermarks.committed_metadata(&topics.commands, 1).await?);
-    let used = committed.into_iter().find(|metadata| !metadata.is_empty());
+    let mut used = committed(config, watermarks, usage_partitions).await?;
     let stored = store.stored_root().await?;
+    if used.is_none() {
+        used = last_root(config).await?.map(|root| root.generation);
+    }
     let (prefix, group) = (config.redis.prefix.clone(), config.kafka.group.clone());
     let root = match (stored, &used) {
         (Some(root), _) => root,
@@ -140,7 +165,110 @@ async fn try_open(
             }
         }
     }
+    if used.is_none() {
+        let data = serde_json::to_string(&root).expect("a root has only text keys");
+        state_line::write(config, producer, &root.generation, &data).await?;
+    }
     Ok(root.generation)
+}
+
+/// The generation that the group has committed beside its offsets.
+async fn committed(
+    config: &Config,
+    watermarks: &Watermarks,
+    usage_partitions: i32,
+) -> Result<Option<String>, BrokerError> {
+    let topics = &config.kafka.topics;
+    let mut committed = watermarks.committed_metadata(&topics.usage, usage_partitions).await?;
+    committed.extend(watermarks.committed_metadata(&topics.commands, 1).await?);
+    Ok(committed.into_iter().find(|metadata| !metadata.is_empty()))
+}
+
+/// The root that the ledger topic tells of.
+async fn last_root(config: &Config) -> Result<Option<Root>, BrokerError> {
+    let config = config.clone();
+    let line = tokio::task::spawn_blocking(move || state_line::last(&config)).await.expect("reading does not panic")?;
+    Ok(line.and_then(|line| serde_json::from_str(&line).ok()))
+}
+
+/// What a rebuild finds.
+pub struct Plan {
+    pub root: Root,
+    /// Shards that hold nothing.
+    pub empty: Vec<u32>,
+    /// Records that are not applied by every shard.
+    pub records: i64,
+}
+
+/// Finds out what is missing, and whether the log reaches back to it.
+pub async fn plan_rebuild(config: &Config, store: &Store, watermarks: &Watermarks) -> Result<Plan, StartError> {
+    let topics = &config.kafka.topics;
+    let prefix = config.redis.prefix.clone();
+    let usage_partitions = Cluster::new(&config.kafka)?.partitions(&topics.usage).await?;
+    let root = match store.stored_root().await? {
+        Some(root) => root,
+        None => last_root(config).await?.ok_or(StartError::NothingToRebuild { prefix: prefix.clone() })?,
+    };
+    if root.shards != config.redis.shards {
+        return Err(StartError::OtherShards { configured: config.redis.shards, stored: root.shards });
+    }
+    let used = committed(config, watermarks, usage_partitions).await?;
+    if let Some(generation) = used.filter(|generation| *generation != root.generation) {
+        let group = config.kafka.group.clone();
+        return Err(StartError::OtherGeneration { prefix, group, stored: root.generation, generation });
+    }
+    let mut empty = Vec::new();
+    let mut states = Vec::new();
+    for shard in 0..root.shards {
+        let state = store.shard_state(shard).await?;
+        match &state.generation {
+            None if store.has_keys(shard).await? => return Err(StartError::Leftovers { shard }),
+            None => empty.push(shard),
+            Some(stored) if *stored != root.generation => {
+                return Err(StartError::Torn { shard, stored: stored.clone() });
+            }
+            Some(_) => {}
+        }
+        states.push(state);
+    }
+    let starts: std::collections::BTreeMap<_, _> = root.starts().into_iter().collect();
+    let mut records = 0;
+    for partition in (0..usage_partitions).map(Partition::usage).chain([Partition::COMMANDS]) {
+        let needed = |state: &ShardState| match state.generation {
+            None => starts.get(&partition).copied().unwrap_or(0),
+            Some(_) => position(state, partition),
+        };
+        let needed = states.iter().map(needed).min().unwrap_or(0);
+        let topic = topic_of(topics, partition.input);
+        let (start, end) = watermarks.range(topic, partition.index).await?;
+        if start > needed {
+            let (topic, partition) = (topic.to_owned(), partition.index);
+            return Err(StartError::LogTooShort { topic, partition, start, needed });
+        }
+        records += end - needed;
+    }
+    Ok(Plan { root, empty, records })
+}
+
+/// Makes what a rebuild has found missing, as it was at the first start.
+pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan) -> Result<(), StartError> {
+    store.root(&plan.root).await?;
+    let call = InitCall {
+        generation: plan.root.generation.clone(),
+        shards: plan.root.shards,
+        catalogue: catalogue.id.clone(),
+        starts: plan.root.starts(),
+        first_start: true,
+    };
+    for shard in &plan.empty {
+        store.init(*shard, &call).await?;
+    }
+    Ok(())
+}
+
+/// Where a shard is in a partition.
+pub fn position(state: &ShardState, partition: Partition) -> i64 {
+    state.positions.iter().find(|(own, _)| *own == partition).map_or(0, |(_, offset)| *offset)
 }
 
 /// A first start reads everything that the topics hold.

@@ -1,24 +1,26 @@
 //! The loop that carries the pipeline's effects out, and brings it the answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Kafka};
 use crate::http::{Check, Health};
+use crate::ingest::anchors;
 use crate::ingest::client::BrokerError;
 use crate::ingest::client::topic_of;
 use crate::ingest::consumer::{Enough, FromKafka, ToConsumer};
-use crate::ingest::dead_letters;
+use crate::ingest::dead_letters::{self, DeadLetterError};
 use crate::ingest::producer::Producer;
 use crate::ingest::recorded;
 use crate::ingest::watermarks::Watermarks;
-use crate::ledger::call::{Input as Topic, Note, Partition};
+use crate::ledger::call::{Anchor, Input as Topic, Note, Partition};
 use crate::ledger::outcome::{Outcome, Verdict};
 use crate::metrics;
 use crate::outbox::Relay;
@@ -32,6 +34,8 @@ use crate::store::{ShardState, Store, StoreError};
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// Positions that stand still this long while records wait make the meter unready.
 const STALL_AFTER: Duration = Duration::from_secs(30);
+/// A thread that says nothing for so long is stuck. Longer than any call to Kafka that it waits for.
+const SILENCE_MAX: Duration = Duration::from_secs(180);
 /// The wait before something that failed outside the pipeline is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Events from Kafka taken in a row before answers get their turn.
@@ -47,6 +51,8 @@ pub struct Parts {
     pub relay: Arc<Relay>,
     pub watermarks: Watermarks,
     pub health: Arc<Health>,
+    /// Told whether this worker has the commands partition.
+    pub lead: watch::Sender<bool>,
 }
 
 pub struct Worker {
@@ -58,8 +64,11 @@ pub struct Worker {
     /// The ends of the partitions, as the brokers last told.
     ends: BTreeMap<Partition, i64>,
     moved: Moved,
-    /// Why this assignment's partitions are not read any more.
-    halted: Option<String>,
+    /// Why partitions of this assignment are not read any more; `None` stands for one that is not known.
+    halted: BTreeMap<Option<Partition>, String>,
+    /// When the thread that reads was last heard of.
+    heard: Instant,
+    probed: Instant,
 }
 
 /// When positions last moved.
@@ -70,12 +79,40 @@ struct Moved {
 
 /// What a task has done for the worker.
 enum Done {
-    Answered { shard: u32, id: u64, answer: Answer },
-    Positions { assignment: u64, positions: Vec<(Partition, Vec<i64>)> },
-    CommandsEnd { shard: u32, id: u64, offset: i64 },
-    DeadLetters { shard: u32, id: u64 },
-    ShardState { shard: u32, id: u64, state: ShardState },
-    Recalled { id: u64, published: Vec<Published>, commands_end: i64 },
+    Answered {
+        shard: u32,
+        id: u64,
+        answer: Answer,
+    },
+    /// The positions of the partitions, and those whose log is another than the one that was read.
+    Positions {
+        assignment: u64,
+        positions: Vec<(Partition, Vec<i64>)>,
+        other_logs: Vec<(Partition, String)>,
+    },
+    Halt {
+        shard: u32,
+        reason: String,
+    },
+    CommandsEnd {
+        shard: u32,
+        id: u64,
+        offset: i64,
+    },
+    DeadLetters {
+        shard: u32,
+        id: u64,
+    },
+    ShardState {
+        shard: u32,
+        id: u64,
+        state: ShardState,
+    },
+    Recalled {
+        id: u64,
+        published: Vec<Published>,
+        commands_end: i64,
+    },
 }
 
 impl Worker {
@@ -89,7 +126,9 @@ impl Worker {
             assignment: 0,
             ends: BTreeMap::new(),
             moved: Moved { applied: 0, at: Instant::now() },
-            halted: None,
+            halted: BTreeMap::new(),
+            heard: Instant::now(),
+            probed: Instant::now(),
         }
     }
 
@@ -120,6 +159,8 @@ impl Worker {
                 }
                 _ = status.tick() => {
                     self.status();
+                    self.watch_reader();
+                    self.probe_redis();
                     self.on(Input::Probe);
                 }
                 () = sleep_until(due) => self.on(Input::Tick),
@@ -151,11 +192,13 @@ impl Worker {
     }
 
     fn on_event(&mut self, event: FromKafka) {
+        self.heard = Instant::now();
         match event {
             FromKafka::Assigned { assignment, partitions } => self.assigned(assignment, partitions),
             FromKafka::Revoked { assignment } => {
                 self.assignment = assignment;
                 self.forget_lag();
+                self.parts.lead.send_replace(false);
                 self.on(Input::Revoked);
                 self.parts.health.set(Check::Assigned, Err("the group has taken the partitions back".to_owned()));
             }
@@ -182,32 +225,33 @@ impl Worker {
             FromKafka::End { partition, offset } => {
                 self.ends.insert(partition, offset);
             }
-            FromKafka::Halted { reason } => {
-                tracing::error!(reason, "halted");
-                self.halted = Some(reason.clone());
-                self.parts.health.set(Check::Progress, Err(reason));
-            }
+            FromKafka::Halted { partition, reason } => self.halt_partition(partition, reason),
         }
     }
 
     fn assigned(&mut self, assignment: u64, partitions: Vec<Partition>) {
         tracing::info!(partitions = partitions.len(), "assigned");
         self.assignment = assignment;
-        self.halted = None;
+        self.halted.clear();
+        metrics::set_partitions_halted(0);
         metrics::set_shards_halted(0);
         self.parts.health.set(Check::Shards, Ok(()));
         self.forget_lag();
         self.on(Input::Revoked);
         let (store, shards, done) = (self.parts.store.clone(), self.parts.config.redis.shards, self.done.clone());
-        let health = self.parts.health.clone();
+        let (health, kafka) = (self.parts.health.clone(), self.parts.config.kafka.clone());
         tokio::spawn(async move {
             loop {
-                match positions(&store, shards, &partitions).await {
-                    Ok(positions) => {
-                        let _ = done.send(Done::Positions { assignment, positions });
+                match positions(&kafka, &store, shards, &partitions).await {
+                    Ok((positions, other_logs)) => {
+                        let _ = done.send(Done::Positions { assignment, positions, other_logs });
                         return;
                     }
-                    Err(error) => {
+                    Err(PositionsError::Broker(error)) => {
+                        health.set(Check::Kafka, Err(error.to_string()));
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    Err(PositionsError::Store(error)) => {
                         health.set(Check::Redis, Err(error.to_string()));
                         tokio::time::sleep(RETRY).await;
                     }
@@ -227,10 +271,16 @@ impl Worker {
                 let positions = state.positions.into_iter().collect();
                 self.on(Input::Positions { shard, id, generation: state.generation, positions });
             }
+            Done::Halt { shard, reason } => self.on(Input::Halt { shard, reason }),
             Done::Recalled { id, published, commands_end } => self.on(Input::Recalled { id, published, commands_end }),
             Done::DeadLetters { shard, id } => self.on(Input::DeadLettersProduced { shard, id }),
-            Done::Positions { assignment, positions } if assignment == self.assignment => {
+            Done::Positions { assignment, mut positions, other_logs } if assignment == self.assignment => {
+                positions.retain(|(partition, _)| other_logs.iter().all(|(other, _)| other != partition));
+                for (partition, reason) in other_logs {
+                    self.halt_partition(Some(partition), reason);
+                }
                 self.parts.health.set(Check::Redis, Ok(()));
+                self.parts.lead.send_replace(positions.iter().any(|(partition, _)| *partition == Partition::COMMANDS));
                 let starts = positions.iter().map(|(partition, each)| {
                     let start = each.iter().copied().min().expect("there is at least one shard");
                     (*partition, start)
@@ -275,6 +325,10 @@ impl Worker {
             Effect::Refused { shard, kind } => {
                 metrics::record_call_refusal(kind);
                 tracing::debug!(shard, kind, "a shard refused a call");
+            }
+            Effect::HaltedPartition { partition, reason } => {
+                let _ = self.parts.reader.send(ToConsumer::Halt { partition });
+                self.halt_partition(Some(partition), reason);
             }
             Effect::Halted { shard, reason } => {
                 let reason = format!("shard {shard} is halted: {reason}");
@@ -373,6 +427,11 @@ impl Worker {
             while !done.is_closed() && !notes.is_empty() {
                 match dead_letters::produce(&config, &producer, &notes).await {
                     Ok(()) => break,
+                    Err(DeadLetterError::Produce(error)) if !error.may_pass() => {
+                        let reason = format!("its dead letters are refused: {error}; then restart the worker");
+                        let _ = done.send(Done::Halt { shard, reason });
+                        return;
+                    }
                     Err(error) => tracing::error!(shard, %error, "dead letters wait, and the shard with them"),
                 }
                 tokio::time::sleep(RETRY).await;
@@ -396,7 +455,7 @@ impl Worker {
         }
         metrics::set_queue_records(self.parts.pipeline.queued());
         let applied = progress.iter().map(|each| each.applied).sum();
-        if self.halted.is_some() {
+        if !self.halted.is_empty() {
             // The reason stands until the group assigns anew.
         } else if applied != self.moved.applied || lag_total == 0 {
             self.moved = Moved { applied, at: Instant::now() };
@@ -406,6 +465,41 @@ impl Worker {
             self.parts.health.set(Check::Progress, Err(reason));
         }
         self.commit();
+    }
+
+    fn halt_partition(&mut self, partition: Option<Partition>, reason: String) {
+        tracing::error!(reason, "halted");
+        self.halted.insert(partition, reason.clone());
+        metrics::set_partitions_halted(self.halted.len());
+        self.parts.health.set(Check::Progress, Err(reason));
+    }
+
+    /// The thread tells of the client's statistics every second, whatever the brokers do.
+    fn watch_reader(&self) {
+        if self.heard.elapsed() > SILENCE_MAX {
+            let reason = format!("the thread that reads kafka has been silent for {SILENCE_MAX:?}: restart the meter");
+            self.parts.health.set_dead(reason);
+        }
+    }
+
+    /// A Redis that evicts keys loses credits without a word.
+    fn probe_redis(&mut self) {
+        if self.probed.elapsed() < self.parts.config.redis.probe_every {
+            return;
+        }
+        self.probed = Instant::now();
+        let (store, done, shards) = (self.parts.store.clone(), self.done.clone(), self.parts.config.redis.shards);
+        tokio::spawn(async move {
+            if let Ok(Some(policy)) = store.evicts().await {
+                for shard in 0..shards {
+                    let reason = format!(
+                        "redis has maxmemory-policy {policy}: it may delete counters; set it to noeviction, make sure that \
+                         nothing is lost (`credit-meter audit`), then restart the worker"
+                    );
+                    let _ = done.send(Done::Halt { shard, reason });
+                }
+            }
+        });
     }
 
     fn commit(&self) {
@@ -424,21 +518,39 @@ impl Worker {
     }
 }
 
-/// Every shard's position of every partition.
+#[derive(Debug, thiserror::Error)]
+enum PositionsError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+type Positions = (Vec<(Partition, Vec<i64>)>, Vec<(Partition, String)>);
+
+/// Every shard's position of every partition, and the partitions whose log is another than the one that was read.
 async fn positions(
+    kafka: &Kafka,
     store: &Store,
     shards: u32,
     partitions: &[Partition],
-) -> Result<Vec<(Partition, Vec<i64>)>, StoreError> {
+) -> Result<Positions, PositionsError> {
     let mut positions: Vec<_> = partitions.iter().map(|partition| (*partition, Vec::new())).collect();
+    let mut known: BTreeMap<Partition, BTreeSet<Anchor>> = BTreeMap::new();
     for shard in 0..shards {
         let state = store.shard_state(shard).await?;
         let stored: BTreeMap<Partition, i64> = state.positions.into_iter().collect();
         for (partition, of_shards) in &mut positions {
             of_shards.push(stored.get(partition).copied().unwrap_or(0));
         }
+        for (partition, anchor) in state.anchors.into_iter().filter(|(partition, _)| partitions.contains(partition)) {
+            known.entry(partition).or_default().insert(anchor);
+        }
     }
-    Ok(positions)
+    let kafka = kafka.clone();
+    let checking = tokio::task::spawn_blocking(move || anchors::check(&kafka, &known));
+    let other_logs = checking.await.expect("reading does not panic")?;
+    Ok((positions, other_logs))
 }
 
 /// What was published about records from these offsets on, and the end of the commands.

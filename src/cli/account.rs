@@ -299,6 +299,7 @@ mod tests {
     #[test]
     fn an_account_is_shown_in_credits() {
         let view = AccountView {
+            days: Default::default(),
             version: 2,
             config: AccountConfig {
                 plan: "basic".into(),

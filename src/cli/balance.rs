@@ -133,6 +133,7 @@ mod tests {
     fn state() -> AccountState {
         AccountState {
             view: AccountView {
+                days: Default::default(),
                 version: 1,
                 config: AccountConfig {
                     plan: "organization".into(),

@@ -12,6 +12,8 @@ pub mod generate;
 pub mod load;
 /// Texts and JSON on stdout.
 mod output;
+/// From an emptied or older Redis to what the log comes to.
+pub mod rebuild;
 /// Sends a command and waits for its answer.
 mod request;
 /// Events to load, read ahead.
@@ -67,6 +69,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Check settings, Kafka, Redis and the state; with --create-topics make what is missing
     Check(check::CheckArgs),
+    /// Make an emptied or older Redis what the log comes to
+    Rebuild(rebuild::RebuildArgs),
     /// Send events from a file, from stdin or made up
     Load(load::LoadArgs),
     /// Create, change or show an account
@@ -127,6 +131,7 @@ impl Cli {
         match self.command {
             Command::Serve => crate::app::serve(config).await.map(|()| Ended::Well),
             Command::Demo(args) => demo(args, output).await,
+            Command::Rebuild(args) => rebuild::run(args, &config, output).await,
             Command::Load(args) => load::run(args, &config, output).await,
             Command::Account(account::AccountCommand::Put(args)) => account::put(args, &config, output).await,
             Command::Account(account::AccountCommand::Get(args)) => account::get(args, &config, output).await,

@@ -47,6 +47,8 @@ impl Config {
         let batch = &self.batch;
         within("redis.shards", self.redis.shards as usize, 1, 4096)?;
         within("events.max_bytes", self.events.max_bytes, 1, 1024 * MIB)?;
+        within("events.dead_letters_max", self.events.dead_letters_max, 1, 1_000_000_000)?;
+        within("events.dead_letters_among", self.events.dead_letters_among, 1, 1_000_000_000)?;
         within("batch.max_events", batch.max_events, 1, CALL_EVENTS_MAX)?;
         within("batch.max_bytes", batch.max_bytes, 1, 1024 * MIB)?;
         // A queue that cannot hold a batch would never fill one.
@@ -59,10 +61,12 @@ impl Config {
         // Brokers take at most half an hour (`group.max.session.timeout.ms`).
         lasts("kafka.session_timeout", self.kafka.session_timeout, SECOND, 1800 * SECOND)?;
         lasts("redis.timeout", self.redis.timeout, Duration::from_millis(1), HOUR)?;
+        lasts("redis.probe_every", self.redis.probe_every, SECOND, DAY)?;
         lasts("events.late_after", events.late_after, Duration::ZERO, 36_525 * DAY)?;
         lasts("events.early_limit", events.early_limit, Duration::ZERO, DAY)?;
         // Near midnight a second day is asked for; an hour keeps that rare.
         lasts("events.restamp_tolerance", events.restamp_tolerance, Duration::ZERO, HOUR)?;
+        lasts("time.tick_every", self.time.tick_every, Duration::from_millis(100), HOUR)?;
         lasts("batch.max_age", self.batch.max_age, Duration::ZERO, 10 * SECOND)?;
         lasts("outbox.lease", outbox.lease, SECOND, HOUR)?;
         lasts("outbox.poll", outbox.poll, Duration::from_millis(1), HOUR)
@@ -100,6 +104,7 @@ impl Topics {
             ("alerts", &self.alerts),
             ("cycles", &self.cycles),
             ("ledger", &self.ledger),
+            ("ticks", &self.ticks),
             ("dead_letter", &self.dead_letter),
         ];
         let mut names = BTreeSet::new();

@@ -64,6 +64,7 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
         (&topics.commands, 1),
         (&topics.denied, 1),
         (&topics.ledger, 1),
+        (&topics.ticks, 1),
         (&topics.dead_letter, 1),
     ])?;
     let config = config(broker.brokers());

@@ -84,6 +84,10 @@ impl Health {
         hold(&self.dead).clone().map_or(Ok(()), Err)
     }
 
+    pub fn state(&self, check: Check) -> Result<(), String> {
+        hold(&self.states)[check as usize].clone()
+    }
+
     pub fn ready(&self) -> bool {
         hold(&self.states).iter().all(Result::is_ok)
     }

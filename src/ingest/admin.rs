@@ -23,6 +23,9 @@ const DEAD_LETTER_HEADERS_BYTES: i64 = 64 * 1024;
 /// New topics keep a week, existing ones must keep a day at least.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const SNAPSHOT_AGE_MIN: Duration = Duration::from_secs(24 * 3600);
+/// Ticks are kept for those who look.
+const TICKS_AGE: Duration = Duration::from_secs(24 * 3600);
+const TICKS_AGE_MIN: Duration = Duration::from_secs(60);
 /// Until all brokers know a new topic and its partitions are led.
 const CREATE_WAIT: Duration = Duration::from_secs(30);
 
@@ -105,6 +108,15 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
         spec(&topics.alerts, many, vec![]),
         spec(&topics.cycles, many, vec![]),
         spec(&topics.ledger, many, for_ever.to_vec()),
+        // Only the newest count.
+        spec(
+            &topics.ticks,
+            Expect::Exactly(1),
+            vec![
+                (TIMESTAMP_TYPE, Rule::Is("LogAppendTime")),
+                (RETENTION_MS, Rule::Keeps { least: millis(TICKS_AGE_MIN), new: millis(TICKS_AGE) }),
+            ],
+        ),
         spec(
             &topics.dead_letter,
             many,

@@ -42,8 +42,10 @@ const ON_THE_WAY_MAX: usize = 20_000;
 /// A short wait for room costs nothing; a longer one pauses the partitions, so that Kafka goes on seeing polls.
 const UNPOLLED_MAX: Duration = Duration::from_secs(1);
 
-const DEFAULTS: [(&str, &str); 7] = [
+const DEFAULTS: [(&str, &str); 8] = [
     ("fetch.min.bytes", "1"),
+    // How soon a new partition is seen.
+    ("topic.metadata.refresh.interval.ms", "30000"),
     ("fetch.wait.max.ms", "20"),
     ("queued.min.messages", "100000"),
     ("queued.max.messages.kbytes", "65536"),
@@ -99,6 +101,8 @@ pub enum FromKafka {
     Connected(bool),
     /// A partition cannot be read, and waiting does not help.
     Halted {
+        /// `None`: which one is not known.
+        partition: Option<Partition>,
         reason: String,
     },
 }
@@ -114,6 +118,10 @@ pub enum ToConsumer {
         partition: Partition,
         offset: i64,
         epoch: u32,
+    },
+    /// Read nothing more of a partition.
+    Halt {
+        partition: Partition,
     },
     /// Commits applied positions, for lag tools.
     Commit {
@@ -266,6 +274,7 @@ impl Thread {
                     *reading = Reading { seeking: true, ..rewound };
                 }
             }
+            ToConsumer::Halt { partition } => self.drop_partition(partition),
             ToConsumer::Commit { positions } => {
                 if !self.reading.is_empty()
                     && let Err(error) = self.commit(&positions, CommitMode::Async)
@@ -295,7 +304,7 @@ impl Thread {
         for (partition, position) in &positions {
             if let Err(reason) = self.check_log_start(*partition, *position) {
                 starting.remove(partition);
-                self.tell(FromKafka::Halted { reason });
+                self.tell(FromKafka::Halted { partition: Some(*partition), reason });
             }
         }
         self.reading = starting;
@@ -356,6 +365,7 @@ impl Thread {
         let list = self.list(self.reading.iter());
         if let Err(error) = self.consumer.assign(&list) {
             self.tell(FromKafka::Halted {
+                partition: None,
                 reason: format!("kafka refused the assignment: {error}; restart the worker"),
             });
         }
@@ -461,11 +471,18 @@ impl Thread {
 
     /// Reads nothing more of a partition in this assignment; the others go on.
     fn halt(&mut self, partition: Partition, reason: String) {
+        self.drop_partition(partition);
+        self.tell(FromKafka::Halted { partition: Some(partition), reason });
+    }
+
+    fn drop_partition(&mut self, partition: Partition) {
+        if let Some(starting) = &mut self.starting {
+            starting.remove(&partition);
+        }
         if let Some(reading) = self.reading.remove(&partition) {
             // What comes nevertheless is dropped: it is not being read.
             let _ = self.consumer.pause(&self.list([(&partition, &reading)].into_iter()));
         }
-        self.tell(FromKafka::Halted { reason });
     }
 
     fn failed(&mut self, error: &KafkaError) {
@@ -474,7 +491,7 @@ impl Thread {
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
                 let reason = "a partition does not hold the offset that redis says is next: it was truncated, made \
                               anew, or its retention is too short; nothing is skipped, restore the topic";
-                self.tell(FromKafka::Halted { reason: reason.to_owned() });
+                self.tell(FromKafka::Halted { partition: None, reason: reason.to_owned() });
                 self.complain(error, reason);
             }
             _ => self.complain(error, "reading from kafka"),

@@ -2,6 +2,8 @@
 
 /// Topics: made, and compared with what the meter needs.
 pub mod admin;
+/// Whether a log is still the one that was read.
+pub mod anchors;
 /// What every client shares: settings, errors, a look at the cluster.
 pub mod client;
 /// The thread that reads.
@@ -22,5 +24,7 @@ pub mod producer;
 pub mod recorded;
 /// A topic from given offsets to its present end.
 pub mod scan;
+/// The ledger's line that names a state.
+pub mod state_line;
 /// Where logs start and end, and what the group committed.
 pub mod watermarks;

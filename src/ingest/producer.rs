@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Timestamp};
 use tokio::sync::{Notify, oneshot};
 
 use super::client::{self, BrokerError, Reasons};
@@ -51,6 +51,8 @@ pub struct Outgoing<'a> {
 pub struct Delivered {
     pub partition: i32,
     pub offset: i64,
+    /// When the broker appended it, where its topic stamps records so.
+    pub append_ms: Option<i64>,
 }
 
 /// Why a record is not known to be there.
@@ -65,6 +67,13 @@ pub enum ProduceError {
     /// It may be there or not: send it again, with the same id.
     #[error("kafka has not acknowledged a record for {topic}: {reason}")]
     Indefinite { topic: String, reason: String },
+}
+
+impl ProduceError {
+    /// Whether sending the record again may help without anyone's doing.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, ProduceError::Indefinite { .. })
+    }
 }
 
 /// A producer that can be shared. It replaces its client when that is broken for good.
@@ -203,7 +212,13 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, report: Box<Report>) {
         let fate = match result {
-            Ok(message) => Ok(Delivered { partition: message.partition(), offset: message.offset() }),
+            Ok(message) => {
+                let append_ms = match message.timestamp() {
+                    Timestamp::LogAppendTime(append_ms) => Some(append_ms),
+                    Timestamp::CreateTime(_) | Timestamp::NotAvailable => None,
+                };
+                Ok(Delivered { partition: message.partition(), offset: message.offset(), append_ms })
+            }
             Err((error, message)) => Err(self.not_delivered(message.topic(), message.payload_len(), error)),
         };
         // Nobody waits: the sender was stopped.

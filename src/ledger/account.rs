@@ -8,6 +8,7 @@ use chrono_tz::Tz;
 use super::catalogue::{Amount, Catalogue, Overage, Plan, Threshold};
 use super::credits::Credits;
 use super::cycle::{Calendar, Cycle, Interval};
+use super::day::Layout;
 
 /// What `account.put` sets.
 #[derive(Clone, Debug, PartialEq)]
@@ -177,6 +178,8 @@ pub struct AccountView {
     pub cycle: Cycle,
     /// In the open cycle; see [`add_grant`].
     pub grants: Vec<Grant>,
+    /// The days whose identities are kept, as far as the worker knows.
+    pub days: BTreeMap<i64, Layout>,
 }
 
 /// The stored form: a field each, short, so that Redis keeps an account's hash packed.

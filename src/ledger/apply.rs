@@ -10,6 +10,7 @@ use super::call::{
 };
 use super::catalogue::{Amount, Overage};
 use super::credits::Credits;
+use super::day::{DaySets, layouts_of};
 use super::event::{Class, Days, Judge};
 use super::outcome::{DeadReason, Denial, Outcome, Verdict};
 use super::shard::Shard;
@@ -25,8 +26,11 @@ impl Shard {
 
     fn check(&mut self, call: &ApplyCall) -> Result<(), Reply<Applied>> {
         self.check_fence(&call.stamp, &call.ranges)?;
+        if call.others.iter().any(|(partition, position)| self.position(*partition) < *position) {
+            return Err(Reply::FellBack);
+        }
 
-        let stale = call.groups.iter().filter(|group| self.version(group) != group.version);
+        let stale = call.groups.iter().filter(|group| self.is_stale(call, group));
         let stale: Vec<_> = stale
             .map(|group| StaleAccount {
                 account: group.account.clone(),
@@ -65,11 +69,44 @@ impl Shard {
             }
             return Err(Reply::Dead(self.notes_in(&call.ranges)));
         }
-        self.check_outbox(&call.stamp)
+        self.check_outbox(&call.stamp)?;
+        self.check_room(call)
     }
 
-    fn version(&self, group: &Group) -> u64 {
-        self.accounts.get(&group.account).map_or(0, |account| account.version)
+    /// A day whose sets are full gets more before anything is remembered in it.
+    fn check_room(&mut self, call: &ApplyCall) -> Result<(), Reply<Applied>> {
+        let mut stale = Vec::new();
+        for group in &call.groups {
+            let mut grown = Vec::new();
+            for (days, run) in group.runs(call.stamp.restamp_tolerance_ms) {
+                let full = self
+                    .seen
+                    .get(&(group.account.clone(), days.own))
+                    .is_some_and(|sets| !sets.has_room(run, call.stamp.set_members_max));
+                if full && !grown.contains(&days.own) {
+                    grown.push(days.own);
+                    let sets = self.seen.get_mut(&(group.account.clone(), days.own)).expect("it is full");
+                    sets.layout = sets.layout.grown(run.len(), call.stamp.set_members_max);
+                    let account = self.accounts.get_mut(&group.account).expect("it has days");
+                    account.days.insert(days.own, sets.layout.clone());
+                }
+            }
+            if !grown.is_empty() {
+                let view = self.accounts.get(&group.account).map(|account| account.view());
+                stale.push(StaleAccount { account: group.account.clone(), view });
+            }
+        }
+        if stale.is_empty() { Ok(()) } else { Err(Reply::Stale(stale)) }
+    }
+
+    fn is_stale(&self, call: &ApplyCall, group: &Group) -> bool {
+        let Some(account) = self.accounts.get(&group.account) else { return group.version != 0 };
+        let other_days = |(days, _): (Days, _)| {
+            let (own, neighbour) = layouts_of(&group.days, days);
+            account.days.get(&days.own).is_some_and(|stored| stored != own)
+                || days.neighbour.is_some_and(|day| account.days.get(&day) != neighbour)
+        };
+        account.version != group.version || group.runs(call.stamp.restamp_tolerance_ms).any(other_days)
     }
 
     fn write(&mut self, call: &ApplyCall) -> Applied {
@@ -95,13 +132,16 @@ impl Shard {
 
     fn decide(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent, denied: &mut Denied) -> Verdict {
         let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
-        let member = event.event.identity.member;
-        let in_day = |day: i64| self.seen.get(&(group.account.clone(), day)).is_some_and(|set| set.contains(&member));
+        let identity = event.event.identity;
+        let in_day =
+            |day: i64| self.seen.get(&(group.account.clone(), day)).is_some_and(|sets| sets.contains(identity));
         let duplicate = in_day(days.own) || days.neighbour.is_some_and(in_day);
         // Each event is remembered in its own day, a duplicate too: the next retry may be nearer to that one.
-        self.seen.entry((group.account.clone(), days.own)).or_default().insert(member);
+        let (layout, _) = layouts_of(&group.days, days);
+        let begun = self.seen.entry((group.account.clone(), days.own)).or_insert_with(|| DaySets::new(layout.clone()));
+        begun.insert(identity);
         let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
-        account.days.entry(days.own).or_insert(1);
+        account.days.entry(days.own).or_insert_with(|| layout.clone());
         if duplicate {
             return Verdict::Duplicate;
         }

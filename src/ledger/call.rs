@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::account::{AccountConfig, AccountView, Grant};
 use super::catalogue::{CatalogueId, Overage};
 use super::cycle::Cycle;
-use super::event::{Class, UsageEvent};
+use super::day::CallDay;
+use super::event::{Class, Days, UsageEvent};
 use super::outcome::{DeadReason, Outcome, Verdict};
 
 /// The layout of what is stored. A program refuses a state with a newer one.
@@ -73,6 +74,35 @@ pub struct Range {
     pub to: i64,
     /// Repeats of an event of the same call; counted as duplicates.
     pub repeats: u32,
+    /// The last record below `to`, where the worker has read one.
+    pub last: Option<LastRead>,
+}
+
+/// A record by which a log is known again, and the time that its partition has reached with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastRead {
+    pub anchor: Anchor,
+    pub reached_ms: i64,
+}
+
+/// The offset of a record, and a hash of what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Anchor {
+    pub offset: i64,
+    pub fingerprint: u64,
+}
+
+impl fmt::Display for Anchor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.offset, self.fingerprint)
+    }
+}
+
+impl Anchor {
+    pub fn parse(text: &str) -> Option<Anchor> {
+        let (offset, fingerprint) = text.split_once(':')?;
+        Some(Anchor { offset: offset.parse().ok()?, fingerprint: fingerprint.parse().ok()? })
+    }
 }
 
 /// What every call carries beside its ranges.
@@ -86,6 +116,8 @@ pub struct Stamp {
     pub restamp_tolerance_ms: i64,
     /// Entries in a shard's outbox beyond which it takes nothing more.
     pub outbox_max: usize,
+    /// Identities in a set beyond which its day gets more sets.
+    pub set_members_max: usize,
 }
 
 /// Usage events of one shard, and ranges of offsets.
@@ -99,6 +131,9 @@ pub struct ApplyCall {
     /// After a shard has fallen back to an older state, usage waits until the commands up to here are applied
     /// again: they were there when it was decided first.
     pub commands_first: Option<i64>,
+    /// Where the shard was, as the worker knows, in its partitions that the call has no range of. One that is behind
+    /// has fallen back: what was published about its records must be known before anything is decided.
+    pub others: Vec<(Partition, i64)>,
     /// Records found dead whose dead letters are not in Kafka yet: the shard notes them and answers `Dead`.
     pub found: Vec<Note>,
     /// Records that end as dead letters, which are in Kafka.
@@ -121,7 +156,17 @@ pub struct Group {
     /// The version that the events were priced by; 0 if the worker does not know the account.
     pub version: u64,
     pub overage: Overage,
+    /// The days of its events and their neighbours, as far as they are known or begun.
+    pub days: Vec<CallDay>,
     pub events: Vec<CallEvent>,
+}
+
+impl Group {
+    /// The events in their order, cut where the days change that they ask for.
+    pub fn runs(&self, restamp_tolerance_ms: i64) -> impl Iterator<Item = (Days, &[CallEvent])> {
+        let days = move |event: &CallEvent| Days::of(event.event.time_ms, restamp_tolerance_ms);
+        self.events.chunk_by(move |a, b| days(a) == days(b)).map(move |run| (days(&run[0]), run))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -234,6 +279,8 @@ pub enum Reply<T> {
     DoneBefore,
     /// The stored position of each range of the call.
     OtherPosition(Vec<i64>),
+    /// The ranges fit, but another partition is behind where it was.
+    FellBack,
     OtherCatalogue(CatalogueId),
     Stale(Vec<StaleAccount>),
     /// An account that was made has vanished from the store. The ledger itself loses none.
@@ -257,6 +304,7 @@ impl<T> Reply<T> {
             Reply::OtherGeneration(_) => "other_generation",
             Reply::DoneBefore => "done_before",
             Reply::OtherPosition(_) => "other_position",
+            Reply::FellBack => "fell_back",
             Reply::OtherCatalogue(_) => "other_catalogue",
             Reply::Stale(_) => "stale",
             Reply::AccountLost(_) => "account_lost",

@@ -71,6 +71,9 @@ impl Days {
     }
 }
 
+/// Events of a call.
+pub type CallEvents<'a> = &'a [super::call::CallEvent];
+
 /// What an event of an account costs; in a call, events that cost the same share it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Class {

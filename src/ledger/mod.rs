@@ -17,9 +17,13 @@ pub mod command;
 pub mod credits;
 /// Billing cycles: where one ends and the next begins.
 pub mod cycle;
+/// The days whose identities are kept, and their sets.
+pub mod day;
 /// A usage event, its identity and its price.
 pub mod event;
 /// What a record can end as, and why.
 pub mod outcome;
 /// One shard: the fence, the accounts and what was already seen.
 pub mod shard;
+/// Meter time, the floor, and what is forgotten below it.
+pub mod time;

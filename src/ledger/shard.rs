@@ -6,9 +6,10 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::account::{AccountConfig, AccountView, Counter, Grant};
-use super::call::{Note, OutboxEntry, Partition, Range, Reply, SCHEMA, Stamp};
+use super::call::{Anchor, Note, OutboxEntry, Partition, Range, Reply, SCHEMA, Stamp};
 use super::catalogue::CatalogueId;
 use super::cycle::Cycle;
+use super::day::{DaySets, Layout};
 use super::outcome::{DeadReason, Outcome};
 
 /// The state of one shard. `None` of it exists before [`Shard::init`].
@@ -17,7 +18,7 @@ pub struct Shard {
     pub fence: Option<Fence>,
     pub accounts: HashMap<Arc<str>, Account>,
     /// Identities decided, by account and UTC day.
-    pub seen: HashMap<(Arc<str>, i64), BTreeSet<i64>>,
+    pub seen: HashMap<(Arc<str>, i64), DaySets>,
     /// Identities of the commands that were applied to an account. Never forgotten.
     pub commands_seen: HashMap<Arc<str>, BTreeSet<i64>>,
     pub notes: BTreeMap<(Partition, i64), DeadReason>,
@@ -40,6 +41,10 @@ pub struct Fence {
     pub restamp_tolerance_ms: i64,
     /// The next offset to apply. A partition that is not here starts at 0.
     pub positions: BTreeMap<Partition, i64>,
+    /// The last record below each position, by which a topic that was made anew is told.
+    pub anchors: BTreeMap<Partition, Anchor>,
+    /// The time that each partition's records have reached.
+    pub reached: BTreeMap<Partition, i64>,
     /// Records by how they ended.
     pub totals: BTreeMap<(Partition, Outcome), u64>,
 }
@@ -51,8 +56,8 @@ pub struct Account {
     pub cycle: Cycle,
     pub grants: Vec<Grant>,
     pub counters: BTreeMap<String, Counter>,
-    /// Days whose identities are kept, with the number of sub-sets of each.
-    pub days: BTreeMap<i64, u32>,
+    /// Days whose identities are kept, with their sets.
+    pub days: BTreeMap<i64, Layout>,
 }
 
 impl Account {
@@ -62,6 +67,7 @@ impl Account {
             config: self.config.clone(),
             cycle: self.cycle,
             grants: self.grants.clone(),
+            days: self.days.clone(),
         }
     }
 }
@@ -105,6 +111,8 @@ impl Shard {
                 floor_ms: 0,
                 restamp_tolerance_ms: 0,
                 positions: call.starts.iter().copied().collect(),
+                anchors: BTreeMap::new(),
+                reached: BTreeMap::new(),
                 totals: BTreeMap::new(),
             });
             return InitReply::Ready;
@@ -169,6 +177,10 @@ impl Shard {
         let fence = self.fence.as_mut().expect("check_fence saw it");
         for range in ranges {
             fence.positions.insert(range.partition, range.to);
+            if let Some(last) = range.last {
+                fence.anchors.insert(range.partition, last.anchor);
+                fence.reached.insert(range.partition, last.reached_ms);
+            }
             self.notes.retain(|&(partition, offset), _| partition != range.partition || offset >= range.to);
         }
         fence.restamp_tolerance_ms = fence.restamp_tolerance_ms.max(stamp.restamp_tolerance_ms);

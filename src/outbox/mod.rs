@@ -185,10 +185,17 @@ mod tests {
                 first_start: true,
             },
         );
-        let stamp = Stamp { generation, catalogue, usage_topic: "u".into(), restamp_tolerance_ms: 0, outbox_max: 10 };
+        let stamp = Stamp {
+            generation,
+            catalogue,
+            usage_topic: "u".into(),
+            restamp_tolerance_ms: 0,
+            outbox_max: 10,
+            set_members_max: 9,
+        };
         let call = CommandCall {
             stamp: Arc::new(stamp),
-            range: Range { partition: Partition::COMMANDS, from: 0, to: 1, repeats: 0 },
+            range: Range { partition: Partition::COMMANDS, from: 0, to: 1, repeats: 0, last: None },
             account: "acme".into(),
             version: 0,
             command_id: "c1".into(),

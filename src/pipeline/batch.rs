@@ -11,6 +11,7 @@ use crate::ledger::account::AccountView;
 use crate::ledger::call::{ApplyCall, CallEvent, Change, CommandCall, Group, Note, Partition, Range, Stamp};
 use crate::ledger::catalogue::{Catalogue, Overage};
 use crate::ledger::command::{Command, decide};
+use crate::ledger::day::{CallDay, Layout};
 use crate::ledger::event::{Class, Days, Judge, UsageEvent, cost, price};
 use crate::ledger::outcome::DeadReason;
 
@@ -54,6 +55,8 @@ pub struct Known<'a> {
     pub recorded: &'a Recorded,
     /// See [`ApplyCall::commands_first`].
     pub commands_first: Option<i64>,
+    /// See [`ApplyCall::others`].
+    pub others: Vec<(Partition, i64)>,
 }
 
 impl Batch {
@@ -89,6 +92,29 @@ impl Batch {
     }
 }
 
+/// The days that a group asks for: as the worker knows them, and those of its events that it does not know begun anew.
+fn call_days(group: &Group, known: Option<&BTreeMap<i64, Layout>>, stamp: &Stamp) -> Vec<CallDay> {
+    let mut own: BTreeMap<i64, usize> = BTreeMap::new();
+    let mut days = Vec::new();
+    let add = |days: &mut Vec<CallDay>, day: i64| {
+        let layout = known.and_then(|known| known.get(&day));
+        if let Some(layout) = layout.filter(|_| days.iter().all(|known: &CallDay| known.day != day)) {
+            days.push(CallDay { day, layout: layout.clone(), known: true });
+        }
+    };
+    for (each, run) in group.runs(stamp.restamp_tolerance_ms) {
+        *own.entry(each.own).or_default() += run.len();
+        add(&mut days, each.own);
+        each.neighbour.into_iter().for_each(|neighbour| add(&mut days, neighbour));
+    }
+    for (day, events) in own {
+        if days.iter().all(|known| known.day != day) {
+            days.push(CallDay { day, layout: Layout::first(events, stamp.set_members_max), known: false });
+        }
+    }
+    days
+}
+
 struct Builder<'a> {
     batch: &'a Batch,
     catalogue: &'a Catalogue,
@@ -111,6 +137,7 @@ impl<'a> Builder<'a> {
             ranges: batch.ranges.clone(),
             commands_end: batch.commands_end,
             commands_first: known.commands_first,
+            others: known.others.clone(),
             found: Vec::new(),
             dead,
             classes: Vec::new(),
@@ -137,11 +164,17 @@ impl<'a> Builder<'a> {
                 Body::Usage(event) => self.usage(record, event),
                 Body::Dead { reason, .. } => self.found(record, *reason),
                 Body::Command(_) => unreachable!("a command that is not dead has a batch of its own"),
+                Body::Tick => unreachable!("a tick has no lane"),
             }
+        }
+        for group in &mut self.call.groups {
+            let known = self.accounts.get(&group.account).map(|account| &account.days);
+            group.days = call_days(group, known, &self.call.stamp);
         }
         if self.call.events() == 0 {
             // The commands themselves, and the ends of partitions, wait for nothing.
             self.call.commands_first = None;
+            self.call.others.clear();
         }
         self.call
     }
@@ -182,6 +215,7 @@ impl<'a> Builder<'a> {
             account: event.account.clone(),
             version: account.map_or(0, |account| account.version),
             overage,
+            days: Vec::new(),
             events: Vec::new(),
         });
         self.group_of.insert(&event.account, index);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::batch::{Batch, Call, DeadNotes};
 use super::record::Record;
-use crate::ledger::call::{Input, Partition, Range};
+use crate::ledger::call::{Input, LastRead, Partition, Range};
 
 #[derive(Debug, Default)]
 pub struct Lane {
@@ -26,6 +26,8 @@ pub struct Lane {
     pub commands_first: Option<i64>,
     /// The question for the shard's positions that has no answer yet, and that no call has overtaken.
     pub probe: Option<u64>,
+    /// The shard has fallen back in some partition; how far in the others must be asked.
+    pub suspect: bool,
     pub work: Work,
 }
 
@@ -67,6 +69,15 @@ pub enum Work {
     DeadLetters { id: u64, batch: Batch },
     /// Nothing goes to this shard any more, and the reason is in the log.
     Halted,
+}
+
+/// How far a partition was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadTo {
+    /// All records below were read.
+    pub offset: i64,
+    /// The last of them since the partition was assigned, with the largest time of all.
+    pub last: Option<LastRead>,
 }
 
 /// What became of a record.
@@ -141,6 +152,13 @@ impl Lane {
         self.marks.get(&partition).map(|mark| mark.applied)
     }
 
+    /// Where the shard was after the last answer, in the partitions that the ranges leave out.
+    pub fn others(&self, ranges: &[Range]) -> Vec<(Partition, i64)> {
+        let in_ranges = |partition: Partition| ranges.iter().any(|range| range.partition == partition);
+        let others = self.marks.iter().filter(|(partition, _)| !in_ranges(**partition));
+        others.map(|(partition, mark)| (*partition, mark.applied)).collect()
+    }
+
     /// When the oldest record that is not applied yet was appended.
     pub fn oldest_append_ms(&self, partition: Partition) -> Option<i64> {
         let waiting = self.commands.iter().chain(&self.usage);
@@ -148,7 +166,7 @@ impl Lane {
     }
 
     /// The next batch, if one is due. `read` gives the offset up to which a partition was read.
-    pub fn cut(&mut self, bounds: Bounds, now_ms: u64, read: impl Fn(Partition) -> i64) -> Option<Batch> {
+    pub fn cut(&mut self, bounds: Bounds, now_ms: u64, read: impl Fn(Partition) -> ReadTo) -> Option<Batch> {
         let sweep = now_ms >= self.swept_at_ms + SWEEP_EVERY_MS;
         if let Some(command) = self.commands.pop_front() {
             return Some(self.batch(vec![command], None));
@@ -160,7 +178,11 @@ impl Lane {
             let mark = self.marks.get_mut(&range.partition).expect("a range's partition has a mark");
             if mark.queued == 0 {
                 // Offsets between the last record and what was read hold nothing for this shard.
-                range.to = mark.known.max(read(range.partition));
+                let read = read(range.partition);
+                range.to = mark.known.max(read.offset);
+                if range.to == read.offset {
+                    range.last = read.last.or(range.last);
+                }
                 mark.sent = range.to;
             }
         }
@@ -229,43 +251,48 @@ impl Lane {
 
     /// Takes records out of the lane's counts, with a range for each of their partitions.
     fn batch(&mut self, records: Vec<Record>, commands_end: Option<i64>) -> Batch {
-        let mut ends: BTreeMap<Partition, i64> = BTreeMap::new();
+        let mut ends: BTreeMap<Partition, (i64, Option<LastRead>)> = BTreeMap::new();
         for record in &records {
-            ends.insert(record.partition, record.offset + 1);
+            ends.insert(record.partition, (record.offset + 1, Some(record.last_read())));
             self.marks.get_mut(&record.partition).expect("a queued record's partition has a mark").queued -= 1;
         }
-        let ranges = ends.into_iter().map(|(partition, to)| self.range(partition, to)).collect();
+        let ranges = ends.into_iter().map(|(partition, (to, last))| self.range(partition, to, last)).collect();
         Batch { records, ranges, commands_end }
     }
 
-    fn range(&mut self, partition: Partition, to: i64) -> Range {
+    fn range(&mut self, partition: Partition, to: i64, last: Option<LastRead>) -> Range {
         let mark = self.marks.get_mut(&partition).expect("a range's partition has a mark");
-        let range = Range { partition, from: mark.sent, to, repeats: 0 };
+        let range = Range { partition, from: mark.sent, to, repeats: 0, last };
         mark.sent = to;
         range
     }
 
     /// Ranges of partitions that hold nothing for this shard, so that its positions do not stand still.
-    fn idle_ranges(&mut self, batch: &mut Batch, read: impl Fn(Partition) -> i64) {
+    fn idle_ranges(&mut self, batch: &mut Batch, read: impl Fn(Partition) -> ReadTo) {
         let idle: Vec<_> = self
             .marks
             .iter()
             .filter(|(partition, mark)| {
                 let in_batch = batch.ranges.iter().any(|range| range.partition == **partition);
-                mark.queued == 0 && !in_batch && mark.sent < mark.known.max(read(**partition))
+                mark.queued == 0 && !in_batch && mark.sent < mark.known.max(read(**partition).offset)
             })
-            .map(|(partition, mark)| (*partition, mark.known.max(read(*partition))))
+            .map(|(partition, mark)| {
+                let read = read(*partition);
+                let to = mark.known.max(read.offset);
+                (*partition, to, read.last.filter(|_| to == read.offset))
+            })
             .take(RANGES_MAX.saturating_sub(batch.ranges.len()))
             .collect();
-        for (partition, to) in idle {
-            let range = self.range(partition, to);
+        for (partition, to, last) in idle {
+            let range = self.range(partition, to, last);
             batch.ranges.push(range);
         }
     }
 
     /// Whether some partition was read further than this shard knows.
-    pub fn behind(&self, read: impl Fn(Partition) -> i64) -> bool {
-        self.marks.iter().any(|(partition, mark)| mark.queued == 0 && mark.sent < mark.known.max(read(*partition)))
+    pub fn behind(&self, read: impl Fn(Partition) -> ReadTo) -> bool {
+        let to = |partition: Partition, mark: &Mark| mark.known.max(read(partition).offset);
+        self.marks.iter().any(|(partition, mark)| mark.queued == 0 && mark.sent < to(*partition, mark))
     }
 
     /// The batch is in the shard.
@@ -286,7 +313,9 @@ impl Lane {
             }
         }
         for record in batch.records.into_iter().rev() {
-            self.marks.get_mut(&record.partition).expect("a queued record's partition has a mark").queued += 1;
+            // A partition that was halted meanwhile has no mark any more.
+            let Some(mark) = self.marks.get_mut(&record.partition) else { continue };
+            mark.queued += 1;
             if record.partition.input == Input::Commands {
                 self.commands.push_front(record);
             } else {
@@ -311,8 +340,15 @@ impl Lane {
         self.start(partition, position);
     }
 
+    /// Nothing more of a partition goes to this shard.
+    pub fn forget(&mut self, partition: Partition) {
+        self.drop_records(|record| record.partition == partition);
+        self.marks.remove(&partition);
+    }
+
     pub fn halt(&mut self) {
         self.drop_records(|_| true);
+        self.suspect = false;
         self.work = Work::Halted;
     }
 

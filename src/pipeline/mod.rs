@@ -14,20 +14,24 @@ pub mod recorded;
 /// What a call has changed.
 pub mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::ledger::call::{Applied, Commanded, Input as Topic, Note, Partition, Reply, StaleAccount, Stamp};
+use crate::ledger::call::{
+    Applied, ApplyCall, Commanded, Input as Topic, LastRead, Note, Partition, Reply, StaleAccount, Stamp,
+};
 use crate::ledger::catalogue::Catalogue;
 
 use batch::{Accounts, Batch, Call, Known};
-use lane::{Bounds, Hold, Lane, Push, Work};
-use record::Record;
+use lane::{Bounds, Hold, Lane, Push, ReadTo, Work};
+use record::{Body, Record};
 use recorded::{Decision, Published, Recorded};
 use report::Report;
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
 const ACCOUNTS_MAX: usize = 200_000;
+/// Days of an account that a worker remembers; the shard tells those that it has forgotten.
+const DAYS_KNOWN_MAX: usize = 64;
 /// The wait before a call without an answer goes out again, doubled up to the longest.
 const RETRY_MIN_MS: u64 = 20;
 const RETRY_MAX_MS: u64 = 2_000;
@@ -38,6 +42,15 @@ pub struct Settings {
     pub bounds: Bounds,
     /// Records that wait before the worker stops reading.
     pub queue_max: usize,
+    pub dead_limit: DeadLimit,
+}
+
+/// Beyond so many dead records among so many offsets of a partition it halts: a bad price list or program must not
+/// drain a topic into the dead letters.
+#[derive(Clone, Copy, Debug)]
+pub struct DeadLimit {
+    pub records: usize,
+    pub among: i64,
 }
 
 /// What happens to the pipeline.
@@ -88,6 +101,11 @@ pub enum Input {
         id: u64,
         generation: Option<String>,
         positions: BTreeMap<Partition, i64>,
+    },
+    /// Nothing may be sent to a shard any more.
+    Halt {
+        shard: u32,
+        reason: String,
     },
     Tick,
 }
@@ -147,6 +165,11 @@ pub enum Effect {
         shard: u32,
         reason: String,
     },
+    /// Nothing more of a partition is applied; it need not be read.
+    HaltedPartition {
+        partition: Partition,
+        reason: String,
+    },
 }
 
 /// How far a partition is.
@@ -167,6 +190,8 @@ pub struct Pipeline {
     accounts: Accounts,
     partitions: BTreeMap<Partition, Reading>,
     lanes: Vec<Lane>,
+    /// Dead records by partition, in the window that began at the offset.
+    dead: BTreeMap<Partition, DeadWindow>,
     /// What the question is about that has no answer yet.
     recalling: Option<u64>,
     /// A partition was assigned or rewound: what was published about its records is not known.
@@ -176,10 +201,15 @@ pub struct Pipeline {
     stopping: bool,
 }
 
+#[derive(Clone, Debug, Default)]
+struct DeadWindow {
+    start: i64,
+    offsets: BTreeSet<i64>,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Reading {
-    /// All records below were read.
-    read: i64,
+    read: ReadTo,
     epoch: u32,
 }
 
@@ -193,6 +223,7 @@ impl Pipeline {
             accounts: Accounts::default(),
             partitions: BTreeMap::new(),
             lanes,
+            dead: BTreeMap::new(),
             recalling: None,
             forgetful: false,
             recorded: Recorded::default(),
@@ -223,10 +254,11 @@ impl Pipeline {
             Input::Positions { shard, id, generation, positions } => {
                 self.probed(shard, id, generation, &positions, &mut effects);
             }
+            Input::Halt { shard, reason } => self.halt(shard, &mut effects, reason),
             Input::Tick => {}
         }
-        if std::mem::take(&mut self.forgetful) {
-            self.recall(&mut effects);
+        if self.forgetful {
+            self.ask_suspects(&mut effects);
         }
         if !self.stopping {
             for shard in 0..self.settings.shards {
@@ -252,7 +284,8 @@ impl Pipeline {
             return None;
         }
         let bounds = self.settings.bounds;
-        let waits = |lane: &&Lane| self.recalling.is_some() && matches!(lane.work, Work::Idle);
+        let unsure = self.forgetful || self.recalling.is_some();
+        let waits = |lane: &&Lane| unsure && matches!(lane.work, Work::Idle);
         let lanes = self.lanes.iter().filter(|lane| !waits(lane));
         lanes.filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)))).min()
     }
@@ -261,7 +294,7 @@ impl Pipeline {
         let progress = |(&partition, reading): (&Partition, &Reading)| Progress {
             partition,
             applied: self.lanes.iter().filter_map(|lane| lane.applied(partition)).min().unwrap_or(0),
-            read: reading.read,
+            read: reading.read.offset,
             oldest_append_ms: self.lanes.iter().filter_map(|lane| lane.oldest_append_ms(partition)).min(),
         };
         self.partitions.iter().map(progress).collect()
@@ -284,12 +317,13 @@ impl Pipeline {
         &mut self.lanes[shard as usize]
     }
 
-    fn read(&self, partition: Partition) -> i64 {
-        self.partitions.get(&partition).map_or(0, |reading| reading.read)
+    fn read(&self, partition: Partition) -> ReadTo {
+        self.partitions.get(&partition).map(|reading| reading.read).unwrap_or_default()
     }
 
     fn assigned(&mut self, partitions: Vec<(Partition, Vec<i64>)>) {
         self.partitions.clear();
+        self.dead.clear();
         self.recorded = Recorded::default();
         self.recalling = None;
         self.forgetful = true;
@@ -298,12 +332,32 @@ impl Pipeline {
         }
         for (partition, positions) in partitions {
             assert_eq!(positions.len(), self.lanes.len(), "every shard has a position");
-            let read = positions.iter().copied().min().unwrap_or(0);
+            let read = ReadTo { offset: positions.iter().copied().min().unwrap_or(0), last: None };
             self.partitions.insert(partition, Reading { read, epoch: 0 });
             for (lane, position) in self.lanes.iter_mut().zip(positions) {
                 lane.start(partition, position);
             }
         }
+    }
+
+    /// First where the shards are that fell back, in all partitions, then what was published from there on.
+    fn ask_suspects(&mut self, effects: &mut Vec<Effect>) {
+        let suspects: Vec<u32> = (0..self.settings.shards).filter(|shard| self.lane(*shard).suspect).collect();
+        if suspects.is_empty() {
+            self.forgetful = false;
+            return self.recall(effects);
+        }
+        for shard in suspects {
+            if self.lane(shard).probe.is_none() {
+                self.ask_positions(shard, effects);
+            }
+        }
+    }
+
+    fn ask_positions(&mut self, shard: u32, effects: &mut Vec<Effect>) {
+        let id = self.next_id();
+        self.lane(shard).probe = Some(id);
+        effects.push(Effect::AskPositions { shard, id });
     }
 
     /// Redis may be older than what was published: nothing is decided before it is known.
@@ -344,10 +398,13 @@ impl Pipeline {
             return;
         };
         if let Some(last) = records.last() {
-            reading.read = reading.read.max(last.offset + 1);
+            let before_ms = reading.read.last.map_or(i64::MIN, |last| last.reached_ms);
+            let reached_ms = records.iter().map(|record| record.append_ms).max().unwrap_or(i64::MIN).max(before_ms);
+            reading.read.offset = reading.read.offset.max(last.offset + 1);
+            reading.read.last = Some(LastRead { reached_ms, ..last.last_read() });
         }
         let shards = self.settings.shards;
-        for record in records {
+        for record in records.into_iter().filter(|record| !matches!(record.body, Body::Tick)) {
             let shard = record.shard(shards);
             let (partition, offset) = (record.partition, record.offset);
             if self.lane(shard).push(record, now_ms) == Push::Contradiction {
@@ -362,7 +419,7 @@ impl Pipeline {
 
     fn read_to(&mut self, partition: Partition, epoch: u32, offset: i64) {
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|reading| reading.epoch == epoch) {
-            reading.read = reading.read.max(offset);
+            reading.read.offset = reading.read.offset.max(offset);
         }
     }
 
@@ -370,10 +427,10 @@ impl Pipeline {
     fn advance(&mut self, now_ms: u64, shard: u32, effects: &mut Vec<Effect>) {
         let bounds = self.settings.bounds;
         let partitions = &self.partitions;
-        let read = |partition: Partition| partitions.get(&partition).map_or(0, |reading| reading.read);
+        let read = |partition: Partition| partitions.get(&partition).map(|reading| reading.read).unwrap_or_default();
         let lane = &mut self.lanes[shard as usize];
         match &lane.work {
-            Work::Idle if self.recalling.is_some() => {}
+            Work::Idle if self.forgetful || self.recalling.is_some() => {}
             Work::Idle => {
                 if let Some(batch) = lane.cut(bounds, now_ms, read) {
                     self.send(shard, batch, effects);
@@ -395,14 +452,25 @@ impl Pipeline {
                 lane.dead.insert((record.partition, record.offset), *reason);
             }
         }
+        let dead = &lane.dead;
         let call = batch.call(&Known {
             stamp: &self.stamp,
             catalogue: &self.catalogue,
             accounts: &self.accounts,
-            dead: &lane.dead,
+            dead,
             recorded: &self.recorded,
             commands_first: lane.commands_first,
+            others: lane.others(&batch.ranges),
         });
+        // Before they are noted: a note decides for ever.
+        let found = match &call {
+            Call::Apply(call) => call.found.clone(),
+            Call::Command(_) => Vec::new(),
+        };
+        if let Some(partition) = self.too_many_dead(&found) {
+            self.lane(shard).put_back(batch, 0);
+            return self.halt_partition(partition, effects);
+        }
         self.send_again(shard, batch, call, 0, effects);
     }
 
@@ -442,8 +510,11 @@ impl Pipeline {
                 lane.work = Work::Retry { at_ms: now_ms + wait, batch, call, attempts: attempts + 1 };
             }
             Answer::Apply(Reply::Applied(applied)) => {
-                if matches!(&call, Call::Apply(call) if call.commands_first.is_some()) {
-                    self.lane(shard).commands_first = None;
+                if let Call::Apply(call) = &call {
+                    if call.commands_first.is_some() {
+                        self.lane(shard).commands_first = None;
+                    }
+                    self.learn_days(call);
                 }
                 let report = Report::of(&batch, &call, &applied.verdicts, None);
                 self.applied(shard, &batch, report, applied.outbox, effects);
@@ -476,6 +547,12 @@ impl Pipeline {
             Reply::Applied(_) | Reply::OutboxFull { .. } => unreachable!("the caller has taken them"),
             Reply::DoneBefore => self.lane(shard).applied_up_to(&batch),
             Reply::OtherPosition(stored) => self.other_position(now_ms, shard, batch, &stored, effects),
+            Reply::FellBack => {
+                let lane = self.lane(shard);
+                lane.put_back(batch, now_ms);
+                lane.suspect = true;
+                self.forgetful = true;
+            }
             Reply::Stale(stale) => {
                 self.learn(stale);
                 self.send(shard, batch, effects);
@@ -488,7 +565,10 @@ impl Pipeline {
                 let new: Vec<Note> =
                     notes.into_iter().filter(|note| lane.dead.insert(key(note), note.reason).is_none()).collect();
                 lane.work = Work::DeadLetters { id, batch };
-                effects.push(Effect::ProduceDeadLetters { shard, id, notes: new });
+                effects.push(Effect::ProduceDeadLetters { shard, id, notes: new.clone() });
+                if let Some(partition) = self.too_many_dead(&new) {
+                    self.halt_partition(partition, effects);
+                }
             }
             Reply::OtherGeneration(stored) => self.other_generation(shard, stored, effects),
             Reply::AccountLost(account) => {
@@ -536,6 +616,50 @@ impl Pipeline {
         effects.push(Effect::Halted { shard, reason });
     }
 
+    /// The days that a call has begun are known from now on.
+    fn learn_days(&mut self, call: &ApplyCall) {
+        for group in call.groups.iter().filter(|group| group.days.iter().any(|day| !day.known)) {
+            let Some(account) = self.accounts.get_mut(&group.account) else { continue };
+            for day in group.days.iter().filter(|day| !day.known) {
+                account.days.insert(day.day, day.layout.clone());
+            }
+            while account.days.len() > DAYS_KNOWN_MAX {
+                account.days.pop_first();
+            }
+        }
+    }
+
+    /// The partition that has more dead records than it may.
+    fn too_many_dead(&mut self, notes: &[Note]) -> Option<Partition> {
+        let limit = self.settings.dead_limit;
+        for note in notes {
+            let window = self.dead.entry(note.partition).or_default();
+            if note.offset >= window.start + limit.among {
+                *window = DeadWindow { start: note.offset, ..DeadWindow::default() };
+            }
+            window.offsets.insert(note.offset);
+            if window.offsets.len() > limit.records {
+                return Some(note.partition);
+            }
+        }
+        None
+    }
+
+    fn halt_partition(&mut self, partition: Partition, effects: &mut Vec<Effect>) {
+        if self.partitions.remove(&partition).is_none() {
+            return;
+        }
+        for lane in &mut self.lanes {
+            lane.forget(partition);
+        }
+        let DeadLimit { records, among } = self.settings.dead_limit;
+        let reason = format!(
+            "{partition}: more than {records} of {among} records are dead (the log and the dead-letter topic say why): \
+             mend their producer, the catalogue or this program, or raise events.dead_letters_max, and restart the worker"
+        );
+        effects.push(Effect::HaltedPartition { partition, reason });
+    }
+
     fn learn(&mut self, stale: Vec<StaleAccount>) {
         if self.accounts.len() + stale.len() > ACCOUNTS_MAX {
             self.accounts.clear();
@@ -562,11 +686,8 @@ impl Pipeline {
 
     fn probe(&mut self, effects: &mut Vec<Effect>) {
         for shard in 0..self.settings.shards {
-            let id = self.next_id();
-            let lane = self.lane(shard);
-            if matches!(lane.work, Work::Idle) {
-                lane.probe = Some(id);
-                effects.push(Effect::AskPositions { shard, id });
+            if matches!(self.lane(shard).work, Work::Idle) {
+                self.ask_positions(shard, effects);
             }
         }
     }
@@ -593,6 +714,7 @@ impl Pipeline {
             let position = positions.get(&partition).copied().unwrap_or(0);
             self.follow(shard, partition, position, effects);
         }
+        self.lane(shard).suspect = false;
     }
 
     /// Takes an idle lane to where its shard is.
@@ -607,11 +729,12 @@ impl Pipeline {
 
     /// The shard has lost what it had applied (an older copy was restored, or a replica took over).
     fn rewind(&mut self, shard: u32, partition: Partition, position: i64, effects: &mut Vec<Effect>) {
-        let read = self.read(partition);
+        let read = self.read(partition).offset;
         // The other lanes skip what they have had when it comes again.
         self.lane(shard).rewind_to(partition, position);
+        self.lane(shard).suspect = true;
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
-            *reading = Reading { read: position, epoch: reading.epoch + 1 };
+            *reading = Reading { read: ReadTo { offset: position, last: None }, epoch: reading.epoch + 1 };
             effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch });
         }
         self.forgetful = true;

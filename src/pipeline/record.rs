@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ledger::call::Partition;
+use crate::ledger::call::{Anchor, LastRead, Partition};
 use crate::ledger::command::Command;
 use crate::ledger::event::UsageEvent;
 use crate::ledger::outcome::DeadReason;
@@ -16,6 +16,8 @@ pub struct Record {
     pub append_ms: i64,
     /// Of key and value, for the bounds of batches.
     pub bytes: usize,
+    /// Of what the record holds: tells whether a log is still the one that was read.
+    pub fingerprint: u64,
     pub body: Body,
 }
 
@@ -23,6 +25,8 @@ pub struct Record {
 pub enum Body {
     Usage(Arc<UsageEvent>),
     Command(Box<Command>),
+    /// Nothing but a time: `credits.tick.v1`.
+    Tick,
     /// Cannot be judged. It belongs to its account's shard where the bytes name an account: which shard a
     /// record belongs to must not depend on a setting or a version.
     Dead {
@@ -36,8 +40,15 @@ impl Record {
         match &self.body {
             Body::Usage(event) => Some(&event.account),
             Body::Command(command) => Some(&command.account),
+            Body::Tick => None,
             Body::Dead { account, .. } => account.as_ref(),
         }
+    }
+
+    /// What a shard remembers of the log with its position.
+    pub fn last_read(&self) -> LastRead {
+        let anchor = Anchor { offset: self.offset, fingerprint: self.fingerprint };
+        LastRead { anchor, reached_ms: self.append_ms }
     }
 
     /// The shard that the record belongs to.

@@ -3,6 +3,7 @@
 //! All keys of a shard carry its hash tag, so that a script's keys lie in one slot of a Redis Cluster.
 //! Nothing that decides expires by a Redis TTL: it is deleted by meter time.
 
+use crate::ledger::day::SetIndex;
 use crate::ledger::shard::shard_of;
 
 /// Slots of a Redis Cluster.
@@ -18,6 +19,8 @@ pub enum Key<'a> {
     /// - `schema`, `generation`, `shards`, `catalogue_version`, `catalogue_hash`
     /// - `meter_time_ms`, `floor_ms` (events dated below are too late), `restamp_tolerance_ms` (largest ever used)
     /// - `position:<input>:<partition>` next offset to apply; absent = 0
+    /// - `anchor:<input>:<partition>` `offset:fingerprint` of the last record below it; absent = none was read
+    /// - `reached:<input>:<partition>` ms, the time of the last records below it; absent = none was read
     /// - `total:<input>:<partition>:<outcome>` records that ended so; absent = 0
     Shard(u32),
     /// `notes` hash `<input>:<partition>@<offset>` -> reason: records found dead that the position has not
@@ -31,7 +34,8 @@ pub enum Key<'a> {
     /// `due` zset account -> time in ms at which it next changes by itself. Every open account is in it.
     Due(u32),
     /// `a:<account>` hash of short fields, so that Redis keeps it packed. Absent = no account.
-    /// - `version` counts puts; `days` ` <day>:<sub-sets>` for each day whose identities are kept
+    /// - `version` counts puts; `days` ` <day>:<layout>` for each day whose identities are kept, where a layout is the
+    ///   number of sets of each generation: `1`, or `1,8,64` for a busy day
     /// - `<type>.granted` thousandths or `unlimited`; `<type>.charged`; `<type>.expired`; absent = 0
     /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put
     /// - `cycle` `number start end` in ms: the open one
@@ -39,8 +43,9 @@ pub enum Key<'a> {
     ///   for each top-up and promo
     Account(&'a str),
     /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it
-    /// stays an intset). Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
-    Day(&'a str, i64),
+    /// stays an intset); `d:<day>.<generation>.<set>:<account>` where a busy day has several.
+    /// Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
+    Day(&'a str, i64, SetIndex),
     /// `c:<account>` set: identities of the commands that were applied to it, for ever. Absent = none.
     Commands(&'a str),
 }
@@ -65,6 +70,15 @@ impl Keys {
         shard_of(account, self.shards())
     }
 
+    /// Matches every key of a shard, for SCAN.
+    pub fn pattern(&self, shard: u32) -> String {
+        let literal = |text: &str| {
+            text.chars().flat_map(|char| if "*?[]^\\".contains(char) { vec!['\\', char] } else { vec![char] }).collect()
+        };
+        let prefix: String = literal(&self.prefix);
+        format!("{prefix}:{{{}}}:*", self.tags[shard as usize])
+    }
+
     pub fn spell(&self, key: Key) -> String {
         let prefix = &self.prefix;
         let tag = |shard: u32| &self.tags[shard as usize];
@@ -77,7 +91,10 @@ impl Keys {
             Key::Relay(shard) => format!("{prefix}:{{{}}}:relay", tag(shard)),
             Key::Due(shard) => format!("{prefix}:{{{}}}:due", tag(shard)),
             Key::Account(account) => format!("{prefix}:{{{}}}:a:{account}", of(account)),
-            Key::Day(account, day) => format!("{prefix}:{{{}}}:d:{day}:{account}", of(account)),
+            Key::Day(account, day, SetIndex::ONLY) => format!("{prefix}:{{{}}}:d:{day}:{account}", of(account)),
+            Key::Day(account, day, SetIndex { generation, set }) => {
+                format!("{prefix}:{{{}}}:d:{day}.{generation}.{set}:{account}", of(account))
+            }
             Key::Commands(account) => format!("{prefix}:{{{}}}:c:{account}", of(account)),
         }
     }
@@ -123,7 +140,7 @@ mod tests {
         let keys = Keys::new("cm", 16);
         let tag_of = |key: String| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
         let shard = tag_of(keys.spell(Key::Shard(keys.shard_of("team}{-7"))));
-        for key in [Key::Account("team}{-7"), Key::Day("team}{-7", 20_000), Key::Commands("team}{-7")] {
+        for key in [Key::Account("team}{-7"), Key::Day("team}{-7", 20_000, SetIndex::ONLY), Key::Commands("team}{-7")] {
             assert_eq!(tag_of(keys.spell(key)), shard);
         }
     }

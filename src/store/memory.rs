@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{AccountState, Root, ShardState, TakeCall, Taken};
+use super::{AccountState, DaysPage, Root, ShardState, TakeCall, Taken};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::shard::{InitCall, InitReply, Shard, shard_of};
+use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 
 #[derive(Clone)]
 pub struct MemoryStore {
@@ -48,6 +49,33 @@ impl MemoryStore {
         Taken::Entries(entries.into_iter().map(|(id, entry)| (id.to_string(), entry)).collect())
     }
 
+    pub fn move_time(&self, shard: u32, call: &TimeCall) -> TimeReply {
+        self.shard(shard).move_time(call)
+    }
+
+    pub fn forget(&self, shard: u32, call: &ForgetCall) -> Option<u64> {
+        self.shard(shard).forget(call)
+    }
+
+    pub fn days(&self, shard: u32, _: u64, _: usize) -> DaysPage {
+        let shard = self.shard(shard);
+        let accounts = shard.accounts.iter().map(|(name, account)| {
+            let days = account.days.iter().map(|(day, layout)| (*day, layout.clone()));
+            (name.clone(), days.collect())
+        });
+        (0, accounts.collect())
+    }
+
+    pub fn has_keys(&self, shard: u32) -> bool {
+        *self.shard(shard) != Shard::default()
+    }
+
+    pub fn wipe(&self, shard: u32) -> u64 {
+        let had = self.has_keys(shard);
+        *self.shard(shard) = Shard::default();
+        u64::from(had)
+    }
+
     pub fn shard_state(&self, shard: u32) -> ShardState {
         let shard = self.shard(shard);
         let Some(fence) = &shard.fence else { return ShardState::default() };
@@ -55,8 +83,10 @@ impl MemoryStore {
             generation: Some(fence.generation.clone()),
             positions: fence.positions.iter().map(|(partition, offset)| (*partition, *offset)).collect(),
             totals: fence.totals.iter().map(|((partition, outcome), n)| (*partition, *outcome, *n)).collect(),
+            anchors: fence.anchors.iter().map(|(partition, anchor)| (*partition, *anchor)).collect(),
             meter_time_ms: fence.meter_time_ms,
             floor_ms: fence.floor_ms,
+            restamp_tolerance_ms: fence.restamp_tolerance_ms,
         }
     }
 

@@ -13,12 +13,16 @@ pub mod scripts;
 /// What the scripts have written, read.
 pub mod stored;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::account::{AccountView, Counter};
-use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, OutboxEntry, Partition, Reply};
+use crate::ledger::call::{Anchor, Applied, ApplyCall, CommandCall, Commanded, OutboxEntry, Partition, Reply};
+use crate::ledger::day::Layout;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
@@ -89,9 +93,15 @@ pub struct ShardState {
     pub generation: Option<String>,
     pub positions: Vec<(Partition, i64)>,
     pub totals: Vec<(Partition, Outcome, u64)>,
+    /// The last record below each position.
+    pub anchors: Vec<(Partition, Anchor)>,
     pub meter_time_ms: i64,
     pub floor_ms: i64,
+    pub restamp_tolerance_ms: i64,
 }
+
+/// Accounts with the days whose identities they keep, and where to go on (0: that was all).
+pub type DaysPage = (u64, Vec<(Arc<str>, Vec<(i64, Layout)>)>);
 
 /// Where the shards are kept.
 #[derive(Clone)]
@@ -134,6 +144,40 @@ impl Store {
 
     pub async fn take(&self, shard: u32, call: &TakeCall) -> Result<Taken, StoreError> {
         either!(self, store => store.take(shard, call))
+    }
+
+    pub async fn move_time(&self, shard: u32, call: &TimeCall) -> Result<TimeReply, StoreError> {
+        either!(self, store => store.move_time(shard, call))
+    }
+
+    pub async fn forget(&self, shard: u32, call: &ForgetCall) -> Result<Option<u64>, StoreError> {
+        either!(self, store => store.forget(shard, call))
+    }
+
+    /// About so many of a shard's open accounts, from a cursor on (0: from the start).
+    pub async fn days(&self, shard: u32, cursor: u64, count: usize) -> Result<DaysPage, StoreError> {
+        either!(self, store => store.days(shard, cursor, count))
+    }
+
+    /// The eviction policy, if it is one that deletes keys.
+    pub async fn evicts(&self) -> Result<Option<String>, StoreError> {
+        match self {
+            Store::Redis(store) => {
+                let info = info::RedisInfo::ask(store).await?;
+                Ok(info.field("maxmemory_policy").filter(|policy| *policy != "noeviction").map(str::to_owned))
+            }
+            Store::Memory(_) => Ok(None),
+        }
+    }
+
+    /// Whether any key of a shard is there.
+    pub async fn has_keys(&self, shard: u32) -> Result<bool, StoreError> {
+        either!(self, store => store.has_keys(shard))
+    }
+
+    /// Deletes all keys of a shard, its fence first.
+    pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
+        either!(self, store => store.wipe(shard))
     }
 
     pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {

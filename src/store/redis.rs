@@ -12,12 +12,16 @@ use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKin
 use tokio::sync::Mutex;
 
 use super::keys::{Key, Keys};
-use super::scripts::{ALL, ApplyScript, CommandScript, Fields, InitScript, RootScript, Script, TakeScript};
-use super::stored::{number, parse_counters, parse_root, parse_view};
-use super::{AccountState, Root, ShardState, StoreError, TakeCall, Taken};
-use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Partition, Reply};
+use super::scripts::{
+    ALL, ApplyScript, CommandScript, Fields, ForgetScript, InitScript, RootScript, Script, TakeScript, TimeScript,
+    WipeScript,
+};
+use super::stored::{number, parse_counters, parse_days, parse_root, parse_view};
+use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
+use crate::ledger::call::{Anchor, Applied, ApplyCall, CommandCall, Commanded, Partition, Reply};
 use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 use crate::metrics;
 
 /// How often a script may be missing in a row before the call is given up: something flushes scripts in a loop.
@@ -119,6 +123,62 @@ impl RedisStore {
         self.run(&TakeScript { shard, call }).await
     }
 
+    pub async fn move_time(&self, shard: u32, call: &TimeCall) -> Result<TimeReply, StoreError> {
+        self.run(&TimeScript { shard, call }).await
+    }
+
+    pub async fn forget(&self, shard: u32, call: &ForgetCall) -> Result<Option<u64>, StoreError> {
+        self.run(&ForgetScript { shard, call }).await
+    }
+
+    pub async fn days(&self, shard: u32, cursor: u64, count: usize) -> Result<DaysPage, StoreError> {
+        let key = self.shared.keys.spell(Key::Due(shard));
+        let (next, entries): (u64, Vec<(String, f64)>) =
+            self.read(redis::cmd("ZSCAN").arg(key).arg(cursor).arg("COUNT").arg(count)).await?;
+        let mut accounts = Vec::new();
+        for (account, _) in entries {
+            let key = self.shared.keys.spell(Key::Account(&account));
+            let days: Option<String> = self.read(redis::cmd("HGET").arg(key).arg("days")).await?;
+            accounts.push((account.into(), parse_days(days.as_deref().unwrap_or_default())?));
+        }
+        Ok((next, accounts))
+    }
+
+    pub async fn has_keys(&self, shard: u32) -> Result<bool, StoreError> {
+        let mut cursor = 0;
+        loop {
+            let (next, keys) = self.scan(shard, cursor).await?;
+            // A relay that goes on asks for its lease, whatever the shard holds.
+            let relay = self.shared.keys.spell(Key::Relay(shard));
+            let found = keys.iter().any(|key| *key != relay);
+            if found || next == 0 {
+                return Ok(found);
+            }
+            cursor = next;
+        }
+    }
+
+    pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
+        let fence = self.shared.keys.spell(Key::Shard(shard));
+        let mut wiped = self.run(&WipeScript { keys: vec![fence] }).await?;
+        let mut cursor = 0;
+        loop {
+            let (next, keys) = self.scan(shard, cursor).await?;
+            if !keys.is_empty() {
+                wiped += self.run(&WipeScript { keys }).await?;
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(wiped);
+            }
+        }
+    }
+
+    async fn scan(&self, shard: u32, cursor: u64) -> Result<(u64, Vec<String>), StoreError> {
+        let pattern = self.shared.keys.pattern(shard);
+        self.read(redis::cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000)).await
+    }
+
     pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {
         let key = self.shared.keys.spell(Key::Shard(shard));
         let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
@@ -128,6 +188,11 @@ impl RedisStore {
                 state.positions.push((partition, number(value)?));
             } else if let Some(total) = field.strip_prefix("total:").and_then(parse_total) {
                 state.totals.push((total.0, total.1, number(value)?));
+            } else if let Some(partition) = field.strip_prefix("anchor:").and_then(Partition::parse) {
+                let anchor = Anchor::parse(value).ok_or_else(|| StoreError::Broken(format!("{field} is `{value}`")))?;
+                state.anchors.push((partition, anchor));
+            } else if field == "restamp_tolerance_ms" {
+                state.restamp_tolerance_ms = number(value)?;
             } else if field == "meter_time_ms" {
                 state.meter_time_ms = number(value)?;
             } else if field == "floor_ms" {

@@ -12,13 +12,16 @@ use super::{Root, StoreError, TakeCall, Taken};
 use crate::ledger::account::Grant;
 use crate::ledger::apply::{json_text, named};
 use crate::ledger::call::{
-    Applied, ApplyCall, Change, CommandCall, Commanded, Group, OutboxEntry, Output, Reply, SCHEMA, StaleAccount,
+    Applied, ApplyCall, Change, CommandCall, Commanded, Group, LastRead, OutboxEntry, Output, Partition, Reply, SCHEMA,
+    StaleAccount,
 };
 use crate::ledger::catalogue::{Amount, CatalogueId, Overage};
 use crate::ledger::credits::Credits;
-use crate::ledger::event::{Days, Judge};
+use crate::ledger::day::{Layout, SetIndex, layouts_of};
+use crate::ledger::event::{CallEvents, Judge};
 use crate::ledger::outcome::{Denial, Outcome, Verdict};
 use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply};
 
 /// The keys and arguments of a call, in the order of the script's header.
 #[derive(Default)]
@@ -34,6 +37,11 @@ impl Input {
 
     fn text(&mut self, text: impl AsRef<[u8]>) {
         self.arguments.push(text.as_ref().to_vec());
+    }
+
+    fn last_read(&mut self, last: Option<LastRead>) {
+        self.text(last.map(|last| last.anchor.to_string()).unwrap_or_default());
+        self.text(last.map(|last| last.reached_ms.to_string()).unwrap_or_default());
     }
 
     fn number(&mut self, number: impl itoa::Integer) {
@@ -52,12 +60,15 @@ pub trait Script {
 }
 
 /// All scripts, to be loaded on each connection.
-pub const ALL: [(&str, &str); 5] = [
+pub const ALL: [(&str, &str); 8] = [
     (RootScript::NAME, RootScript::SOURCE),
     (InitScript::NAME, InitScript::SOURCE),
     (ApplyScript::NAME, ApplyScript::SOURCE),
     (CommandScript::NAME, CommandScript::SOURCE),
     (TakeScript::NAME, TakeScript::SOURCE),
+    (TimeScript::NAME, TimeScript::SOURCE),
+    (ForgetScript::NAME, ForgetScript::SOURCE),
+    (WipeScript::NAME, WipeScript::SOURCE),
 ];
 
 pub struct RootScript<'a>(pub &'a Root);
@@ -148,6 +159,7 @@ impl Script for ApplyScript<'_> {
         input.number(call.stamp.restamp_tolerance_ms);
         input.text(call.commands_end.map_or(String::new(), |end| end.to_string()));
         input.text(call.commands_first.map_or(String::new(), |first| first.to_string()));
+        input.number(call.stamp.set_members_max);
         input.text(&call.stamp.usage_topic);
         input.text(json_text(&call.stamp.usage_topic));
         input.number(call.ranges.len());
@@ -156,6 +168,12 @@ impl Script for ApplyScript<'_> {
             input.number(range.from);
             input.number(range.to);
             input.number(range.repeats);
+            input.last_read(range.last);
+        }
+        input.number(call.others.len());
+        for (partition, position) in &call.others {
+            input.text(partition.to_string());
+            input.number(*position);
         }
         input.number(call.found.len() + call.dead.len());
         let found = call.found.iter().map(|note| (note, "0"));
@@ -284,24 +302,48 @@ impl ApplyScript<'_> {
         input.text(types);
         input.text(event_kinds);
         input.text(lines);
-        let tolerance = self.call.stamp.restamp_tolerance_ms;
-        let days = |event: &crate::ledger::call::CallEvent| Days::of(event.event.time_ms, tolerance);
-        let runs: Vec<_> = group.events.chunk_by(|a, b| days(a) == days(b)).collect();
+        let runs: Vec<_> = group.runs(self.call.stamp.restamp_tolerance_ms).collect();
         input.number(runs.len());
-        for run in runs {
-            let days = days(&run[0]);
-            input.key(keys, Key::Day(&group.account, days.own));
-            if let Some(neighbour) = days.neighbour {
-                input.key(keys, Key::Day(&group.account, neighbour));
-            }
+        for (days, run) in runs {
+            let (own, neighbour) = layouts_of(&group.days, days);
             input.number(days.own);
-            input.text(if days.neighbour.is_some() { "1" } else { "0" });
+            input.text(own.to_string());
+            input.text(days.neighbour.map(|day| day.to_string()).unwrap_or_default());
+            input.text(neighbour.map(Layout::to_string).unwrap_or_default());
+            input.number(own.generations());
+            input.number(own.generations() + neighbour.map_or(0, Layout::generations));
+            let beside = days.neighbour.zip(neighbour);
+            for (day, layout) in [Some((days.own, own)), beside].into_iter().flatten() {
+                for generation in 0..layout.generations() {
+                    probe(input, keys, &group.account, day, layout, generation, run);
+                }
+            }
             input.number(run.len());
             for event in run {
                 input.number(event.event.identity.member);
             }
         }
     }
+}
+
+/// The sets of a generation that a run touches, and in two bytes an event which of them is its own.
+fn probe(input: &mut Input, keys: &Keys, account: &str, day: i64, layout: &Layout, generation: usize, run: CallEvents) {
+    let places: Vec<SetIndex> = run.iter().map(|event| layout.place(generation, event.event.identity)).collect();
+    let mut touched = places.clone();
+    touched.sort_unstable();
+    touched.dedup();
+    for place in &touched {
+        input.key(keys, Key::Day(account, day, *place));
+    }
+    input.number(touched.len());
+    let mut own = Vec::new();
+    if touched.len() > 1 {
+        for place in &places {
+            let index = touched.binary_search(place).expect("every place is listed");
+            own.extend(u16::try_from(index).expect("a call has at most 4,000 events").to_be_bytes());
+        }
+    }
+    input.text(own);
 }
 
 pub struct CommandScript<'a> {
@@ -331,6 +373,7 @@ impl Script for CommandScript<'_> {
         input.text(call.range.partition.to_string());
         input.number(call.range.from);
         input.number(call.range.to);
+        input.last_read(call.range.last);
         input.text(call.account.as_bytes());
         input.number(call.version);
         input.number(call.member);
@@ -403,6 +446,109 @@ fn change(input: &mut Input, set: &[(String, String)], clear: &[String], grants:
     }
 }
 
+pub struct TimeScript<'a> {
+    pub shard: u32,
+    pub call: &'a TimeCall,
+}
+
+impl Script for TimeScript<'_> {
+    const NAME: &'static str = "time";
+    const SOURCE: &'static str = include_str!("lua/time.lua");
+    type Reply = TimeReply;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.text(&call.generation);
+        input.text(call.tick_ms.map(|tick_ms| tick_ms.to_string()).unwrap_or_default());
+        input.number(call.late_after_ms);
+        input.number(call.ends.len());
+        for (partition, end) in &call.ends {
+            input.text(partition.to_string());
+            input.text(end.map(|end| end.to_string()).unwrap_or_default());
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<TimeReply, StoreError> {
+        let code = fields.text()?;
+        match code.as_str() {
+            "other_generation" => Ok(TimeReply::OtherGeneration),
+            "held" => {
+                let partition = fields.text()?;
+                Partition::parse(&partition).map(TimeReply::Held).ok_or_else(|| unexpected(Self::NAME, &partition))
+            }
+            "at" => Ok(TimeReply::At { meter_time_ms: number(&fields.text()?)?, floor_ms: number(&fields.text()?)? }),
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
+pub struct ForgetScript<'a> {
+    pub shard: u32,
+    pub call: &'a ForgetCall,
+}
+
+impl Script for ForgetScript<'_> {
+    const NAME: &'static str = "forget";
+    const SOURCE: &'static str = include_str!("lua/forget.lua");
+    type Reply = Option<u64>;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.text(&self.call.generation);
+        input.number(self.call.accounts.len());
+        for ForgetDays { account, read, gone } in &self.call.accounts {
+            input.key(keys, Key::Account(account));
+            let text = |days: &mut dyn Iterator<Item = &(i64, Layout)>| {
+                days.map(|(day, layout)| format!(" {day}:{layout}")).collect::<String>()
+            };
+            input.text(text(&mut read.iter()));
+            input.text(text(&mut read.iter().filter(|(day, _)| !gone.contains(day))));
+            input.number(gone.len());
+            for (day, layout) in read.iter().filter(|(day, _)| gone.contains(day)) {
+                input.number(*day);
+                input.number(layout.sets().count());
+                for set in layout.sets() {
+                    input.key(keys, Key::Day(account, *day, set));
+                }
+            }
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Option<u64>, StoreError> {
+        match fields.text()?.as_str() {
+            "other_generation" => Ok(None),
+            "forgotten" => Ok(Some(number(&fields.text()?)?)),
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
+pub struct WipeScript {
+    pub keys: Vec<String>,
+}
+
+impl Script for WipeScript {
+    const NAME: &'static str = "wipe";
+    const SOURCE: &'static str = include_str!("lua/wipe.lua");
+    type Reply = u64;
+
+    fn input(&self, _: &Keys) -> Input {
+        Input { keys: self.keys.clone(), arguments: Vec::new() }
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<u64, StoreError> {
+        match fields.text()?.as_str() {
+            "wiped" => number(&fields.text()?),
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
 pub struct TakeScript<'a> {
     pub shard: u32,
     pub call: &'a TakeCall,
@@ -462,6 +608,7 @@ fn refused<T>(script: &str, code: &str, mut fields: Fields, accounts: Vec<Arc<st
             }
             Reply::OtherPosition(stored)
         }
+        "fell_back" => Reply::FellBack,
         "other_catalogue" => {
             Reply::OtherCatalogue(CatalogueId { version: number(&fields.text()?)?, hash: fields.text()? })
         }

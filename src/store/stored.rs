@@ -8,6 +8,7 @@ use crate::ledger::call::{Note, Partition};
 use crate::ledger::catalogue::Amount;
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Cycle;
+use crate::ledger::day::Layout;
 use crate::ledger::outcome::DeadReason;
 
 pub fn parse_root(text: &str) -> Result<Root, StoreError> {
@@ -45,7 +46,19 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
     bought.sort_by_key(|(offset, _)| *offset);
     grants.extend(bought.into_iter().map(|(_, grant)| grant));
     let config = AccountConfig::from_fields(fields).map_err(StoreError::Broken)?;
-    Ok(AccountView { version: number(field("version"))?, config, cycle, grants })
+    let days = parse_days(field("days"))?.into_iter().collect();
+    Ok(AccountView { version: number(field("version"))?, config, cycle, grants, days })
+}
+
+/// The days whose identities an account keeps, in the order in which they began.
+pub fn parse_days(text: &str) -> Result<Vec<(i64, Layout)>, StoreError> {
+    let day = |part: &str| {
+        let (day, layout) = part.split_once(':')?;
+        Some((day.parse().ok()?, Layout::parse(layout)?))
+    };
+    let days =
+        text.split_whitespace().map(|part| day(part).ok_or_else(|| StoreError::Broken(format!("days `{text}`"))));
+    days.collect()
 }
 
 /// Reads an account's counters from its hash.

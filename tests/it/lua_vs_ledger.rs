@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use credit_meter::ledger::account::{AccountConfig, Addon, GrantKind};
-use credit_meter::ledger::call::{Partition, Range, RefusalReason, Reply, StaleAccount, Stamp};
+use credit_meter::ledger::account::{AccountConfig, AccountView, Addon, GrantKind};
+use credit_meter::ledger::call::{Anchor, LastRead, Partition, Range, RefusalReason, Reply, StaleAccount, Stamp};
 use credit_meter::ledger::catalogue::{Catalogue, CatalogueId, Overage};
 use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody, GRANT, refuse};
 use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{DAY_MS, Identity, UsageEvent};
 use credit_meter::ledger::outcome::{DeadReason, Denial};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
+use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
 use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::pipeline::recorded::{Decision, Published, Recorded};
@@ -77,6 +78,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         for _ in 0..STEPS {
             history.step(&mut connection).await;
         }
+        history.end(&mut connection).await;
         let stored = dump::normal(dump::shard(&mut connection, &prefix).await);
         assert_eq!(stored, dump::normal(history.shard.clone()), "seed {seed}: the states differ");
         history.check_due(&mut connection).await;
@@ -91,6 +93,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "applied",
         "done_before",
         "other_position",
+        "fell_back",
         "other_catalogue",
         "other_generation",
         "stale",
@@ -105,6 +108,11 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "command",
         "refused_command",
         "taken",
+        "grown",
+        "time_held",
+        "time_moved",
+        "time_other_generation",
+        "forgotten",
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count >= 20), "{kind} hardly occurs: {seen:?}");
     }
@@ -136,6 +144,7 @@ impl<'a> History<'a> {
             catalogue: catalogue.id.clone(),
             usage_topic: "credits.\"usage\"".into(),
             restamp_tolerance_ms: 10 * MINUTE_MS,
+            set_members_max: *[2, 4, 16, 512].choose(&mut rng).expect("not empty"),
             outbox_max: if rng.random_bool(0.2) { 3 } else { 1000 },
         };
         let mut positions = BTreeMap::from([(Partition::COMMANDS, 0), (Partition::usage(0), 0)]);
@@ -204,18 +213,36 @@ impl<'a> History<'a> {
                 }
             }
             88..92 => self.other_stamp().await,
-            92..95 => {
+            92..93 => self.move_time().await,
+            93..94 | 96..98 => self.forget().await,
+            94..96 => {
                 let floor_ms = MIDNIGHT_MS - self.rng.random_range(0..8) * MINUTE_MS;
-                let floor_ms = floor_ms.max(self.shard.fence.as_ref().expect("it is made").floor_ms);
-                self.shard.fence.as_mut().expect("it is made").floor_ms = floor_ms;
-                let mut set = redis::cmd("HSET");
-                set.arg(self.keys.spell(Key::Shard(0))).arg("floor_ms").arg(floor_ms);
-                let _: () = set.query_async(connection).await.expect("redis answers");
+                self.raise_floor(floor_ms, connection).await;
             }
             _ => self.take().await,
         }
         if self.rng.random_bool(0.15) {
             self.accounts.clear(); // another worker, which knows nothing
+        }
+    }
+
+    async fn raise_floor(&mut self, floor_ms: i64, connection: &mut redis::aio::MultiplexedConnection) {
+        let fence = self.shard.fence.as_mut().expect("it is made");
+        fence.floor_ms = fence.floor_ms.max(floor_ms);
+        let mut set = redis::cmd("HSET");
+        set.arg(self.keys.spell(Key::Shard(0))).arg("floor_ms").arg(fence.floor_ms);
+        let _: () = set.query_async(connection).await.expect("redis answers");
+    }
+
+    /// Sometimes the days around midnight end, and then the history.
+    async fn end(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
+        if self.rng.random_bool(0.3) {
+            let floor_ms =
+                MIDNIGHT_MS + self.rng.random_range(0..2) * DAY_MS + self.rng.random_range(9..12) * MINUTE_MS;
+            self.raise_floor(floor_ms, connection).await;
+            self.forget().await;
+            self.step(connection).await;
+            self.step(connection).await;
         }
     }
 
@@ -233,10 +260,19 @@ impl<'a> History<'a> {
             from: self.positions[partition],
             to: *to,
             repeats: 0,
+            last: self.rng.random_bool(0.7).then(|| LastRead {
+                anchor: Anchor { offset: *to - 1, fingerprint: u64::MAX - *to as u64 },
+                reached_ms: MIDNIGHT_MS + *to,
+            }),
         });
         let ranges: Vec<_> = ranges.collect();
         let recorded = self.recorded(&records);
         let mut commands_first = self.commands_first();
+        let outside = self.positions.iter().filter(|(partition, _)| !ends.contains_key(partition));
+        let mut others: Vec<_> = outside.map(|(partition, position)| (*partition, *position)).collect();
+        for (_, position) in &mut others {
+            *position += i64::from(self.rng.random_bool(0.05)); // an older state came back
+        }
         let mut batch = Batch { records, ranges, commands_end: None };
         for _ in 0..8 {
             let call = batch.call(&Known {
@@ -246,6 +282,7 @@ impl<'a> History<'a> {
                 dead: &self.dead,
                 recorded: &recorded,
                 commands_first,
+                others: others.clone(),
             });
             let reply = self.send(&call).await;
             self.last = Some(call);
@@ -255,6 +292,9 @@ impl<'a> History<'a> {
                     return;
                 }
                 Reply::Stale(stale) => {
+                    let many = |view: &AccountView| view.days.values().any(|layout| layout.generations() > 1);
+                    let grown = stale.iter().filter(|each| each.view.as_ref().is_some_and(many)).count();
+                    *self.replies.entry("grown").or_insert(0) += grown as u64;
                     for StaleAccount { account, view } in stale {
                         match view {
                             Some(view) => self.accounts.insert(account, view),
@@ -262,6 +302,7 @@ impl<'a> History<'a> {
                         };
                     }
                 }
+                Reply::FellBack => others.clear(),
                 Reply::Unknown { commands_position } => {
                     batch.commands_end = Some(commands_position);
                     commands_first = None;
@@ -298,7 +339,7 @@ impl<'a> History<'a> {
                 }
                 Body::Command(_) if rng.random_bool(0.5) => Decision::Answered,
                 Body::Command(_) => Decision::Refused(refuse(RefusalReason::UnknownPlan, "none \"such\"".into())),
-                Body::Dead { .. } => continue,
+                Body::Dead { .. } | Body::Tick => continue,
             };
             let event = match &record.body {
                 Body::Usage(event) => Some((event.account.clone(), event.identity)),
@@ -312,6 +353,55 @@ impl<'a> History<'a> {
     fn commands_first(&mut self) -> Option<i64> {
         let position = self.positions[&Partition::COMMANDS];
         if self.rng.random_bool(0.1) { Some(position + self.rng.random_range(-1..=1)) } else { None }
+    }
+
+    async fn move_time(&mut self) {
+        let mut ends = vec![(Partition::COMMANDS, Some(self.positions[&Partition::COMMANDS]))];
+        let create = self.rng.random_bool(0.4);
+        for partition in [Partition::usage(0), Partition::usage(1)] {
+            let end = self.positions[&partition] + self.rng.random_range(-1..=1);
+            ends.push((partition, (!create).then_some(end)));
+        }
+        let call = TimeCall {
+            generation: if self.rng.random_bool(0.1) { "g2".into() } else { "g1".into() },
+            tick_ms: (!create).then_some(MIDNIGHT_MS + self.rng.random_range(-20..30) * MINUTE_MS),
+            late_after_ms: self.rng.random_range(0..30) * MINUTE_MS,
+            ends,
+        };
+        let stored = self.store.move_time(0, &call).await.expect("redis answers");
+        assert_eq!(stored, self.shard.move_time(&call), "seed {}: {call:?}", self.seed);
+        let kind = match stored {
+            TimeReply::OtherGeneration => "time_other_generation",
+            TimeReply::Held(_) => "time_held",
+            TimeReply::At { .. } => "time_moved",
+        };
+        *self.replies.entry(kind).or_insert(0) += 1;
+    }
+
+    async fn forget(&mut self) {
+        let fence = self.shard.fence.as_ref().expect("it is made");
+        // Sometimes a floor that the shard has not reached: another state was there when it was read.
+        let ahead = if self.rng.random_bool(0.3) { 3 * DAY_MS } else { 0 };
+        let (floor_ms, tolerance_ms) = (fence.floor_ms + ahead, fence.restamp_tolerance_ms);
+        let (next, accounts) = self.store.days(0, 0, 1000).await.expect("redis answers");
+        assert_eq!(next, 0, "it is one page");
+        let accounts = accounts.into_iter().map(|(account, read)| {
+            let days = read.iter().map(|(day, _)| *day);
+            let gone = days.filter(|day| forgettable(*day, floor_ms, tolerance_ms)).collect();
+            ForgetDays { account, read, gone }
+        });
+        let call = ForgetCall { generation: "g1".into(), accounts: accounts.collect() };
+        if self.rng.random_bool(0.3) {
+            self.submit_one().await; // a day begins meanwhile
+        }
+        let stored = self.store.forget(0, &call).await.expect("redis answers");
+        assert_eq!(stored, self.shard.forget(&call), "seed {}: {call:?}", self.seed);
+        *self.replies.entry("forgotten").or_insert(0) += stored.unwrap_or(0);
+    }
+
+    async fn submit_one(&mut self) {
+        let records = self.usage();
+        self.submit(records).await;
     }
 
     async fn send_if_fenced(&mut self, call: &Call) {
@@ -402,7 +492,7 @@ impl<'a> History<'a> {
     }
 
     fn record(&self, partition: Partition, offset: i64, body: Body) -> Record {
-        Record { partition, offset, append_ms: MIDNIGHT_MS, bytes: 100, body }
+        Record { partition, offset, append_ms: MIDNIGHT_MS, bytes: 100, fingerprint: offset as u64, body }
     }
 
     fn usage(&mut self) -> Vec<Record> {
@@ -512,6 +602,7 @@ fn without_answer<T>(reply: Reply<T>) -> Reply<()> {
         Reply::OtherGeneration(stored) => Reply::OtherGeneration(stored),
         Reply::DoneBefore => Reply::DoneBefore,
         Reply::OtherPosition(stored) => Reply::OtherPosition(stored),
+        Reply::FellBack => Reply::FellBack,
         Reply::OtherCatalogue(stored) => Reply::OtherCatalogue(stored),
         Reply::Stale(stale) => Reply::Stale(stale),
         Reply::AccountLost(account) => Reply::AccountLost(account),

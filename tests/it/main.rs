@@ -6,6 +6,8 @@ mod crashes;
 mod independent;
 mod lua_vs_ledger;
 mod outage;
+mod rebuild;
 mod start;
 mod support;
+mod time;
 mod walk;

@@ -20,7 +20,7 @@ use credit_meter::pipeline::batch::Call;
 use credit_meter::pipeline::lane::Bounds;
 use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::pipeline::recorded::{Decision, Published};
-use credit_meter::pipeline::{Answer, Effect, Input, Pipeline, Settings};
+use credit_meter::pipeline::{Answer, DeadLimit, Effect, Input, Pipeline, Settings};
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedMutRandom, IndexedRandom};
 use rand::{Rng, SeedableRng};
@@ -152,6 +152,7 @@ impl World {
             usage_topic: "credits.usage".into(),
             restamp_tolerance_ms: 600_000,
             outbox_max: usize::MAX,
+            set_members_max: 8,
         });
         let log = make_log(&mut rng);
         let rng_zombies = rng.random_bool(0.5);
@@ -194,7 +195,8 @@ impl World {
 
     fn add_worker(&mut self) {
         let bounds = Bounds { max_events: self.rng.random_range(1..20), max_bytes: 2_000, max_age_ms: 5 };
-        let settings = Settings { shards: SHARDS, bounds, queue_max: 100 };
+        let settings =
+            Settings { shards: SHARDS, bounds, queue_max: 100, dead_limit: DeadLimit { records: 1_000, among: 1_000 } };
         self.workers.push(Worker {
             pipeline: Pipeline::new(settings, self.stamp.clone(), self.catalogue.clone()),
             cursors: BTreeMap::new(),
@@ -247,6 +249,14 @@ impl World {
             97..98 if self.faulty && !self.snapshots.is_empty() => {
                 let (shard, state) = self.snapshots.choose(&mut self.rng).expect("there are some").clone();
                 self.shards[shard] = state;
+                // The server that held the calls is gone, and its connections with it.
+                let (lost, kept): (Vec<_>, Vec<_>) = self.calls.drain(..).partition(|call| call.shard == shard as u32);
+                self.calls = kept;
+                for OnItsWay { worker, shard, id, given_up, .. } in lost {
+                    if !given_up {
+                        self.on(worker, Input::Answered { shard, id, answer: Answer::None });
+                    }
+                }
                 // What is newer than the state that came back never happened.
                 self.snapshots.retain(|(of, _)| *of != shard);
                 self.meet("rollback");
@@ -368,6 +378,7 @@ impl World {
                     self.workers[worker].cursors.insert(partition, Cursor { next: offset, epoch });
                 }
                 Effect::Halted { shard, reason } => panic!("seed {}: shard {shard} halted: {reason}", self.seed),
+                Effect::HaltedPartition { reason, .. } => panic!("seed {}: {reason}", self.seed),
                 Effect::Applied(_) | Effect::Outbox { .. } | Effect::Refused { .. } => {}
             }
         }
@@ -435,7 +446,7 @@ impl World {
                     Body::Dead { .. } => {
                         dead.insert((*partition, record.offset));
                     }
-                    Body::Command(_) => {}
+                    Body::Command(_) | Body::Tick => {}
                 }
             }
             let total = |outcomes: &[Outcome]| -> u64 {
@@ -549,5 +560,5 @@ fn event(account: &str, rng: &mut SmallRng) -> Body {
 }
 
 fn record(partition: Partition, offset: i64, body: Body) -> Record {
-    Record { partition, offset, append_ms: NOW_MS, bytes: 100, body }
+    Record { partition, offset, append_ms: NOW_MS, bytes: 100, fingerprint: offset as u64, body }
 }

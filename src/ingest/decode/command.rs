@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json::{self, Object};
-use super::{Fault, Faults, Raw, Settings, SharedTexts, clip, envelope};
+use super::{Fault, Faults, Raw, Settings, SharedTexts, TICK, clip, envelope};
 use crate::ledger::account::{AccountConfig, Addon, GrantKind};
 use crate::ledger::call::{Refusal, RefusalReason};
 use crate::ledger::catalogue::{Overage, Threshold};
@@ -85,7 +85,11 @@ struct GrantData<'a> {
 pub fn read(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Body, Fault> {
     let event = envelope::read::<&RawValue>(raw, settings.max_bytes)?;
     let mut faults = Faults::default();
-    let envelope = event.attributes.check(&[ACCOUNT_PUT, GRANT], &mut faults);
+    let envelope = event.attributes.check(&[ACCOUNT_PUT, GRANT, TICK], &mut faults);
+    if envelope.event_type == TICK {
+        faults.none()?;
+        return Ok(Body::Tick);
+    }
     faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
     let data = match event.data {
         Err(fault) if fault.reason == DeadReason::MissingField => None,

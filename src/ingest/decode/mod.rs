@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use rustc_hash::FxBuildHasher;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::config::Events;
 use crate::ledger::call::{Input, Partition};
@@ -23,6 +24,9 @@ use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::{Body, Record};
 
 pub use usage::USAGE;
+
+/// A record that only moves time.
+pub const TICK: &str = "credits.tick.v1";
 
 /// Shared texts that a decoder keeps, about 6 MB. Beyond it all are forgotten: simpler than an order of use, and
 /// reading each account once more costs one allocation.
@@ -91,10 +95,17 @@ impl Decoder {
             }
         };
         let bytes = raw.key.map_or(0, <[u8]>::len) + raw.value.map_or(0, <[u8]>::len);
-        let record = Record { partition: raw.partition, offset: raw.offset, append_ms: raw.append_ms, bytes, body };
+        let fingerprint = fingerprint(raw.value, raw.append_ms);
+        let (partition, offset, append_ms) = (raw.partition, raw.offset, raw.append_ms);
+        let record = Record { partition, offset, append_ms, bytes, fingerprint, body };
         let other_key = record.account().is_some_and(|account| raw.key != Some(account.as_bytes()));
         Decoded { misrouted: other_key && raw.partition.input == Input::Usage, record, detail }
     }
+}
+
+/// Tells a record from another at the same offset.
+pub fn fingerprint(value: Option<&[u8]>, append_ms: i64) -> u64 {
+    xxh3_64_with_seed(value.unwrap_or_default(), append_ms as u64)
 }
 
 /// One `Arc` for each text, as long as it is remembered.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json::{self, Object};
-use super::{Fault, Faults, Raw, Settings, SharedTexts, clip, envelope};
+use super::{Fault, Faults, Raw, Settings, SharedTexts, TICK, clip, envelope};
 use crate::ledger::event::{Identity, UsageEvent};
 use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::Body;
@@ -41,7 +41,11 @@ struct Usage<'a> {
 pub fn read(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Body, Fault> {
     let event = envelope::read::<Object<UsageData>>(raw, settings.max_bytes)?;
     let mut faults = Faults::default();
-    let envelope = event.attributes.check(&[USAGE], &mut faults);
+    let envelope = event.attributes.check(&[USAGE, TICK], &mut faults);
+    if envelope.event_type == TICK {
+        faults.none()?;
+        return Ok(Body::Tick);
+    }
     let usage = faults.take(event.data.and_then(|Object(data)| data.check()));
     faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
     faults.none()?;

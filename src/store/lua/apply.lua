@@ -3,12 +3,13 @@
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
 -- KEYS[4] due     zset    every open account
--- KEYS[5..]       for each group its account (hash), then for each of its runs the set of identities of
---                 its day, and that of the neighbouring day where the run has one
+-- KEYS[5..]       for each group its account (hash), then for each of its runs and of the run's probes the sets of
+--                 identities that it touches
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), commands that must be applied first ('' = any),
---         usage topic, the same as JSON text,
---         ranges: n, then n x (partition, from, to, repeats)
+--         members of a set beyond which its day gets more, usage topic, the same as JSON text,
+--         ranges: n, then n x (partition, from, to, repeats, anchor and time reached of the last record, or '')
+--         others: n, then n x (partition, position that the worker knows)
 --         dead:   n, then n x (range, offset, reason, '1' if its dead letter is in Kafka)
 --         types:  n, then n x name
 --         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled, or
@@ -17,10 +18,13 @@
 --         groups: n, then n x (account, version, overage: 'reject' | 'cap' | 'allow', overage limit,
 --                 oldest date, types (a byte each), kinds (two bytes an event),
 --                 lines (an event each: offset, date, its source and id in JSON),
---                 runs: n, then n x (day, '1' if it has a neighbour, members: n, then n x member))
+--                 runs: n, then n x (day, its layout, neighbouring day or '', its layout or '' = it has none,
+--                   probes of the own day, probes: n, then n x (sets, in two bytes an event which set is its own, or
+--                   '' where there is one), members: n, then n x member)); the last probe of the own day is where
+--                   the members are added
 --         all indexes count from 0
 -- Reply   in order of precedence; all but 'applied' (and the notes of 'dead') wrote nothing:
---         {'other_generation', stored} {'done_before'} {'other_position', stored of each range}
+--         {'other_generation', stored} {'done_before'} {'other_position', stored of each range} {'fell_back'}
 --         {'other_catalogue', version, hash}
 --         {'stale', then for each: group, n, n x (field, value) of the account}
 --         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
@@ -43,12 +47,14 @@ end
 
 local generation, catalogue_version, catalogue_hash = take(), take(), take()
 local outbox_max, restamp_tolerance = take_number(), take()
-local commands_end, commands_first, topic, topic_text = take(), take(), take(), take()
+local commands_end, commands_first, set_members_max = take(), take(), take_number()
+local topic, topic_text = take(), take()
 
 local range_count = take_number()
-local partition, from, to, repeats = {}, {}, {}, {}
+local partition, from, to, repeats, anchor, reached = {}, {}, {}, {}, {}, {}
 for r = 1, range_count do
   partition[r], from[r], to[r], repeats[r] = take(), take_number(), take(), take_number()
+  anchor[r], reached[r] = take(), take()
   assert(from[r] <= tonumber(to[r]), 'apply: a range goes back')
 end
 
@@ -82,6 +88,20 @@ if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
 end
 
+local other_count = take_number()
+local other_fields, known = {}, {}
+for i = 1, other_count do
+  other_fields[i], known[i] = 'position:' .. take(), take_number()
+end
+if other_count > 0 then
+  local others = redis.call('HMGET', KEYS[1], unpack(other_fields))
+  for i = 1, other_count do
+    if tonumber(others[i] or '0') < known[i] then
+      return { 'fell_back' }
+    end
+  end
+end
+
 local dead_count = take_number()
 local dead_range, dead_name, dead_reason = {}, {}, {}
 local declared = {}
@@ -113,6 +133,12 @@ for k = 1, kind_count do
   kind_range[k], kind_class[k] = take_number() + 1, take_number() + 1
 end
 
+-- The layout of a day among an account's days.
+local function layout_of(days, day)
+  local _, last = string.find(days, ' ' .. day .. ':', 1, true)
+  return last and match(days, '^%S+', last + 1)
+end
+
 -- Accounts: read each once; is the worker's knowledge of them stale?
 local group_count = take_number()
 local groups = {}
@@ -130,16 +156,16 @@ for g = 1, group_count do
   group.key = KEYS[key]
   local event = 0
   for i = 1, take_number() do
-    local run = { day = take(), neighbour = take() == '1', count = take_number(), first_event = event + 1 }
+    local run = { day = take(), layout = take(), neighbour = take(), beside = take(), probes = {} }
+    run.newest, run.first_event = take_number(), event + 1
+    for p = 1, take_number() do
+      run.probes[p] = { key = key, sets = take_number(), places = take() }
+      key = key + run.probes[p].sets
+    end
+    run.count = take_number()
     run.first = at + 1
     at = at + run.count
     event = event + run.count
-    run.key = KEYS[key + 1]
-    key = key + 1
-    if run.neighbour then
-      run.neighbour_key = KEYS[key + 1]
-      key = key + 1
-    end
     group.runs[i] = run
   end
   group.count = event
@@ -151,7 +177,16 @@ for g = 1, group_count do
   end
   local stored = redis.call('HMGET', group.key, unpack(wanted))
   group.stored = stored
-  if (stored[1] or '0') ~= group.version then
+  local is_stale = (stored[1] or '0') ~= group.version
+  if stored[1] then
+    local days = stored[2] or ''
+    for _, run in ipairs(group.runs) do
+      run.stored = layout_of(days, run.day)
+      is_stale = is_stale or (run.stored and run.stored ~= run.layout)
+        or (run.neighbour ~= '' and (layout_of(days, run.neighbour) or '') ~= run.beside)
+    end
+  end
+  if is_stale then
     local shown = redis.call('HGETALL', group.key)
     local n = #stale
     stale[n + 1], stale[n + 2] = tostring(g - 1), tostring(#shown / 2)
@@ -255,22 +290,90 @@ if outbox_entries >= outbox_max then
 end
 
 -- What was seen before. The worker has taken out repeats within the call.
+local function look(probe, run, seen)
+  local full = false
+  local lists, events = { {} }, nil
+  if probe.sets > 1 then
+    events = {}
+    for i = 1, run.count do
+      local b1, b2 = byte(probe.places, 2 * i - 1, 2 * i)
+      local s = b1 * 256 + b2 + 1
+      local list, own = lists[s], events[s]
+      if not own then
+        list, own = {}, {}
+        lists[s], events[s] = list, own
+      end
+      list[#list + 1], own[#own + 1] = ARGV[run.first + i - 1], i
+    end
+  end
+  local new = {}
+  for s = 1, probe.sets do
+    local is_member
+    if events then
+      is_member = redis.call('SMISMEMBER', KEYS[probe.key + s], unpack(lists[s]))
+    else
+      is_member = redis.call('SMISMEMBER', KEYS[probe.key + s], unpack(ARGV, run.first, run.first + run.count - 1))
+    end
+    for i = 1, #is_member do
+      if is_member[i] == 1 then
+        seen[run.first_event + (events and events[s][i] or i) - 1] = true
+      else
+        new[s] = true
+      end
+    end
+    if probe.is_newest and run.stored then
+      full = full or redis.call('SCARD', KEYS[probe.key + s]) + #is_member > set_members_max
+    end
+  end
+  probe.new, probe.lists = new, events and lists
+  return full
+end
+
+-- The layout of a day with one generation of sets more, for so many events to come.
+local SETS_MAX, GROWTH = 4096, 8
+local function grown(layout, count)
+  local sets, enough = 1, math.ceil(count * 8 / set_members_max)
+  while sets < enough do
+    sets = sets * 2
+  end
+  local next = math.min(tonumber(match(layout, '%d+$')) * GROWTH, SETS_MAX)
+  return layout .. ',' .. format('%.0f', math.max(next, math.min(sets, SETS_MAX)))
+end
+
+local growing = {}
 for g = 1, group_count do
   local group = groups[g]
-  local seen, any = {}, false
+  local seen = {}
+  local days = group.stored[2] or ''
   for _, run in ipairs(group.runs) do
-    local own = redis.call('SMISMEMBER', run.key, unpack(ARGV, run.first, run.first + run.count - 1))
-    local beside = run.neighbour
-      and redis.call('SMISMEMBER', run.neighbour_key, unpack(ARGV, run.first, run.first + run.count - 1))
-    for i = 1, run.count do
-      run.new = run.new or own[i] == 0
-      if own[i] == 1 or (beside and beside[i] == 1) then
-        seen[run.first_event + i - 1] = true
-        any = true
+    run.probes[run.newest].is_newest = true
+    for _, probe in ipairs(run.probes) do
+      if look(probe, run, seen) and layout_of(days, run.day) == run.layout then
+        local first, last = string.find(days, ' ' .. run.day .. ':' .. run.layout, 1, true)
+        days = string.sub(days, 1, first - 1) .. ' ' .. run.day .. ':' .. grown(run.layout, run.count)
+          .. string.sub(days, last + 1)
+        growing[#growing + 1] = g
       end
     end
   end
-  group.seen, group.any_seen = seen, any
+  group.days = days
+  group.seen, group.any_seen = seen, next(seen) ~= nil
+end
+if #growing > 0 then
+  -- The only write of this refused call: the days' new layouts, by which all workers then go.
+  local reply = { 'stale' }
+  for i, g in ipairs(growing) do
+    if growing[i - 1] ~= g then
+      redis.call('HSET', groups[g].key, 'days', groups[g].days)
+      local shown = redis.call('HGETALL', groups[g].key)
+      local n = #reply
+      reply[n + 1], reply[n + 2] = tostring(g - 1), tostring(#shown / 2)
+      for f = 1, #shown do
+        reply[n + 2 + f] = shown[f]
+      end
+    end
+  end
+  return reply
 end
 
 -- Decide.
@@ -462,6 +565,11 @@ local moved = {}
 for r = 1, range_count do
   moved[#moved + 1] = fields[7 * (r - 1) + 1]
   moved[#moved + 1] = to[r]
+  if anchor[r] ~= '' then
+    local n = #moved
+    moved[n + 1], moved[n + 2] = 'anchor:' .. partition[r], anchor[r]
+    moved[n + 3], moved[n + 4] = 'reached:' .. partition[r], reached[r]
+  end
   for i, outcome in ipairs(TOTALS) do
     local n = counts[r][outcome]
     if n > 0 then
@@ -488,11 +596,16 @@ for g = 1, group_count do
   local days = group.stored[2] or ''
   local had_days = days
   for _, run in ipairs(group.runs) do
-    if run.new then
-      redis.call('SADD', run.key, unpack(ARGV, run.first, run.first + run.count - 1))
+    local probe = run.probes[run.newest]
+    for s in pairs(probe.new) do
+      if probe.lists then
+        redis.call('SADD', KEYS[probe.key + s], unpack(probe.lists[s]))
+      else
+        redis.call('SADD', KEYS[probe.key + s], unpack(ARGV, run.first, run.first + run.count - 1))
+      end
     end
-    if not string.find(days, ' ' .. run.day .. ':', 1, true) then
-      days = days .. ' ' .. run.day .. ':1'
+    if not run.stored and not layout_of(days, run.day) then
+      days = days .. ' ' .. run.day .. ':' .. run.layout
     end
   end
   if days ~= had_days then

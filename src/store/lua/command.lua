@@ -6,7 +6,7 @@
 -- KEYS[5] commands_seen  set     identities of the commands that were applied to the account, for ever
 -- KEYS[6] due            zset    every open account, by the time at which it next changes by itself
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
---         partition, from, to, account, version, member, command id (JSON text), command type,
+--         partition, from, to, anchor and time reached of the record, account, version, member, command id (JSON text), command type,
 --         '1' if its answer was published before, change: 'refuse', reason, message (JSON text)
 --              or 'put' | 'grant', next change in ms ('' = no cycle is opened),
 --                 n, then n x (field, value) to set, n, then n x field to clear,
@@ -17,15 +17,15 @@ local BALANCE_MAX = 1e15
 local function wrong_arity()
   error('command: wrong arity')
 end
-if #KEYS ~= 6 or #ARGV < 17 then
+if #KEYS ~= 6 or #ARGV < 19 then
   wrong_arity()
 end
 local generation, catalogue_version, catalogue_hash = ARGV[1], ARGV[2], ARGV[3]
 local outbox_max, restamp_tolerance = tonumber(ARGV[4]), tonumber(ARGV[5])
 local partition, from, to = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 assert(from < to, 'command: a range goes back')
-local account, version, member = ARGV[9], ARGV[10], ARGV[11]
-local command_id, command_type, told, change = ARGV[12], ARGV[13], ARGV[14] == '1', ARGV[15]
+local anchor, reached, account, version, member = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local command_id, command_type, told, change = ARGV[14], ARGV[15], ARGV[16] == '1', ARGV[17]
 
 -- Amounts in credits, as the ledger prints them.
 local function credits(thousandths)
@@ -97,14 +97,14 @@ local offset = string.format('%.0f', to - 1)
 if duplicate then
   outcome = 'duplicate'
 elseif change == 'refuse' then
-  outcome, why = 'refused', ',"reason":"' .. ARGV[16] .. '","message":' .. ARGV[17]
+  outcome, why = 'refused', ',"reason":"' .. ARGV[18] .. '","message":' .. ARGV[19]
 else
-  local at = 16
+  local at = 18
   local function take()
     at = at + 1
     return ARGV[at]
   end
-  next_change = ARGV[16]
+  next_change = ARGV[18]
   local opens = next_change ~= ''
   local set = {}
   for i = 1, 2 * tonumber(take()) do
@@ -196,6 +196,9 @@ end
 
 -- Where the shard is afterwards.
 local moved = { 'position:' .. partition, ARGV[8] }
+if anchor ~= '' then
+  moved[3], moved[4], moved[5], moved[6] = 'anchor:' .. partition, anchor, 'reached:' .. partition, reached
+end
 for i, name in ipairs(outcomes) do
   if name == outcome then
     moved[#moved + 1] = 'total:' .. partition .. ':' .. name

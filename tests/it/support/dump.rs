@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use credit_meter::ledger::account::Counter;
-use credit_meter::ledger::call::{OutboxEntry, Output, Partition};
+use credit_meter::ledger::call::{Anchor, OutboxEntry, Output, Partition};
 use credit_meter::ledger::catalogue::CatalogueId;
+use credit_meter::ledger::day::{DaySets, SetIndex};
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
 use credit_meter::store::stored::{parse_counters, parse_note, parse_view};
@@ -29,6 +30,7 @@ pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<S
 /// The single shard under a prefix.
 pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shard {
     let mut shard = Shard::default();
+    let mut days = Vec::new();
     for key in keys(connection, prefix).await {
         let name = key.split_once('}').map_or("", |(_, name)| name).trim_start_matches(':').to_owned();
         let mut parts = name.splitn(2, ':');
@@ -47,13 +49,24 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
             }
             ("d", Some(rest)) => {
                 let (day, account) = rest.split_once(':').expect("a day and an account");
-                shard.seen.insert((account.into(), day.parse().expect("a day")), members(connection, &key).await);
+                let mut parts = day.split('.').map(|part| part.parse::<i64>().expect("a number"));
+                let day = parts.next().expect("a day");
+                let (generation, set) = (parts.next().unwrap_or(0) as u32, parts.next().unwrap_or(0) as u32);
+                days.push(((Arc::from(account), day), SetIndex { generation, set }, members(connection, &key).await));
             }
             ("c", Some(account)) => {
                 shard.commands_seen.insert(account.into(), members(connection, &key).await);
             }
             other => panic!("an unknown key {key}: {other:?}"),
         }
+    }
+    for (name, account) in &shard.accounts {
+        for (day, layout) in &account.days {
+            shard.seen.insert((name.clone(), *day), DaySets::new(layout.clone()));
+        }
+    }
+    for (day, index, members) in days {
+        shard.seen.get_mut(&day).expect("an account knows its days").sets.insert(index, members);
     }
     shard
 }
@@ -63,7 +76,6 @@ pub fn normal(mut shard: Shard) -> Shard {
     for account in shard.accounts.values_mut() {
         account.counters.retain(|_, counter| *counter != Counter::default());
     }
-    shard.seen.retain(|_, set| !set.is_empty());
     shard.commands_seen.retain(|_, set| !set.is_empty());
     shard.outbox_taken = 0;
     shard
@@ -95,14 +107,21 @@ async fn outbox(connection: &mut MultiplexedConnection, key: &str) -> Vec<Outbox
 }
 
 fn fence(fields: &BTreeMap<String, String>) -> Fence {
-    let text = |name: &str| fields[name].clone();
+    let owned = |name: &str| fields[name].clone();
     let number = |name: &str| fields[name].parse::<i64>().expect("a number");
     let mut positions = BTreeMap::new();
+    let mut anchors = BTreeMap::new();
+    let mut reached = BTreeMap::new();
     let mut totals = BTreeMap::new();
-    for (field, value) in fields {
-        let value: i64 = value.parse().unwrap_or(0);
+    for (field, text) in fields {
+        let value: i64 = text.parse().unwrap_or(0);
         if let Some(partition) = field.strip_prefix("position:") {
             positions.insert(Partition::parse(partition).expect("a partition"), value);
+        } else if let Some(partition) = field.strip_prefix("anchor:") {
+            let anchor = Anchor::parse(text).expect("an anchor");
+            anchors.insert(Partition::parse(partition).expect("a partition"), anchor);
+        } else if let Some(partition) = field.strip_prefix("reached:") {
+            reached.insert(Partition::parse(partition).expect("a partition"), value);
         } else if let Some(total) = field.strip_prefix("total:") {
             let (partition, outcome) = total.rsplit_once(':').expect("an outcome");
             let partition = Partition::parse(partition).expect("a partition");
@@ -111,13 +130,15 @@ fn fence(fields: &BTreeMap<String, String>) -> Fence {
     }
     Fence {
         schema: number("schema") as u32,
-        generation: text("generation"),
+        generation: owned("generation"),
         shards: number("shards") as u32,
-        catalogue: CatalogueId { version: number("catalogue_version") as u32, hash: text("catalogue_hash") },
+        catalogue: CatalogueId { version: number("catalogue_version") as u32, hash: owned("catalogue_hash") },
         meter_time_ms: number("meter_time_ms"),
         floor_ms: number("floor_ms"),
         restamp_tolerance_ms: number("restamp_tolerance_ms"),
         positions,
+        anchors,
+        reached,
         totals,
     }
 }
@@ -125,15 +146,13 @@ fn fence(fields: &BTreeMap<String, String>) -> Fence {
 fn parse_account(fields: &BTreeMap<String, String>) -> Account {
     let view = parse_view(fields).expect("an account");
     let counters = parse_counters(fields).expect("counters");
-    let day =
-        |text: &str| text.split_once(':').map(|(day, sets)| (day.parse().expect("a day"), sets.parse().expect("sets")));
     Account {
         version: view.version,
         config: view.config,
         cycle: view.cycle,
         grants: view.grants,
         counters,
-        days: fields["days"].split_whitespace().filter_map(day).collect(),
+        days: view.days,
     }
 }
 

@@ -43,7 +43,8 @@ impl Topics {
         let commands = name("commands");
         let append =
             |topic| NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
-        let mut topics = vec![append(&commands)];
+        let ticks = name("ticks");
+        let mut topics = vec![append(&commands), append(&ticks)];
         let mut of_usage =
             append(&usage).set("max.message.bytes", "20000000").set("message.timestamp.type", timestamps);
         of_usage.num_partitions = partitions;
@@ -62,15 +63,40 @@ impl Topics {
         Topics { prefix, partitions, producer: config.create().expect("a producer") }
     }
 
+    /// Deletes an input topic and makes one of the same name.
+    pub async fn remake(&self, role: &str) {
+        let admin: AdminClient<DefaultClientContext> = client().create().expect("an admin client");
+        let name = self.name(role);
+        let deleted = admin.delete_topics(&[&name], &AdminOptions::new()).await.expect("kafka answers");
+        deleted.into_iter().for_each(|result| drop(result.expect("the topic is deleted")));
+        super::until("the topic is made again", || async {
+            let topic = NewTopic::new(&name, self.partitions, TopicReplication::Fixed(1));
+            let topic = topic.set("message.timestamp.type", "LogAppendTime");
+            let made = admin.create_topics(&[topic], &AdminOptions::new()).await.expect("kafka answers");
+            made.into_iter().all(|result| result.is_ok()).then_some(())
+        })
+        .await;
+    }
+
     pub fn name(&self, role: &str) -> String {
         format!("{}.{role}", self.prefix)
     }
 
     pub async fn send(&self, role: &str, record: &Outgoing) -> i64 {
+        self.send_stamped(role, record, None).await
+    }
+
+    /// With the producer's time, for a topic that keeps it.
+    pub async fn send_at(&self, role: &str, record: &Outgoing, time_ms: i64) -> i64 {
+        self.send_stamped(role, record, Some(time_ms)).await
+    }
+
+    async fn send_stamped(&self, role: &str, record: &Outgoing, time_ms: Option<i64>) -> i64 {
         let topic = self.name(role);
         let mut outgoing: FutureRecord<[u8], [u8]> = FutureRecord::to(&topic).partition(record.partition);
         outgoing.key = record.key.as_deref();
         outgoing.payload = record.value.as_deref();
+        outgoing.timestamp = time_ms;
         let headers = record
             .headers
             .iter()

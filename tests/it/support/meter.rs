@@ -38,7 +38,7 @@ impl Meter {
         meter.set("KAFKA__GROUP", &prefix);
         // A killed worker holds its partitions until its session ends.
         meter.set("KAFKA__SESSION_TIMEOUT", "6s");
-        for role in ["usage", "commands", "denied", "alerts", "cycles", "ledger"] {
+        for role in ["usage", "commands", "denied", "alerts", "cycles", "ledger", "ticks"] {
             meter.set(&format!("KAFKA__TOPICS__{}", role.to_uppercase()), &topics.name(role));
         }
         meter.set("KAFKA__TOPICS__DEAD_LETTER", &topics.name("dead-letter"));

@@ -1,0 +1,237 @@
+//! Meter time: ticks that the broker stamps, shards that follow them, and what is forgotten then.
+//!
+//! The worker that has the commands partition does it for all shards: there is one such worker, and what two would
+//! do at once does no harm, since a shard's time never falls.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{SecondsFormat, Utc};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{AgeFrom, Config};
+use crate::ingest::client::{BrokerError, Cluster, topic_of};
+use crate::ingest::decode::TICK;
+use crate::ingest::producer::{Outgoing, ProduceError, Producer};
+use crate::ingest::watermarks::Watermarks;
+use crate::ledger::apply::json_text;
+use crate::ledger::call::Partition;
+use crate::ledger::day::Layout;
+use crate::ledger::event::DAY_MS;
+use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
+use crate::metrics;
+use crate::store::{ShardState, Store, StoreError};
+
+/// Ticks that wait for a partition that lags; beyond, the newer ones are left out.
+const PENDING_MAX: usize = 100;
+/// A tick that waits longer is worth a word.
+const HELD_LONG: Duration = Duration::from_secs(60);
+/// Accounts whose days are looked at in one step.
+const FORGET_ACCOUNTS: usize = 200;
+
+pub struct Ticker {
+    pub config: Config,
+    pub store: Store,
+    pub producer: Arc<Producer>,
+    pub watermarks: Watermarks,
+    pub cluster: Cluster,
+    pub generation: String,
+    /// Whether this worker has the commands partition.
+    pub leads: watch::Receiver<bool>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum TickError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
+    #[error(
+        "topic {topic} carries no append time: set message.timestamp.type=LogAppendTime on it; until then meter time \
+         stands still"
+    )]
+    NoAppendTime { topic: String },
+}
+
+/// A moment of the broker's time, and where the inputs ended after it.
+struct Tick {
+    sent: Instant,
+    call: TimeCall,
+}
+
+impl Tick {
+    /// The first partition that a shard has not read to its end.
+    fn held_by(&self, state: &ShardState) -> Option<Partition> {
+        let position = |partition: &Partition| {
+            state.positions.iter().find(|(own, _)| own == partition).map_or(0, |(_, offset)| *offset)
+        };
+        let behind = |(partition, end): &&(Partition, Option<i64>)| end.is_some_and(|end| position(partition) < end);
+        self.call.ends.iter().find(behind).map(|(partition, _)| *partition)
+    }
+}
+
+impl Ticker {
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut pending = VecDeque::new();
+        let mut forgotten: BTreeMap<u32, i64> = BTreeMap::new();
+        let mut told: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.config.time.tick_every) => {}
+                _ = self.leads.changed() => continue,
+            }
+            if !*self.leads.borrow() {
+                pending.clear();
+                metrics::forget_meter_time();
+                continue;
+            }
+            let result = self.turn(&mut pending, &mut forgotten).await;
+            let quiet = told.is_some_and(|told| told.elapsed() < HELD_LONG);
+            match result {
+                Err(error) if !quiet => {
+                    tracing::warn!(%error, "meter time stands still");
+                    told = Some(Instant::now());
+                }
+                Ok(Some((shard, partition, held))) if held > HELD_LONG && !quiet => {
+                    tracing::warn!(shard, %partition, ?held, "meter time is held back: no worker applies this partition");
+                    told = Some(Instant::now());
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    /// One tick; tells what has held the oldest one back, and for how long.
+    async fn turn(
+        &self,
+        pending: &mut VecDeque<Tick>,
+        forgotten: &mut BTreeMap<u32, i64>,
+    ) -> Result<Option<(u32, Partition, Duration)>, TickError> {
+        if pending.len() < PENDING_MAX {
+            pending.push_back(self.tick().await?);
+        }
+        let mut held = None;
+        let mut done = pending.len();
+        let (mut meter_time_ms, mut floor_ms) = (i64::MAX, i64::MAX);
+        for shard in 0..self.config.redis.shards {
+            let state = self.store.shard_state(shard).await?;
+            // Ends only grow: what holds no tick back holds no earlier one back either.
+            let passed = pending.iter().take_while(|tick| tick.held_by(&state).is_none()).count();
+            if let Some(tick) = pending.get(passed) {
+                done = done.min(passed);
+                let by = tick.held_by(&state).expect("it is not passed");
+                held.get_or_insert((shard, by, tick.sent.elapsed()));
+            }
+            let mut at = (state.meter_time_ms, state.floor_ms);
+            if passed > 0 {
+                match self.store.move_time(shard, &pending[passed - 1].call).await? {
+                    TimeReply::At { meter_time_ms, floor_ms } => at = (meter_time_ms, floor_ms),
+                    TimeReply::Held(partition) => {
+                        held.get_or_insert((shard, partition, pending[passed - 1].sent.elapsed()));
+                    }
+                    TimeReply::OtherGeneration => {}
+                }
+            }
+            meter_time_ms = meter_time_ms.min(at.0);
+            floor_ms = floor_ms.min(at.1);
+            self.forget(shard, at.1, state.restamp_tolerance_ms, forgotten).await?;
+        }
+        pending.drain(..done);
+        metrics::set_meter_time(meter_time_ms, floor_ms);
+        let topics = &self.config.kafka.topics;
+        metrics::set_meter_time_held(
+            held.map(|(_, partition, since)| (topic_of(topics, partition.input), partition.index, since)),
+        );
+        Ok(held)
+    }
+
+    async fn tick(&self) -> Result<Tick, TickError> {
+        let topics = &self.config.kafka.topics;
+        let tick_ms = match self.config.events.age_from {
+            AgeFrom::Append => Some(self.produce().await?),
+            AgeFrom::Create => None,
+        };
+        // After the tick: what is below these ends was there when the broker stamped it, or came soon after.
+        let mut ends = vec![(Partition::COMMANDS, Some(self.watermarks.range(&topics.commands, 0).await?.1))];
+        for index in 0..self.cluster.partitions(&topics.usage).await? {
+            let end = match tick_ms {
+                Some(_) => Some(self.watermarks.range(&topics.usage, index).await?.1),
+                None => None,
+            };
+            ends.push((Partition::usage(index), end));
+        }
+        let call = TimeCall {
+            generation: self.generation.clone(),
+            tick_ms,
+            late_after_ms: self.config.events.late_after.as_millis() as i64,
+            ends,
+        };
+        Ok(Tick { sent: Instant::now(), call })
+    }
+
+    /// Gives the time at which the broker has appended a tick.
+    async fn produce(&self) -> Result<i64, TickError> {
+        let topic = &self.config.kafka.topics.ticks;
+        let source = &self.config.redis.prefix;
+        let value = format!(
+            "{{\"specversion\":\"1.0\",\"id\":\"{}\",\"source\":{},\"type\":\"{TICK}\",\"subject\":{},\"time\":\"{}\"}}",
+            uuid::Uuid::now_v7(),
+            json_text(source),
+            json_text(source),
+            Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+        );
+        let record = Outgoing {
+            topic,
+            key: None,
+            value: Some(value.as_bytes()),
+            headers: &[("content-type", Some(b"application/cloudevents+json; charset=UTF-8"))],
+            partition: Some(0),
+        };
+        let delivered = self.producer.send(record).await?;
+        delivered.append_ms.ok_or_else(|| TickError::NoAppendTime { topic: topic.clone() })
+    }
+
+    /// Goes through a shard's accounts when its floor has passed another day.
+    async fn forget(
+        &self,
+        shard: u32,
+        floor_ms: i64,
+        restamp_tolerance_ms: i64,
+        forgotten: &mut BTreeMap<u32, i64>,
+    ) -> Result<(), TickError> {
+        let last_day = (floor_ms - restamp_tolerance_ms).div_euclid(DAY_MS) - 1;
+        if floor_ms == 0 || forgotten.get(&shard).is_some_and(|day| *day >= last_day) {
+            return Ok(());
+        }
+        let gone = |days: &[(i64, Layout)]| {
+            let days = days.iter().map(|(day, _)| *day);
+            days.filter(|day| forgettable(*day, floor_ms, restamp_tolerance_ms)).collect::<Vec<_>>()
+        };
+        let mut changed = 0;
+        let mut cursor = 0;
+        loop {
+            let (next, accounts) = self.store.days(shard, cursor, FORGET_ACCOUNTS).await?;
+            let accounts = accounts.into_iter().map(|(account, read)| ForgetDays { gone: gone(&read), account, read });
+            let accounts: Vec<_> = accounts.filter(|account| !account.gone.is_empty()).collect();
+            for accounts in accounts.chunks(FORGET_ACCOUNTS) {
+                let call = ForgetCall { generation: self.generation.clone(), accounts: accounts.to_vec() };
+                changed += self.store.forget(shard, &call).await?.unwrap_or(0);
+            }
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        if changed > 0 {
+            tracing::info!(shard, accounts = changed, "identities of days below the floor are deleted");
+        }
+        metrics::record_forgotten(changed);
+        forgotten.insert(shard, last_day);
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! What was lost comes back from the log, and what was published stands.
+
+use credit_meter::ledger::outcome::Outcome;
+use credit_meter::store::Store;
+use credit_meter::store::keys::Key;
+use redis::aio::MultiplexedConnection;
+use serde_json::{Value, json};
+
+use crate::support::kafka::{Topics, data};
+use crate::support::meter::{Meter, Running, SHARDS};
+use crate::support::{dump, service, until};
+use crate::walk::{CATALOGUE, put, reveal};
+
+async fn redis() -> MultiplexedConnection {
+    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
+    client.get_multiplexed_async_connection().await.expect("redis answers")
+}
+
+async fn delete(connection: &mut MultiplexedConnection, keys: Vec<String>) {
+    let _: () = redis::cmd("DEL").arg(keys).query_async(connection).await.expect("redis answers");
+}
+
+/// A meter that has charged, denied, dead-lettered and answered; stopped.
+async fn used(test: &str) -> (Topics, Meter) {
+    let topics = Topics::create(test, 2).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    for account in ["acme", "beta", "gamma", "delta"] {
+        topics.command(&put(account, "starter")).await; // 30 e-mail credits
+    }
+    for number in 0..40 {
+        let account = ["acme", "beta", "gamma", "delta"][number % 4];
+        let mut record = reveal(account, &format!("e{number}"), 4);
+        record.partition = (number % 2) as i32;
+        topics.send("usage", &record).await;
+        if number % 5 == 0 {
+            topics.send("usage", &record).await; // again
+        }
+    }
+    topics.send("usage", &reveal("nobody", "n1", 1)).await;
+    meter.caught_up(&topics).await;
+    meter.published().await;
+    assert!(running.terminate().await.success());
+    (topics, meter)
+}
+
+fn balances(meter: &Meter) -> Vec<Value> {
+    ["acme", "beta", "gamma", "delta"]
+        .map(|account| meter.json(&["balance", account, "--json"])["balances"].clone())
+        .to_vec()
+}
+
+async fn not_ready(running: &Running, words: &str) -> String {
+    until(&format!("readiness says `{words}`"), || async {
+        running.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains(words))
+    })
+    .await
+    .1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_redis_is_rebuilt_from_the_log_with_the_same_decisions() {
+    let (topics, meter) = used("rebuild").await;
+    let (before, totals) = (balances(&meter), meter.totals("usage").await);
+    assert!(totals[&Outcome::Denied] > 0 && totals[&Outcome::DeadLettered] == 1, "{totals:?}");
+    let published = |role: &str| topics.ends(role, 1)[0];
+    let told = (published("denied"), published("dead-letter"), published("ledger"));
+
+    let mut connection = redis().await;
+    let keys = dump::keys(&mut connection, &meter.prefix).await;
+    delete(&mut connection, keys).await;
+    let plan = meter.json(&["rebuild", "--dry-run", "--json"]);
+    assert_eq!(plan["made"].as_array().map(Vec::len), Some(SHARDS as usize), "{plan}");
+    assert_eq!(dump::keys(&mut connection, &meter.prefix).await, Vec::<String>::new(), "a dry run makes nothing");
+    meter.json(&["rebuild", "--json"]);
+
+    assert_eq!(balances(&meter), before);
+    assert_eq!(meter.totals("usage").await, totals);
+    meter.published().await;
+    assert_eq!(
+        (published("denied"), published("dead-letter"), published("ledger")),
+        told,
+        "nothing is published twice"
+    );
+    // A meter goes on from there.
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.send("usage", &reveal("acme", "one-more", 1)).await;
+    meter.caught_up(&topics).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_has_lost_a_key_is_counted_anew() {
+    let (_topics, meter) = used("rebuild-shard").await;
+    let before = balances(&meter);
+    let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
+    let shard = store.keys().shard_of("beta");
+    let mut connection = redis().await;
+    delete(&mut connection, vec![store.keys().spell(Key::Account("beta"))]).await;
+    meter.json(&["rebuild", "--shard", &shard.to_string(), "--json"]);
+    assert_eq!(balances(&meter), before);
+
+    // Without its fence, what is left of it would be charged twice.
+    delete(&mut connection, vec![store.keys().spell(Key::Shard(shard))]).await;
+    let refused = meter.run(&["rebuild"]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("--shard"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_denied_stays_denied_though_redis_is_older_and_a_top_up_came_since() {
+    let topics = Topics::create("recorded", 2).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "starter")).await; // 30 e-mail credits
+    topics.send("usage", &reveal("acme", "e1", 20)).await;
+    meter.caught_up(&topics).await;
+    meter.published().await;
+    assert!(running.terminate().await.success());
+    // The snapshot.
+    let mut connection = redis().await;
+    let mut kept = Vec::new();
+    for key in dump::keys(&mut connection, &meter.prefix).await {
+        let dumped: Vec<u8> = redis::cmd("DUMP").arg(&key).query_async(&mut connection).await.expect("redis answers");
+        kept.push((key, dumped));
+    }
+
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.send("usage", &reveal("acme", "denied", 15)).await;
+    meter.caught_up(&topics).await;
+    let grant = meter.run(&["grant", "acme", "--type", "email", "--amount", "100"]);
+    assert!(grant.status.success(), "{}", String::from_utf8_lossy(&grant.stderr));
+    let mut other = reveal("acme", "charged", 50);
+    other.partition = 1;
+    topics.send("usage", &other).await;
+    meter.caught_up(&topics).await;
+    meter.published().await;
+    let balance = meter.json(&["balance", "acme", "--json"])["balances"].clone();
+    assert_eq!(balance["email"]["used"], json!(70));
+    assert!(running.terminate().await.success());
+
+    let keys = dump::keys(&mut connection, &meter.prefix).await;
+    delete(&mut connection, keys).await;
+    for (key, dumped) in kept {
+        let mut restore = redis::cmd("RESTORE");
+        restore.arg(key).arg(0).arg(dumped);
+        let _: () = restore.query_async(&mut connection).await.expect("redis answers");
+    }
+    let running = meter.start(&[]);
+    running.ready().await;
+    meter.caught_up(&topics).await;
+    meter.published().await;
+    // The top-up would cover it now; but its denial was told.
+    assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"], balance);
+    let denied = topics.read("denied", 1);
+    assert_eq!(denied.len(), 1, "it is not told twice");
+    assert_eq!(data(&denied[0])["events"][0]["id"], "denied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_made_anew_and_grew_past_the_position_halts() {
+    let (topics, meter) = used("anew").await;
+    let before = topics.ends("usage", 2);
+    topics.remake("usage").await;
+    for partition in 0..2 {
+        for number in 0..before[partition as usize] + 5 {
+            let mut record = reveal("acme", &format!("other-{partition}-{number}"), 1);
+            record.partition = partition;
+            topics.send("usage", &record).await;
+        }
+    }
+    let balance = balances(&meter);
+    let running = meter.start(&[]);
+    not_ready(&running, "is not the record that was counted there").await;
+    // Commands go on.
+    topics.command(&put("epsilon", "starter")).await;
+    until("the command is applied", || async {
+        let state = meter.store.account("epsilon").await.expect("redis answers");
+        state.map(|_| ())
+    })
+    .await;
+    assert_eq!(balances(&meter), balance, "nothing of it was charged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_dead_letters_than_the_limit_halt_a_partition_before_it_is_drained() {
+    let topics = Topics::create("dead-limit", 2).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("EVENTS__DEAD_LETTERS_MAX", "20");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "organization")).await;
+    for number in 0..100 {
+        let mut record = reveal("acme", &format!("e{number}"), 1);
+        record.value = Some(b"not json".to_vec());
+        topics.send("usage", &record).await;
+    }
+    let told = not_ready(&running, "more than 20 of").await;
+    assert!(told.contains("usage:0"), "{told}");
+    let dead = topics.ends("dead-letter", 1)[0];
+    assert!(dead <= 21, "{dead} dead letters");
+    // The other partition goes on.
+    let mut record = reveal("acme", "other", 1);
+    record.partition = 1;
+    topics.send("usage", &record).await;
+    until("it is charged", || async {
+        meter.totals("usage").await.get(&Outcome::Charged).filter(|charged| **charged == 1).map(|_| ())
+    })
+    .await;
+}

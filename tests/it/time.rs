@@ -1,0 +1,121 @@
+//! Meter time: what is too late, what is forgotten, and that nothing is charged twice for it.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use credit_meter::ledger::event::DAY_MS;
+use credit_meter::ledger::outcome::Outcome;
+use redis::aio::MultiplexedConnection;
+
+use crate::support::kafka::{Outgoing, Topics, header};
+use crate::support::meter::Meter;
+use crate::support::{dump, service, until};
+use crate::walk::{CATALOGUE, put, reveal};
+
+/// An event at a time of its own, in a topic that keeps the producer's time.
+async fn send(topics: &Topics, id: &str, time_ms: i64, partition: i32) {
+    let mut record = reveal("acme", id, 1);
+    let mut event: serde_json::Value = serde_json::from_slice(record.value.as_ref().expect("a value")).expect("JSON");
+    let time = DateTime::<Utc>::from_timestamp_millis(time_ms).expect("a time");
+    event["time"] = time.to_rfc3339_opts(SecondsFormat::Millis, true).into();
+    record.value = Some(event.to_string().into_bytes());
+    record.partition = partition;
+    topics.send_at("usage", &record, time_ms).await;
+}
+
+async fn tick(topics: &Topics, time_ms: i64, partition: i32) {
+    let event = serde_json::json!({
+        "specversion": "1.0", "id": format!("tick-{time_ms}"), "source": "tests", "type": "credits.tick.v1",
+        "subject": "tick", "time": "2026-01-01T00:00:00Z",
+    });
+    let record = Outgoing { value: Some(event.to_string().into_bytes()), partition, ..Outgoing::default() };
+    topics.send_at("usage", &record, time_ms).await;
+}
+
+async fn day_sets(meter: &Meter) -> usize {
+    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
+    let mut connection: MultiplexedConnection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    dump::keys(&mut connection, &meter.prefix).await.iter().filter(|key| key.contains("}:d:")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_never_charged_twice_and_old_days_are_forgotten() {
+    let topics = Topics::stamped("days", 2, "CreateTime").await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("EVENTS__AGE_FROM", "create");
+    meter.set("EVENTS__LATE_AFTER", "48h");
+    meter.set("TIME__TICK_EVERY", "200ms");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "organization")).await;
+    // Noon of a day at the start of the account's open cycle.
+    let now_ms = Utc::now().timestamp_millis();
+    let noon_ms = (now_ms / DAY_MS - 6) * DAY_MS + DAY_MS / 2;
+    let minute_ms = 60_000;
+    let midnight_ms = noon_ms + DAY_MS / 2;
+
+    send(&topics, "a", noon_ms, 0).await;
+    send(&topics, "a", noon_ms + 1_000, 1).await; // a second later
+    send(&topics, "b", midnight_ms - 4 * minute_ms, 0).await;
+    meter.caught_up(&topics).await; // in another call than its retry
+    send(&topics, "b", midnight_ms + 4 * minute_ms, 1).await; // restamped around midnight
+    meter.caught_up(&topics).await;
+    let totals = meter.totals("usage").await;
+    assert_eq!((totals[&Outcome::Charged], totals[&Outcome::Duplicate]), (2, 2), "{totals:?}");
+    assert_eq!(day_sets(&meter).await, 2);
+
+    // Days pass in one partition: the other one holds meter time back, and is named.
+    let later_ms = noon_ms + 5 * DAY_MS;
+    tick(&topics, later_ms, 0).await;
+    until("partition 1 is named", || async {
+        let (_, page) = running.get("/metrics").await?;
+        let named = |line: &str| line.starts_with("credit_meter_meter_time_seconds");
+        page.lines().find(|line| named(line)).map(str::to_owned)
+    })
+    .await;
+    assert_eq!(day_sets(&meter).await, 2, "partition 1 has not passed");
+    tick(&topics, later_ms, 1).await;
+    until("the days are forgotten", || async { (day_sets(&meter).await == 0).then_some(()) }).await;
+
+    // Too late to be remembered, so too late to be charged.
+    send(&topics, "a", noon_ms + 1_000, 0).await;
+    send(&topics, "b", midnight_ms + 4 * minute_ms, 1).await;
+    // A longer bound does not bring back what is forgotten.
+    assert!(running.terminate().await.success());
+    meter.set("EVENTS__LATE_AFTER", "2000h");
+    let running = meter.start(&[]);
+    running.ready().await;
+    send(&topics, "a", noon_ms + 2_000, 1).await;
+    send(&topics, "c", later_ms, 0).await;
+    meter.caught_up(&topics).await;
+    let totals = meter.totals("usage").await;
+    assert_eq!((totals[&Outcome::Charged], totals[&Outcome::Duplicate]), (3, 2), "{totals:?}");
+    let dead = topics.read("dead-letter", 1);
+    let reasons: Vec<_> = dead.iter().map(|dead| header(dead, "__connect.errors.exception.class.name")).collect();
+    assert_eq!(reasons, vec![Some("too_late".to_owned()); 3]);
+    assert!(running.terminate().await.success());
+
+    // And a rebuild decides the same.
+    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let keys = dump::keys(&mut connection, &meter.prefix).await;
+    let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
+    meter.json(&["rebuild", "--json"]);
+    assert_eq!(meter.totals("usage").await, totals);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn meter_time_follows_the_brokers_clock_once_everything_is_applied() {
+    let topics = Topics::create("ticks", 2).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("TIME__TICK_EVERY", "200ms");
+    let before_ms = Utc::now().timestamp_millis();
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    let states = until("meter time is there", || async {
+        let states = meter.states().await;
+        states.iter().all(|state| state.meter_time_ms > before_ms - 60_000).then_some(states)
+    })
+    .await;
+    assert!(states.iter().all(|state| state.floor_ms == state.meter_time_ms - 72 * 3_600_000));
+    assert!(running.terminate().await.success());
+}
