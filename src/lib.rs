@@ -3,6 +3,8 @@
 
 /// The wiring: how a meter starts, works and stops.
 pub mod app;
+/// The log folded again and compared with Redis, apart from the meter.
+pub mod audit;
 /// The commands.
 pub mod cli;
 /// The only reader of files and environment.

@@ -43,6 +43,10 @@ const CALL_REFUSALS: [&str; 11] = [
     INDEFINITE,
     REFUSED,
 ];
+/// How an audit ends: without a difference, with some, without a result.
+const AUDIT_CLEAN: &str = "clean";
+const AUDIT_MISMATCHED: &str = "mismatched";
+const AUDIT_FAILED: &str = "failed";
 /// Up to a call's largest number of events, 4,000.
 const BATCH_BUCKETS: [f64; 10] = [1.0, 4.0, 16.0, 64.0, 256.0, 512.0, 1000.0, 2000.0, 3000.0, 4000.0];
 /// From an empty range on a local Redis to a call that waits for a failover.
@@ -196,6 +200,19 @@ pub fn record_published(topic: &str, entries: u64) {
     METRICS.outbox_published.with_label_values(&[topic]).inc_by(entries);
 }
 
+/// An audit that came to a result.
+pub fn record_audit(accounts_checked: u64, mismatches: u64, lag_records: u64, ended: Duration) {
+    METRICS.audits.with_label_values(&[if mismatches == 0 { AUDIT_CLEAN } else { AUDIT_MISMATCHED }]).inc();
+    METRICS.audit_accounts.set(i64::try_from(accounts_checked).unwrap_or(i64::MAX));
+    METRICS.audit_mismatches.set(i64::try_from(mismatches).unwrap_or(i64::MAX));
+    METRICS.audit_lag_records.set(i64::try_from(lag_records).unwrap_or(i64::MAX));
+    METRICS.audit_timestamp.set(i64::try_from(ended.as_secs()).unwrap_or(i64::MAX));
+}
+
+pub fn record_audit_failure() {
+    METRICS.audits.with_label_values(&[AUDIT_FAILED]).inc();
+}
+
 /// All metrics in the text format 0.0.4.
 pub fn render() -> String {
     let families = METRICS.registry.gather();
@@ -238,6 +255,11 @@ struct Metrics {
     forgotten: IntCounter,
     outbox_entries: IntGauge,
     outbox_published: IntCounterVec,
+    audits: IntCounterVec,
+    audit_accounts: IntGauge,
+    audit_mismatches: IntGauge,
+    audit_lag_records: IntGauge,
+    audit_timestamp: IntGauge,
 }
 
 impl Metrics {
@@ -345,6 +367,19 @@ impl Metrics {
                 "Messages from the outboxes that Kafka acknowledged.",
                 &["topic"],
             ),
+            audits: register.counters("credit_meter_audits_total", "Audits by how they ended.", &["result"]),
+            audit_accounts: register
+                .gauge("credit_meter_audit_accounts_checked", "Accounts that the last audit has compared."),
+            audit_mismatches: register
+                .gauge("credit_meter_audit_mismatches", "Differences between the log and Redis in the last audit."),
+            audit_lag_records: register.gauge(
+                "credit_meter_audit_lag_records",
+                "Usage records at the end of the last audit that lay beyond the positions it has audited.",
+            ),
+            audit_timestamp: register.gauge(
+                "credit_meter_audit_timestamp_seconds",
+                "When the last audit ended, since 1970; 0 in a process that audits nothing.",
+            ),
             registry: register.registry,
             names: register.names,
         };
@@ -353,6 +388,9 @@ impl Metrics {
         }
         for kind in CALL_REFUSALS {
             metrics.call_refusals.with_label_values(&[kind]);
+        }
+        for result in [AUDIT_CLEAN, AUDIT_MISMATCHED, AUDIT_FAILED] {
+            metrics.audits.with_label_values(&[result]);
         }
         for script in SCRIPTS {
             metrics.call_seconds.with_label_values(&[script]);

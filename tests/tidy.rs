@@ -60,13 +60,17 @@ fn dependencies_point_one_way() {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         refuse(files(folder, ".rs"), &words, "dependencies point one way");
     };
-    check("src/ledger", &["pipeline", "store", "ingest", "outbox", "http", "app", "cli", "demo", "config", "metrics"]);
-    check("src/pipeline", &["store", "ingest", "outbox", "http", "app", "cli", "demo", "config", "metrics"]);
-    check("src/store", &["pipeline", "ingest", "outbox", "http", "app", "cli", "demo"]);
-    check("src/ingest", &["store", "outbox", "http", "app", "cli", "demo"]);
-    check("src/outbox", &["app", "cli", "demo"]);
-    check("src/http", &["store", "ingest", "pipeline", "outbox", "app", "cli", "demo"]);
-    check("src/app", &["cli", "demo"]);
+    check(
+        "src/ledger",
+        &["pipeline", "store", "ingest", "outbox", "http", "app", "audit", "cli", "demo", "config", "metrics"],
+    );
+    check("src/pipeline", &["store", "ingest", "outbox", "http", "app", "audit", "cli", "demo", "config", "metrics"]);
+    check("src/store", &["pipeline", "ingest", "outbox", "http", "app", "audit", "cli", "demo"]);
+    check("src/ingest", &["store", "outbox", "http", "app", "audit", "cli", "demo"]);
+    check("src/outbox", &["app", "audit", "cli", "demo"]);
+    check("src/http", &["store", "ingest", "pipeline", "outbox", "app", "audit", "cli", "demo"]);
+    check("src/app", &["audit", "cli", "demo"]);
+    check("src/audit", &["outbox", "http", "app", "cli", "demo", "metrics"]);
 }
 
 #[test]

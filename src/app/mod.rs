@@ -172,7 +172,8 @@ pub async fn run(
     worked
 }
 
-async fn stop_on_signal(stop: CancellationToken) {
+/// Cancels on SIGTERM or ctrl-c.
+pub async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let terminate = signal(SignalKind::terminate());
     match terminate {

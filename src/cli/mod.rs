@@ -2,6 +2,8 @@
 
 /// Commands to accounts, and what an account is.
 pub mod account;
+/// Whether Redis holds what the log comes to.
+pub mod audit;
 /// What a team has left.
 pub mod balance;
 /// Whether all that the meter needs is there.
@@ -80,6 +82,8 @@ pub enum Command {
     Grant(account::GrantArgs),
     /// Show what an account has left
     Balance(balance::BalanceArgs),
+    /// Fold the log again and compare every account with Redis; the meter may go on meanwhile
+    Audit(audit::AuditArgs),
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +141,7 @@ impl Cli {
             Command::Account(account::AccountCommand::Get(args)) => account::get(args, &config, output).await,
             Command::Grant(args) => account::grant(args, &config, output).await,
             Command::Balance(args) => balance::run(args, &config, output).await,
+            Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Check(_) => unreachable!("it has run above"),
         }
     }

@@ -18,13 +18,17 @@ fn store(config: &Config, shards: u32) -> anyhow::Result<RedisStore> {
 
 /// Opens the state with the number of shards that it was made with.
 pub async fn open(config: &Config) -> anyhow::Result<RedisStore> {
+    Ok(open_with_root(config).await?.0)
+}
+
+pub async fn open_with_root(config: &Config) -> anyhow::Result<(RedisStore, Root)> {
     let root = store_without_shards(config)?.stored_root().await?;
     let prefix = &config.redis.prefix;
     let root = root.with_context(|| {
         format!("redis holds no state under the prefix {prefix}: the first start of a meter (serve) makes it")
     })?;
     readable(&root)?;
-    store(config, root.shards)
+    Ok((store(config, root.shards)?, root))
 }
 
 /// Whether this program knows the layout of a state.

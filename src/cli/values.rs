@@ -36,6 +36,16 @@ pub fn addon(text: &str) -> Result<Addon, String> {
     Ok(Addon { credit_type: name(credit_type)?, amount: positive_credits(amount)? })
 }
 
+/// `512MiB`, `1GiB`.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let refused = || "it must look like 512MiB or 1GiB".to_owned();
+    let (number, unit) =
+        UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
+    let number: u64 = number.trim().parse().map_err(|_| refused())?;
+    number.checked_mul(unit).filter(|bytes| *bytes > 0).ok_or_else(refused)
+}
+
 pub fn threshold(text: &str) -> Result<Threshold, String> {
     Threshold::parse(text).ok_or_else(|| "it must look like `80%` or `remaining 100`".to_owned())
 }

@@ -16,6 +16,8 @@ pub mod decode;
 pub mod group;
 /// Waits for the answer to a command.
 pub mod ledger_tail;
+/// A log from one offset to another, for those who fold it again.
+pub mod log;
 /// A broker inside the process, for the demo.
 pub mod mock;
 /// Records to Kafka, each acknowledged.

@@ -87,6 +87,7 @@ impl MemoryStore {
             meter_time_ms: fence.meter_time_ms,
             floor_ms: fence.floor_ms,
             restamp_tolerance_ms: fence.restamp_tolerance_ms,
+            catalogue: Some(fence.catalogue.clone()),
         }
     }
 

@@ -4,6 +4,8 @@
 pub mod info;
 /// The keys, what each holds, and what absence means.
 pub mod keys;
+/// Accounts as they are at one moment, with their shard's positions.
+pub mod look;
 /// The shards as the ledger in memory.
 pub mod memory;
 /// The shards in a real Redis.
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ledger::account::{AccountView, Counter};
 use crate::ledger::call::{Anchor, Applied, ApplyCall, CommandCall, Commanded, OutboxEntry, Partition, Reply};
+use crate::ledger::catalogue::CatalogueId;
 use crate::ledger::day::Layout;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::{InitCall, InitReply};
@@ -97,7 +100,9 @@ pub struct ShardState {
     pub anchors: Vec<(Partition, Anchor)>,
     pub meter_time_ms: i64,
     pub floor_ms: i64,
+    /// The largest ever used.
     pub restamp_tolerance_ms: i64,
+    pub catalogue: Option<CatalogueId>,
 }
 
 /// Accounts with the days whose identities they keep, and where to go on (0: that was all).

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::keys::{Key, Keys};
+use super::look::LookScript;
 use super::stored::{number, parse_note, parse_root, parse_view};
 use super::{Root, StoreError, TakeCall, Taken};
 use crate::ledger::account::Grant;
@@ -31,20 +32,20 @@ pub struct Input {
 }
 
 impl Input {
-    fn key(&mut self, keys: &Keys, key: Key) {
+    pub(super) fn key(&mut self, keys: &Keys, key: Key) {
         self.keys.push(keys.spell(key));
     }
 
-    fn text(&mut self, text: impl AsRef<[u8]>) {
+    pub(super) fn text(&mut self, text: impl AsRef<[u8]>) {
         self.arguments.push(text.as_ref().to_vec());
     }
 
-    fn last_read(&mut self, last: Option<LastRead>) {
+    pub(super) fn last_read(&mut self, last: Option<LastRead>) {
         self.text(last.map(|last| last.anchor.to_string()).unwrap_or_default());
         self.text(last.map(|last| last.reached_ms.to_string()).unwrap_or_default());
     }
 
-    fn number(&mut self, number: impl itoa::Integer) {
+    pub(super) fn number(&mut self, number: impl itoa::Integer) {
         self.arguments.push(itoa::Buffer::new().format(number).as_bytes().to_vec());
     }
 }
@@ -60,7 +61,7 @@ pub trait Script {
 }
 
 /// All scripts, to be loaded on each connection.
-pub const ALL: [(&str, &str); 8] = [
+pub const ALL: [(&str, &str); 9] = [
     (RootScript::NAME, RootScript::SOURCE),
     (InitScript::NAME, InitScript::SOURCE),
     (ApplyScript::NAME, ApplyScript::SOURCE),
@@ -69,6 +70,7 @@ pub const ALL: [(&str, &str); 8] = [
     (TimeScript::NAME, TimeScript::SOURCE),
     (ForgetScript::NAME, ForgetScript::SOURCE),
     (WipeScript::NAME, WipeScript::SOURCE),
+    (LookScript::NAME, LookScript::SOURCE),
 ];
 
 pub struct RootScript<'a>(pub &'a Root);
@@ -653,7 +655,7 @@ impl Fields {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.len() == 0
     }
 
@@ -664,7 +666,7 @@ impl Fields {
         }
     }
 
-    fn text(&mut self) -> Result<String, StoreError> {
+    pub(super) fn text(&mut self) -> Result<String, StoreError> {
         String::from_utf8(self.bytes()?).map_err(|error| StoreError::Broken(error.to_string()))
     }
 }

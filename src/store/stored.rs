@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Root, StoreError};
+use super::{Root, ShardState, StoreError};
 use crate::ledger::account::{AccountConfig, AccountView, Counter, Grant, GrantKind, add_grant};
-use crate::ledger::call::{Note, Partition};
-use crate::ledger::catalogue::Amount;
+use crate::ledger::call::{Anchor, Note, Partition};
+use crate::ledger::catalogue::{Amount, CatalogueId};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Cycle;
 use crate::ledger::day::Layout;
-use crate::ledger::outcome::DeadReason;
+use crate::ledger::outcome::{DeadReason, Outcome};
 
 pub fn parse_root(text: &str) -> Result<Root, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Broken(format!("the root key: {error}")))
@@ -22,6 +22,38 @@ pub fn parse_note(name: &str, reason: &str) -> Option<Note> {
         offset: offset.parse().ok()?,
         reason: DeadReason::from_name(reason)?,
     })
+}
+
+/// Reads where a shard is from its hash.
+pub fn parse_shard(fields: &BTreeMap<String, String>) -> Result<ShardState, StoreError> {
+    let mut state = ShardState { generation: fields.get("generation").cloned(), ..ShardState::default() };
+    for (field, value) in fields {
+        if let Some(partition) = field.strip_prefix("position:").and_then(Partition::parse) {
+            state.positions.push((partition, number(value)?));
+        } else if let Some((partition, outcome)) = field.strip_prefix("total:").and_then(parse_total) {
+            state.totals.push((partition, outcome, number(value)?));
+        } else if let Some(partition) = field.strip_prefix("anchor:").and_then(Partition::parse) {
+            let anchor = Anchor::parse(value).ok_or_else(|| StoreError::Broken(format!("{field} is `{value}`")))?;
+            state.anchors.push((partition, anchor));
+        } else if field == "meter_time_ms" {
+            state.meter_time_ms = number(value)?;
+        } else if field == "floor_ms" {
+            state.floor_ms = number(value)?;
+        } else if field == "restamp_tolerance_ms" {
+            state.restamp_tolerance_ms = number(value)?;
+        } else if field == "catalogue_version" {
+            let hash = fields.get("catalogue_hash").cloned().unwrap_or_default();
+            state.catalogue = Some(CatalogueId { version: number(value)?, hash });
+        }
+    }
+    state.positions.sort_unstable();
+    state.totals.sort_unstable();
+    Ok(state)
+}
+
+fn parse_total(text: &str) -> Option<(Partition, Outcome)> {
+    let (partition, outcome) = text.rsplit_once(':')?;
+    Some((Partition::parse(partition)?, Outcome::from_name(outcome)?))
 }
 
 /// Reads an account's configuration, cycle and grants from its hash.

@@ -1,5 +1,6 @@
 //! Tests against a real Kafka and a real Redis, started by `tests/run` or by `docker/services up`.
 
+mod audit;
 mod bad_input;
 mod commands;
 mod crashes;

@@ -61,10 +61,15 @@ impl Meter {
 
     /// Starts a worker; `extra` is for this process only.
     pub fn start(&self, extra: &[(&str, &str)]) -> Running {
+        self.start_with(&["serve"], extra)
+    }
+
+    /// Starts a command that serves until it is stopped.
+    pub fn start_with(&self, arguments: &[&str], extra: &[(&str, &str)]) -> Running {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
         let http = format!("127.0.0.1:{port}");
         let mut command = self.command();
-        command.arg("serve").env("CREDIT_METER__HTTP__LISTEN", &http).stdin(Stdio::null());
+        command.args(arguments).env("CREDIT_METER__HTTP__LISTEN", &http).stdin(Stdio::null());
         for (key, value) in extra {
             command.env(format!("CREDIT_METER__{key}"), value);
         }
@@ -82,6 +87,14 @@ impl Meter {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{arguments:?}: {told}");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {told}"))
+    }
+
+    /// Folds the log again and compares it with Redis: there must be no difference, also while a worker goes on.
+    pub fn audit(&self) -> serde_json::Value {
+        let output = self.run(&["audit", "--json"]);
+        let (told, found) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        assert!(output.status.success(), "the audit fails: {told}{found}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {told}{found}"))
     }
 
     pub async fn states(&self) -> Vec<ShardState> {

@@ -1,0 +1,394 @@
+//! Each account as the log has it against the account as Redis holds it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::attempts::Reading;
+use super::fold::{Folded, Kept, unexplained};
+use super::look::FirstLook;
+use super::recorded::{DeadLetters, Decision, Denials};
+use super::report::{Difference, Named, RECORDS_MAX, Report, Topics};
+use super::resolve::{Between, Item, Priced, Resolver, Sums, early_ways};
+use super::slices::Slice;
+use super::totals::Totals;
+use crate::ledger::account::{AccountView, Counter};
+use crate::ledger::call::{Input, Partition};
+use crate::ledger::credits::Credits;
+use crate::ledger::event::{Class, DAY_MS};
+use crate::ledger::outcome::Outcome;
+use crate::ledger::shard::shard_of;
+use crate::store::look::LookedAccount;
+use crate::store::stored::{parse_counters, parse_view};
+
+/// Compares one account after the other.
+pub struct Comparison<'a> {
+    pub resolver: Resolver<'a>,
+    pub denials: &'a mut Denials,
+    pub topics: &'a Topics,
+    pub first: &'a FirstLook,
+    pub totals: &'a mut Totals,
+    pub report: &'a mut Report,
+}
+
+impl Comparison<'_> {
+    /// Compares all accounts of a slice, and holds the denials against what was found.
+    pub fn slice(mut self, slice: Slice, mut accounts: FxHashMap<Arc<str>, Folded>) {
+        let mut order: Vec<_> = accounts.keys().cloned().collect();
+        order.sort_unstable();
+        for name in &order {
+            let folded = accounts.get_mut(name).expect("it is a key");
+            folded.attempts.sort_unstable_by_key(|kept| (kept.identity.member, kept.partition, kept.offset));
+            self.account(name, folded);
+        }
+        for ((index, offset), told) in self.denials.unfounded() {
+            let partition = Partition::usage(index);
+            let shard = shard_of(&told.account, self.first.positions.len() as u32);
+            let positions = accounts.get(&told.account).map(|folded| &*folded.positions);
+            // What was decided after the account was looked at is not judged.
+            if offset < positions.unwrap_or(&self.first.positions[shard as usize]).at(partition) {
+                self.report.differs(Difference {
+                    account: Some(told.account.to_string()),
+                    shard,
+                    what: "denial".to_owned(),
+                    expected: "of an event of this account in the log".to_owned(),
+                    found: "none there".to_owned(),
+                    records: vec![self.topics.named(partition, offset, "denied", Some(told.required))],
+                });
+            }
+        }
+        // The same messages are read for each slice.
+        if self.denials.unreadable > 0 && slice.holds_nameless() {
+            self.report.differs(Difference {
+                account: None,
+                shard: 0,
+                what: "denials".to_owned(),
+                expected: "readable".to_owned(),
+                found: format!("{} are not", self.denials.unreadable),
+                records: Vec::new(),
+            });
+        }
+    }
+
+    fn account(&mut self, name: &str, folded: &Folded) {
+        let sums = self.sum(name, folded);
+        self.report.ambiguous += sums.ambiguous;
+        self.report.collisions += folded.commanded.collisions;
+        let Some(stored) = &folded.stored else {
+            // Only accounts have a place in the due set; records of an unknown one are told of by themselves.
+            if folded.commanded.view.is_some() {
+                self.differs(name, folded, "account", "in the due set".to_owned(), "not in it".to_owned(), Vec::new());
+            }
+            return;
+        };
+        self.report.accounts_checked += 1;
+        match (&folded.commanded.view, stored.fields.is_empty()) {
+            (None, _) => {
+                let found = if stored.fields.is_empty() { "only in the due set" } else { "one" };
+                let expected = "no account: no command made it".to_owned();
+                self.differs(name, folded, "account", expected, found.to_owned(), Vec::new());
+            }
+            (Some(view), true) => {
+                let expected = format!("version {}", view.version);
+                self.differs(name, folded, "account", expected, "nothing".to_owned(), Vec::new());
+            }
+            (Some(view), false) => {
+                self.configuration(name, folded, view, stored);
+                self.counters(name, folded, stored, &sums);
+                self.remembered(name, folded, stored, &sums);
+            }
+        }
+    }
+
+    /// Adds an account's usage up, and tells of records that are explained twice or not at all.
+    fn sum(&mut self, name: &str, folded: &Folded) -> Sums {
+        let mut sums = Sums::default();
+        let first = &self.first.positions[folded.shard as usize];
+        let early = |kept: &Kept| kept.offset < first.at(Partition::usage(kept.partition));
+        let (topics, totals, report) = (self.topics, &mut *self.totals, &mut *self.report);
+        let tolerance_ms = self.first.shards[folded.shard as usize].restamp_tolerance_ms;
+        self.resolver.each(name, folded, early, tolerance_ms, self.denials, |resolver, item| match item {
+            Item::Unpriced(kept, reason) => {
+                let named = topics.named(Partition::usage(kept.partition), kept.offset, "unexplained", None);
+                report.differs(unexplained(Some(name.to_owned()), folded.shard, reason, named));
+            }
+            Item::BadDenial(kept, class, told) => {
+                let named = topics.named(Partition::usage(kept.partition), kept.offset, "denied", Some(class.cost));
+                let found = match told.contradicted {
+                    true => "messages that contradict each other".to_owned(),
+                    false => format!("{:?}, required {}", told.decision, told.required),
+                };
+                report.differs(Difference {
+                    account: Some(name.to_owned()),
+                    shard: folded.shard,
+                    what: "denial".to_owned(),
+                    expected: format!("{:?}, required {}", class.judge, class.cost),
+                    found,
+                    records: vec![named],
+                });
+            }
+            Item::Collision => report.collisions += 1,
+            Item::Event(attempts, readings) => {
+                let fallback;
+                let readings = if readings.is_empty() {
+                    report.differs(contradiction(resolver, topics, name, folded.shard, attempts));
+                    fallback = [attempts.iter().map(|attempt| attempt.decision.is_some()).collect::<Reading>()];
+                    &fallback[..]
+                } else {
+                    readings
+                };
+                sums.add(resolver, attempts, readings);
+                if let ([attempt], [reading]) = (attempts, readings) {
+                    if attempt.early {
+                        let outcome = resolver.ended(attempt, reading[0]).outcome;
+                        totals.add(folded.shard, Partition::usage(attempt.kept.partition), outcome);
+                    }
+                } else {
+                    let mut ways = early_ways(resolver, attempts, readings);
+                    match ways.as_mut_slice() {
+                        [way] => {
+                            for (partition, outcome) in way {
+                                totals.add(folded.shard, *partition, *outcome);
+                            }
+                        }
+                        _ => totals.add_one_of(folded.shard, &ways),
+                    }
+                }
+            }
+        });
+        sums
+    }
+
+    fn configuration(&mut self, name: &str, folded: &Folded, view: &AccountView, stored: &LookedAccount) {
+        let found = match parse_view(&stored.fields) {
+            Ok(found) => found,
+            Err(error) => {
+                return self.differs(name, folded, "account", "readable".to_owned(), error.to_string(), Vec::new());
+            }
+        };
+        let cycle =
+            |view: &AccountView| format!("{} from {} to {}", view.cycle.number, view.cycle.start_ms, view.cycle.end_ms);
+        let mut differs = |what: &str, expected: String, found: String| {
+            if expected != found {
+                self.differs(name, folded, what, expected, found, Vec::new());
+            }
+        };
+        differs("version", view.version.to_string(), found.version.to_string());
+        differs("cycle", cycle(view), cycle(&found));
+        let fields = |view: &AccountView| view.config.to_fields().into_iter().collect::<BTreeMap<String, String>>();
+        let (expected, stored_fields) = (fields(view), fields(&found));
+        let names = expected.keys().chain(stored_fields.keys().filter(|name| !expected.contains_key(*name)));
+        for field in names {
+            let shown = |fields: &BTreeMap<String, String>| fields.get(field).cloned().unwrap_or("none".to_owned());
+            differs(field, shown(&expected), shown(&stored_fields));
+        }
+        let grants = |view: &AccountView| {
+            let grants = view.grants.iter().map(|grant| {
+                let id = grant.command_id.as_deref().unwrap_or("");
+                format!("{} {} {} {id}", grant.kind.name(), grant.amount, grant.credit_type)
+            });
+            grants.map(|grant| grant.trim_end().to_owned()).collect::<Vec<_>>().join(", ")
+        };
+        differs("grants", grants(view), grants(&found));
+        let applied = folded.commanded.applied.len() as u64;
+        differs("commands remembered", applied.to_string(), stored.commands.to_string());
+    }
+
+    fn counters(&mut self, name: &str, folded: &Folded, stored: &LookedAccount, sums: &Sums) {
+        let found = match parse_counters(&stored.fields) {
+            Ok(found) => found,
+            Err(error) => {
+                return self.differs(name, folded, "counters", "readable".to_owned(), error.to_string(), Vec::new());
+            }
+        };
+        let mut types: Vec<&String> = folded.commanded.counters.keys().chain(sums.charged.keys()).collect();
+        types.extend(found.keys());
+        types.sort_unstable();
+        types.dedup();
+        let counter =
+            |counters: &BTreeMap<String, Counter>, name: &str| counters.get(name).copied().unwrap_or_default();
+        for credit_type in types {
+            let (expected, found) = (counter(&folded.commanded.counters, credit_type), counter(&found, credit_type));
+            let mut differs = |part: &str, expected: String, found: String, records: Vec<Named>| {
+                self.differs(name, folded, &format!("{credit_type}.{part}"), expected, found, records);
+            };
+            if expected.granted != found.granted {
+                differs("granted", expected.granted.to_string(), found.granted.to_string(), Vec::new());
+            }
+            if expected.expired != found.expired {
+                differs("expired", expected.expired.to_string(), found.expired.to_string(), Vec::new());
+            }
+            let charged = sums.charged.get(credit_type).copied().unwrap_or_default();
+            if !charged.holds(found.charged) {
+                let records = self.charged_records(name, folded, credit_type, charged, found.charged);
+                self.differs(
+                    name,
+                    folded,
+                    &format!("{credit_type}.charged"),
+                    charged.to_string(),
+                    found.charged.to_string(),
+                    records,
+                );
+            }
+        }
+    }
+
+    fn remembered(&mut self, name: &str, folded: &Folded, stored: &LookedAccount, sums: &Sums) {
+        let first = &self.first.shards[folded.shard as usize];
+        // A day that the floor has passed by the tolerance may be forgotten, or be about to be.
+        let may_be_gone = |day: i64| (day + 1) * DAY_MS + first.restamp_tolerance_ms <= first.floor_ms;
+        let mut days: Vec<i64> = sums.remembered.keys().chain(stored.remembered.keys()).copied().collect();
+        days.sort_unstable();
+        days.dedup();
+        for day in days {
+            let expected = sums.remembered.get(&day).copied().unwrap_or_default();
+            let found = stored.remembered.get(&day).copied().unwrap_or(0);
+            let generations = stored.generations.get(&day).copied().unwrap_or(1);
+            let again = expected.min <= found && found <= expected.max * generations;
+            if again || may_be_gone(day) {
+                continue;
+            }
+            let records = self.records_where(name, folded, |_, attempt, _| attempt.days.own == day);
+            let what = format!("remembered on {}", date(day));
+            self.differs(name, folded, &what, expected.to_string(), found.to_string(), records);
+        }
+    }
+
+    /// The records that a difference of charges may come from: those whose cost is the difference, or else the first.
+    fn charged_records(
+        &mut self,
+        name: &str,
+        folded: &Folded,
+        credit_type: &str,
+        expected: Between<Credits>,
+        found: Credits,
+    ) -> Vec<Named> {
+        let off = if found > expected.max { found - expected.max } else { expected.min - found };
+        let of_type = |class: &Class| class.credit_type == credit_type && class.cost > Credits::ZERO;
+        let same = self.records_where(name, folded, |class, attempt, decided| {
+            let uncovered = match attempt.decision {
+                Some(Decision::Capped { uncovered }) => uncovered,
+                Some(Decision::Denied(_)) | None => Credits::ZERO,
+            };
+            of_type(class) && (class.cost == off || (decided && class.cost - uncovered == off))
+        });
+        if same.is_empty() { self.records_where(name, folded, |class, _, _| of_type(class)) } else { same }
+    }
+
+    /// The first records of an account, in the order in which they were appended, that a rule chooses.
+    fn records_where(
+        &mut self,
+        name: &str,
+        folded: &Folded,
+        chosen: impl Fn(&Class, &Priced, bool) -> bool,
+    ) -> Vec<Named> {
+        let mut found: Vec<(i64, Named)> = Vec::new();
+        let topics = self.topics;
+        let tolerance_ms = self.first.shards[folded.shard as usize].restamp_tolerance_ms;
+        self.resolver.each(
+            name,
+            folded,
+            |_| true,
+            tolerance_ms,
+            self.denials,
+            |resolver, item| {
+                let Item::Event(attempts, readings) = item else { return };
+                for (index, attempt) in attempts.iter().enumerate() {
+                    let class = &resolver.classes[attempt.class as usize];
+                    let decided = readings.first().is_some_and(|reading| reading[index]);
+                    if chosen(class, attempt, decided) {
+                        let outcome = resolver.ended(attempt, decided).outcome.name();
+                        let partition = Partition::usage(attempt.kept.partition);
+                        let named = topics.named(partition, attempt.kept.offset, outcome, Some(class.cost));
+                        found.push((attempt.kept.append_ms, named));
+                    }
+                }
+                if found.len() > 64 * RECORDS_MAX {
+                    first_of(&mut found);
+                }
+            },
+        );
+        first_of(&mut found);
+        found.into_iter().map(|(_, named)| named).collect()
+    }
+
+    fn differs(
+        &mut self,
+        name: &str,
+        folded: &Folded,
+        what: &str,
+        expected: String,
+        found: String,
+        records: Vec<Named>,
+    ) {
+        self.report.differs(Difference {
+            account: Some(name.to_owned()),
+            shard: folded.shard,
+            what: what.to_owned(),
+            expected,
+            found,
+            records,
+        });
+    }
+}
+
+/// What concerns all slices together: totals, and dead letters of records that are not there.
+pub fn whole(first: &FirstLook, dead: &DeadLetters, totals: &Totals, topics: &Topics, report: &mut Report) {
+    let end = first.end();
+    for (partition, offset) in dead.unfounded() {
+        if offset < end.at(partition) {
+            report.differs(Difference {
+                account: None,
+                shard: 0,
+                what: "dead letter".to_owned(),
+                expected: "of a record in the log".to_owned(),
+                found: "none there".to_owned(),
+                records: vec![topics.named(partition, offset, "dead_lettered", None)],
+            });
+        }
+    }
+    for (shard, stored) in (0..).zip(&first.shards) {
+        totals.compare(shard, stored, report);
+    }
+    report.outcomes = totals.sums(Input::Usage);
+    report.commands = totals.sums(Input::Commands);
+    report.records = report.outcomes.values().sum();
+}
+
+fn first_of(found: &mut Vec<(i64, Named)>) {
+    found.sort_by_key(|(append_ms, named)| (*append_ms, named.partition, named.offset));
+    found.truncate(RECORDS_MAX);
+}
+
+/// Attempts at one event that no order explains.
+fn contradiction(resolver: &Resolver<'_>, topics: &Topics, name: &str, shard: u32, attempts: &[Priced]) -> Difference {
+    let named = |attempt: &Priced| {
+        let class = &resolver.classes[attempt.class as usize];
+        let outcome = match attempt.decision {
+            Some(Decision::Denied(_)) => Outcome::Denied.name(),
+            Some(Decision::Capped { .. }) => Outcome::Capped.name(),
+            None => "unexplained",
+        };
+        topics.named(Partition::usage(attempt.kept.partition), attempt.kept.offset, outcome, Some(class.cost))
+    };
+    let told = attempts.iter().filter(|attempt| attempt.decision.is_some()).count();
+    let found = match told {
+        0 => "not decided: not entitled, and no denial says so",
+        1 => "decided before it was denied",
+        _ => "denied more than once",
+    };
+    Difference {
+        account: Some(name.to_owned()),
+        shard,
+        what: "event".to_owned(),
+        expected: "decided once".to_owned(),
+        found: found.to_owned(),
+        records: attempts.iter().take(RECORDS_MAX).map(named).collect(),
+    }
+}
+
+fn date(day: i64) -> String {
+    let date = chrono::DateTime::from_timestamp_millis(day.saturating_mul(DAY_MS));
+    date.map_or_else(|| format!("day {day}"), |date| date.date_naive().to_string())
+}

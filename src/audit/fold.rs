@@ -1,0 +1,195 @@
+//! The log, folded: what each account was asked for, and which records ended as dead letters.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::commands::Commanded;
+use super::look::{FirstLook, Positions, Seen};
+use super::recorded::DeadLetters;
+use super::report::{Difference, Named, Report, Topics};
+use super::slices::Slice;
+use super::totals::Totals;
+use crate::ledger::call::Partition;
+use crate::ledger::catalogue::Catalogue;
+use crate::ledger::command::Command;
+use crate::ledger::event::{Identity, UsageEvent};
+use crate::ledger::outcome::{DeadReason, Outcome};
+use crate::ledger::shard::shard_of;
+use crate::pipeline::record::{Body, Record};
+use crate::store::look::LookedAccount;
+
+/// What an audit holds together.
+pub struct Fold<'a> {
+    pub catalogue: &'a Catalogue,
+    pub topics: &'a Topics,
+    pub slice: Slice,
+    pub first: &'a FirstLook,
+    pub dead: &'a mut DeadLetters,
+    pub totals: &'a mut Totals,
+    pub report: &'a mut Report,
+    pub accounts: FxHashMap<Arc<str>, Folded>,
+    pub kinds: Kinds,
+}
+
+/// What the log tells of an account up to its positions.
+#[derive(Debug)]
+pub struct Folded {
+    pub shard: u32,
+    pub positions: Arc<Positions>,
+    /// `None`: no due set names it, so that nobody has looked at it.
+    pub stored: Option<LookedAccount>,
+    pub commanded: Commanded,
+    pub attempts: Vec<Kept>,
+}
+
+/// A usage record that is not dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub identity: Identity,
+    pub append_ms: i64,
+    pub time_ms: i64,
+    pub offset: i64,
+    pub partition: i32,
+    pub kind: u32,
+}
+
+/// Action, quantity and outcome.
+type Kind = (Arc<str>, u64, Option<Arc<str>>);
+
+/// What events ask for, apart from when and for whom: many ask for the same.
+#[derive(Debug, Default)]
+pub struct Kinds {
+    index: FxHashMap<Kind, u32>,
+    /// An event of each kind.
+    pub examples: Vec<UsageEvent>,
+}
+
+impl Kinds {
+    fn of(&mut self, event: &UsageEvent) -> u32 {
+        let key = (event.action.clone(), event.quantity, event.outcome.clone());
+        *self.index.entry(key).or_insert_with(|| {
+            self.examples.push(event.clone());
+            u32::try_from(self.examples.len() - 1).expect("memory ends earlier")
+        })
+    }
+}
+
+impl<'a> Fold<'a> {
+    /// Begins with the accounts that were looked at.
+    pub fn see(&mut self, seen: Vec<Seen>) {
+        for Seen { account, positions, stored } in seen {
+            let shard = self.shard_of(&account);
+            let folded = Folded {
+                shard,
+                positions,
+                stored: Some(stored),
+                commanded: Commanded::default(),
+                attempts: Vec::new(),
+            };
+            self.accounts.insert(account, folded);
+        }
+    }
+
+    fn shard_of(&self, account: &str) -> u32 {
+        shard_of(account, self.first.positions.len() as u32)
+    }
+
+    /// Takes the next record of a partition.
+    pub fn record(&mut self, record: Record) {
+        match &record.body {
+            Body::Usage(event) if self.slice.holds(&event.account) => self.usage(&record, event),
+            Body::Command(command) if self.slice.holds(&command.account) => self.command(&record, command),
+            Body::Usage(_) | Body::Command(_) | Body::Tick => {}
+            Body::Dead { reason, account } => {
+                let own = match account {
+                    Some(account) => self.slice.holds(account),
+                    None => self.slice.holds_nameless(),
+                };
+                if own {
+                    self.undecodable(&record, record.shard(self.first.positions.len() as u32), *reason);
+                }
+            }
+        }
+    }
+
+    /// The account of a record that counts for it; `None` if it was not applied when the account was looked at.
+    fn account(&mut self, name: &Arc<str>, record: &Record) -> Option<&mut Folded> {
+        let shard = self.shard_of(name);
+        let folded = match self.accounts.entry(name.clone()) {
+            std::collections::hash_map::Entry::Occupied(occupied) => occupied.into_mut(),
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                let positions = Arc::new(self.first.positions[shard as usize].clone());
+                if record.offset >= positions.at(record.partition) {
+                    return None;
+                }
+                let commanded = Commanded::default();
+                vacant.insert(Folded { shard, positions, stored: None, commanded, attempts: Vec::new() })
+            }
+        };
+        (record.offset < folded.positions.at(record.partition)).then_some(folded)
+    }
+
+    fn is_early(&self, shard: u32, partition: Partition, offset: i64) -> bool {
+        offset < self.first.positions[shard as usize].at(partition)
+    }
+
+    fn usage(&mut self, record: &Record, event: &Arc<UsageEvent>) {
+        if self.dead.take(record.partition, record.offset) {
+            return self.count_dead(record, self.shard_of(&event.account));
+        }
+        let kind = self.kinds.of(event);
+        let Some(account) = self.account(&event.account, record) else { return };
+        account.attempts.push(Kept {
+            identity: event.identity,
+            append_ms: record.append_ms,
+            time_ms: event.time_ms,
+            offset: record.offset,
+            partition: record.partition.index,
+            kind,
+        });
+    }
+
+    fn command(&mut self, record: &Record, command: &Command) {
+        let shard = self.shard_of(&command.account);
+        if self.dead.take(record.partition, record.offset) {
+            return self.count_dead(record, shard);
+        }
+        let catalogue = self.catalogue;
+        let Some(account) = self.account(&command.account, record) else { return };
+        let outcome = account.commanded.fold(catalogue, command);
+        if self.is_early(shard, record.partition, record.offset) {
+            self.totals.add(shard, record.partition, outcome);
+        }
+    }
+
+    fn undecodable(&mut self, record: &Record, shard: u32, reason: DeadReason) {
+        if self.dead.take(record.partition, record.offset) {
+            return self.count_dead(record, shard);
+        }
+        if !self.is_early(shard, record.partition, record.offset) {
+            return;
+        }
+        let account = record.account().map(|account| account.to_string());
+        let named = self.topics.named(record.partition, record.offset, "unexplained", None);
+        self.report.differs(unexplained(account, shard, reason, named));
+    }
+
+    fn count_dead(&mut self, record: &Record, shard: u32) {
+        if self.is_early(shard, record.partition, record.offset) {
+            self.totals.add(shard, record.partition, Outcome::DeadLettered);
+        }
+    }
+}
+
+/// A record that must have ended as a dead letter, and has none.
+pub fn unexplained(account: Option<String>, shard: u32, reason: DeadReason, named: Named) -> Difference {
+    Difference {
+        account,
+        shard,
+        what: "dead letter".to_owned(),
+        expected: format!("one: {}", reason.name()),
+        found: "none".to_owned(),
+        records: vec![named],
+    }
+}

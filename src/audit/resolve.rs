@@ -1,0 +1,277 @@
+//! What an account's usage comes to: each event priced with the ledger, once, as the records allow.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
+use super::attempts::{Attempt, Reading, Telling, readings};
+use super::fold::{Folded, Kept, Kinds};
+use super::recorded::{Decision, Denials, Told};
+use crate::ledger::call::Partition;
+use crate::ledger::catalogue::Catalogue;
+use crate::ledger::credits::Credits;
+use crate::ledger::event::{Class, Days, Judge, price};
+use crate::ledger::outcome::{DeadReason, Denial, Outcome};
+
+/// An attempt with its price and what a denial says of it.
+#[derive(Clone, Debug)]
+pub struct Priced {
+    pub kept: Kept,
+    pub class: u32,
+    pub days: Days,
+    pub early: bool,
+    pub decision: Option<Decision>,
+}
+
+/// What an account's records are, one after the other.
+pub enum Item<'a> {
+    /// It cannot be priced, so that it must be dead, and it is not.
+    Unpriced(&'a Kept, DeadReason),
+    /// A denial that contradicts the price list, or another one.
+    BadDenial(&'a Kept, &'a Class, Told),
+    /// Attempts at one event, and how they can be read; no reading fits if there is none.
+    Event(&'a [Priced], &'a [Reading]),
+    /// Two events whose remembered halves are the same.
+    Collision,
+}
+
+/// Prices of one account after the other.
+pub struct Resolver<'a> {
+    pub catalogue: &'a Catalogue,
+    pub kinds: &'a Kinds,
+    /// Classes are the same for many accounts.
+    pub classes: Vec<Class>,
+    index: FxHashMap<Class, u32>,
+    /// The only reading of a single attempt.
+    single: Vec<Reading>,
+}
+
+/// What one attempt ended as, and what it took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub outcome: Outcome,
+    pub charged: Credits,
+}
+
+impl<'a> Resolver<'a> {
+    pub fn new(catalogue: &'a Catalogue, kinds: &'a Kinds) -> Resolver<'a> {
+        let single = vec![vec![true]];
+        Resolver { catalogue, kinds, classes: Vec::new(), index: FxHashMap::default(), single }
+    }
+
+    /// Goes through an account's records, which are sorted by identity, partition and offset.
+    pub fn each(
+        &mut self,
+        account: &str,
+        folded: &Folded,
+        early: impl Fn(&Kept) -> bool,
+        tolerance_ms: i64,
+        denials: &mut Denials,
+        mut visit: impl FnMut(&Resolver<'_>, Item<'_>),
+    ) {
+        // By kind, and whether the date lies in the cycle: nothing else decides a price.
+        let mut prices: FxHashMap<(u32, bool), Result<u32, DeadReason>> = FxHashMap::default();
+        let mut attempts = Vec::new();
+        for group in folded.attempts.chunk_by(|a, b| a.identity.member == b.identity.member) {
+            attempts.clear();
+            for kept in group {
+                let told = denials.of(kept.partition, kept.offset, account, kept.identity).cloned();
+                let class = match self.price(folded, kept, &mut prices) {
+                    Ok(class) => class,
+                    Err(reason) => {
+                        visit(self, Item::Unpriced(kept, reason));
+                        continue;
+                    }
+                };
+                let decision = told.as_ref().map(|told| told.decision);
+                if let Some(told) = told.filter(|told| !agrees(told, &self.classes[class as usize])) {
+                    visit(self, Item::BadDenial(kept, &self.classes[class as usize], told));
+                }
+                let days = Days::of(kept.time_ms, tolerance_ms);
+                attempts.push(Priced { kept: *kept, class, days, early: early(kept), decision });
+            }
+            if attempts.iter().any(|attempt| attempt.kept.identity != attempts[0].kept.identity) {
+                visit(self, Item::Collision);
+            }
+            match attempts.as_slice() {
+                [] => {}
+                [single] if self.telling(single) != Telling::NotDecided => {
+                    visit(self, Item::Event(&attempts, &self.single));
+                }
+                several => {
+                    let known: Vec<Attempt> = several
+                        .iter()
+                        .map(|attempt| Attempt {
+                            partition: attempt.kept.partition,
+                            days: attempt.days,
+                            early: attempt.early,
+                            told: self.telling(attempt),
+                        })
+                        .collect();
+                    let readings = readings(&known);
+                    visit(self, Item::Event(several, &readings));
+                }
+            }
+        }
+    }
+
+    fn telling(&self, attempt: &Priced) -> Telling {
+        let not_entitled = self.classes[attempt.class as usize].judge == Judge::NotEntitled;
+        match attempt.decision {
+            Some(_) => Telling::Decided,
+            None if not_entitled => Telling::NotDecided,
+            None => Telling::Open,
+        }
+    }
+
+    fn price(
+        &mut self,
+        folded: &Folded,
+        kept: &Kept,
+        prices: &mut FxHashMap<(u32, bool), Result<u32, DeadReason>>,
+    ) -> Result<u32, DeadReason> {
+        let view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
+        let dated_ms = kept.time_ms.min(kept.append_ms);
+        let key = (kept.kind, view.cycle.holds(dated_ms));
+        if let Some(known) = prices.get(&key) {
+            return *known;
+        }
+        let mut event = self.kinds.examples[kept.kind as usize].clone();
+        event.dated_ms = dated_ms;
+        let class = price(self.catalogue, view, &event).map(|class| {
+            *self.index.entry(class).or_insert_with_key(|class| {
+                self.classes.push(class.clone());
+                u32::try_from(self.classes.len() - 1).expect("memory ends earlier")
+            })
+        });
+        prices.insert(key, class);
+        class
+    }
+
+    /// How an attempt ended in a reading.
+    pub fn ended(&self, attempt: &Priced, decided: bool) -> Ended {
+        let class = &self.classes[attempt.class as usize];
+        let (outcome, charged) = match (decided, attempt.decision) {
+            (false, _) => (Outcome::Duplicate, Credits::ZERO),
+            (true, Some(Decision::Denied(_))) => (Outcome::Denied, Credits::ZERO),
+            (true, Some(Decision::Capped { uncovered })) => (Outcome::Capped, class.cost - uncovered),
+            (true, None) if class.judge == Judge::Free => (Outcome::Free, Credits::ZERO),
+            (true, None) => (Outcome::Charged, class.cost),
+        };
+        Ended { outcome, charged }
+    }
+}
+
+/// Whether a denial says what the price list says.
+fn agrees(told: &Told, class: &Class) -> bool {
+    let judge = match told.decision {
+        Decision::Denied(Denial::NotEntitled) => class.judge == Judge::NotEntitled,
+        Decision::Denied(Denial::InsufficientCredits | Denial::OverageLimit) => class.judge == Judge::Charge,
+        Decision::Capped { uncovered } => class.judge == Judge::Charge && uncovered <= class.cost,
+    };
+    judge && told.required == class.cost && !told.contradicted
+}
+
+/// The least and the most that something may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Between<T> {
+    pub min: T,
+    pub max: T,
+}
+
+impl<T: Copy + Ord + std::ops::Add<Output = T>> Between<T> {
+    pub fn holds(&self, value: T) -> bool {
+        self.min <= value && value <= self.max
+    }
+
+    fn add(&mut self, min: T, max: T) {
+        *self = Between { min: self.min + min, max: self.max + max };
+    }
+}
+
+impl<T: PartialEq + std::fmt::Display> std::fmt::Display for Between<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.min == self.max { write!(f, "{}", self.min) } else { write!(f, "{} to {}", self.min, self.max) }
+    }
+}
+
+/// An account's sums.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sums {
+    pub charged: BTreeMap<String, Between<Credits>>,
+    /// Identities that are remembered, by UTC day.
+    pub remembered: BTreeMap<i64, Between<u64>>,
+    /// Events whose price depends on the reading.
+    pub ambiguous: u64,
+}
+
+impl Sums {
+    /// Adds an event. Of several readings the least and the most of each sum count.
+    pub fn add(&mut self, resolver: &Resolver<'_>, attempts: &[Priced], readings: &[Reading]) {
+        if let ([attempt], [_]) = (attempts, readings) {
+            let charged = resolver.ended(attempt, true).charged;
+            if charged > Credits::ZERO {
+                self.charge(resolver, attempt, charged, charged);
+            }
+            self.remembered.entry(attempt.days.own).or_default().add(1, 1);
+            return;
+        }
+        let mut charged: BTreeMap<&str, Vec<Credits>> = BTreeMap::new();
+        for (number, reading) in readings.iter().enumerate() {
+            for (attempt, decided) in attempts.iter().zip(reading) {
+                let ended = resolver.ended(attempt, *decided);
+                let credit_type = resolver.classes[attempt.class as usize].credit_type.as_str();
+                let sums = charged.entry(credit_type).or_insert_with(|| vec![Credits::ZERO; readings.len()]);
+                sums[number] += ended.charged;
+            }
+        }
+        let mut ambiguous = false;
+        for (credit_type, sums) in charged {
+            let (min, max) = (sums.iter().min().copied(), sums.iter().max().copied());
+            let (Some(min), Some(max)) = (min, max) else { continue };
+            ambiguous |= min != max;
+            if max > Credits::ZERO {
+                self.charged.entry(credit_type.to_owned()).or_default().add(min, max);
+            }
+        }
+        self.ambiguous += u64::from(ambiguous);
+        let mut days: Vec<i64> = attempts.iter().map(|attempt| attempt.days.own).collect();
+        days.sort_unstable();
+        days.dedup();
+        for day in days {
+            // What was decided is remembered under its own day; a duplicate too, but for a repeat within a call.
+            let decided_on = |reading: &Reading| {
+                attempts.iter().zip(reading).any(|(attempt, decided)| *decided && attempt.days.own == day)
+            };
+            let certain = !readings.is_empty() && readings.iter().all(decided_on);
+            self.remembered.entry(day).or_default().add(u64::from(certain), 1);
+        }
+    }
+
+    fn charge(&mut self, resolver: &Resolver<'_>, attempt: &Priced, min: Credits, max: Credits) {
+        let credit_type = resolver.classes[attempt.class as usize].credit_type.as_str();
+        match self.charged.get_mut(credit_type) {
+            Some(between) => between.add(min, max),
+            None => self.charged.entry(credit_type.to_owned()).or_default().add(min, max),
+        }
+    }
+}
+
+/// The ways in which the early attempts of an event ended, for the totals.
+pub fn early_ways(
+    resolver: &Resolver<'_>,
+    attempts: &[Priced],
+    readings: &[Reading],
+) -> Vec<Vec<(Partition, Outcome)>> {
+    let way = |reading: &Reading| {
+        let early = attempts.iter().zip(reading).filter(|(attempt, _)| attempt.early);
+        let ended = early.map(|(attempt, decided)| {
+            (Partition::usage(attempt.kept.partition), resolver.ended(attempt, *decided).outcome)
+        });
+        ended.collect::<Vec<_>>()
+    };
+    let mut ways: Vec<_> = readings.iter().map(way).collect();
+    ways.sort_unstable();
+    ways.dedup();
+    ways
+}

@@ -1,0 +1,370 @@
+//! The fold against cases that are written out by hand: what the log says, what Redis says, and what is told of it.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::ledger::account::AccountConfig;
+use crate::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
+use crate::ledger::event::{DAY_MS, Identity, UsageEvent};
+use crate::ledger::outcome::{DeadReason, Outcome};
+use crate::pipeline::record::{Body, Record};
+use crate::store::ShardState;
+use crate::store::look::LookedAccount;
+
+const CATALOGUE: &str = r#"
+version = 1
+[credit_types.email]
+[actions.reveal]
+prices = [{ credit_type = "email", credits = 1 }]
+[actions.enrich]
+prices = [{ credit_type = "email", credits = 2 }]
+[plans.basic]
+interval = "monthly"
+allowance = { email = 100 }
+actions = ["reveal"]
+"#;
+
+/// 2026-11-24T12:00:00Z.
+const NOON_MS: i64 = 1_795_521_600_000;
+const TODAY: i64 = NOON_MS / DAY_MS;
+
+/// One shard with the account acme, and a log of usage.
+struct Case {
+    records: Vec<Record>,
+    denied: Vec<String>,
+    dead: Vec<(i32, i64)>,
+    /// By partition.
+    positions: Vec<i64>,
+    first: Option<Vec<i64>>,
+    charged: i64,
+    remembered: u64,
+    totals: Vec<(i32, Outcome, u64)>,
+}
+
+impl Case {
+    /// Usage records: `partition@offset id quantity`, `!` stands before one that does not decode.
+    fn new(records: &[&str]) -> Case {
+        let mut case = Case {
+            records: Vec::new(),
+            denied: Vec::new(),
+            dead: Vec::new(),
+            positions: vec![100, 100],
+            first: None,
+            charged: 0,
+            remembered: 0,
+            totals: Vec::new(),
+        };
+        for text in records {
+            let (decodes, text) = text.strip_prefix('!').map_or((true, *text), |text| (false, text));
+            let mut words = text.split(' ');
+            let (partition, offset) = words.next().unwrap().split_once('@').unwrap();
+            let (id, quantity) = (words.next().unwrap_or(""), words.next().unwrap_or("1"));
+            let body = match decodes {
+                true => Body::Usage(event(id, quantity.parse().unwrap()).into()),
+                false => Body::Dead { reason: DeadReason::InvalidJson, account: Some("acme".into()) },
+            };
+            case.records.push(Record {
+                partition: Partition::usage(partition.parse().unwrap()),
+                offset: offset.parse().unwrap(),
+                append_ms: NOON_MS + 1000,
+                bytes: 100,
+                fingerprint: 0,
+                body,
+            });
+        }
+        case
+    }
+
+    /// A denial: `partition@offset id reason required`, and what is uncovered where it was capped.
+    fn denied(mut self, text: &str) -> Case {
+        let mut words = text.split(' ');
+        let (partition, offset) = words.next().unwrap().split_once('@').unwrap();
+        let (id, reason, required) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+        let uncovered = words.next().map(|uncovered| format!(",\"uncovered\":{uncovered}")).unwrap_or_default();
+        self.denied.push(format!(
+            r#"{{"reason":"{reason}","events":[{{"source":"s","id":"{id}","topic":"usage","partition":{partition},
+            "offset":{offset},"required":{required},"remaining":0{uncovered}}}]}}"#
+        ));
+        self
+    }
+
+    fn dead(mut self, partition: i32, offset: i64) -> Case {
+        self.dead.push((partition, offset));
+        self
+    }
+
+    fn stored(mut self, charged: i64, remembered: u64, totals: &[(i32, Outcome, u64)]) -> Case {
+        (self.charged, self.remembered, self.totals) = (charged, remembered, totals.to_vec());
+        self
+    }
+
+    fn audit(self) -> Report {
+        let catalogue = Catalogue::parse(CATALOGUE).unwrap();
+        let names = Names { source: "meter".into(), usage_topic: "usage".into(), commands_topic: "commands".into() };
+        let topics = Topics { usage: "usage".into(), commands: "commands".into() };
+        let at = |usage: &[i64]| {
+            let mut positions: Vec<(Partition, i64)> = vec![(Partition::COMMANDS, 1)];
+            positions.extend((0..).zip(usage).map(|(index, at)| (Partition::usage(index), *at)));
+            positions
+        };
+        let mut totals: Vec<_> =
+            self.totals.iter().map(|(index, outcome, n)| (Partition::usage(*index), *outcome, *n)).collect();
+        totals.push((Partition::COMMANDS, Outcome::Applied, 1));
+        let shard = ShardState {
+            positions: at(self.first.as_ref().unwrap_or(&self.positions)),
+            totals,
+            restamp_tolerance_ms: 600_000,
+            ..ShardState::default()
+        };
+        let first = FirstLook { positions: vec![Positions::of(&shard)], shards: vec![shard] };
+        let slice = Slice { number: 0, of: 1 };
+        let mut denials = Denials::default();
+        for data in &self.denied {
+            denials.add(&names, slice, "acme", data);
+        }
+        let mut dead = DeadLetters::default();
+        for (partition, offset) in &self.dead {
+            let (partition, offset) = (partition.to_string(), offset.to_string());
+            let headers = [
+                ("__connect.errors.topic", Some("usage".as_bytes())),
+                ("__connect.errors.partition", Some(partition.as_bytes())),
+                ("__connect.errors.offset", Some(offset.as_bytes())),
+            ];
+            let record =
+                LogRecord { partition: 0, offset: 0, timestamp_ms: 0, key: None, value: None, headers: &headers };
+            dead.add(&names, &record);
+            dead.add(&names, &record); // a letter may come twice
+        }
+        let (mut sums, mut report) = (Totals::new(1), Report::default());
+        let mut fold = Fold {
+            catalogue: &catalogue,
+            topics: &topics,
+            slice,
+            first: &first,
+            dead: &mut dead,
+            totals: &mut sums,
+            report: &mut report,
+            accounts: FxHashMap::default(),
+            kinds: Kinds::default(),
+        };
+        let state = ShardState { positions: at(&self.positions), ..ShardState::default() };
+        let positions = Positions::of(&state).into();
+        fold.see(vec![look::Seen { account: "acme".into(), positions, stored: self.account(&catalogue) }]);
+        fold.record(put());
+        for record in self.records {
+            fold.record(record);
+        }
+        let Fold { accounts, kinds, .. } = fold;
+        Comparison {
+            resolver: Resolver::new(&catalogue, &kinds),
+            denials: &mut denials,
+            topics: &topics,
+            first: &first,
+            totals: &mut sums,
+            report: &mut report,
+        }
+        .slice(slice, accounts);
+        compare::whole(&first, &dead, &sums, &topics, &mut report);
+        report
+    }
+
+    fn account(&self, catalogue: &Catalogue) -> LookedAccount {
+        let config = config();
+        let cycle = config.calendar(&catalogue.plans["basic"]).cycle_at(NOON_MS).unwrap();
+        let mut fields: BTreeMap<String, String> = config.to_fields().into_iter().collect();
+        let mut put = |name: &str, value: String| fields.insert(name.to_owned(), value);
+        put("version", "1".into());
+        put("days", format!(" {TODAY}:1"));
+        put("cycle", format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms));
+        put("email.plan", "100000".into());
+        put("email.granted", "100000".into());
+        put("email.charged", (self.charged * 1000).to_string());
+        LookedAccount { fields, commands: 1, remembered: [(TODAY, self.remembered)].into(), ..LookedAccount::default() }
+    }
+
+    /// Nothing must be different.
+    fn agrees(self) -> Report {
+        let report = self.audit();
+        assert_eq!((report.mismatches, &report.differences), (0, &Vec::new()));
+        report
+    }
+
+    /// Exactly this must be different, apart from what follows from it in the totals.
+    fn differs(self, what: &[&str]) {
+        let report = self.audit();
+        let found: Vec<&str> = report.differences.iter().map(|each| each.what.as_str()).collect();
+        assert_eq!(found, what, "{:#?}", report.differences);
+    }
+}
+
+fn config() -> AccountConfig {
+    AccountConfig {
+        plan: "basic".into(),
+        anchor: "2026-11-01".parse().unwrap(),
+        interval: None,
+        timezone: chrono_tz::UTC,
+        addons: Vec::new(),
+        thresholds: None,
+        overage: None,
+    }
+}
+
+fn put() -> Record {
+    let command = Command {
+        account: "acme".into(),
+        id: "put".into(),
+        identity: Identity::of("s", "put"),
+        time_ms: NOON_MS - 1000,
+        command_type: ACCOUNT_PUT,
+        body: Ok(CommandBody::Put(Box::new(config()))),
+    };
+    let body = Body::Command(Box::new(command));
+    Record { partition: Partition::COMMANDS, offset: 0, append_ms: NOON_MS, bytes: 100, fingerprint: 0, body }
+}
+
+/// `collision-…` ids all have the same remembered half; `enrich-…` is not on the plan, `old-…` is from the last cycle.
+fn event(id: &str, quantity: u64) -> UsageEvent {
+    let mut identity = Identity::of("s", id);
+    if id.starts_with("collision") {
+        identity.member = 7;
+    }
+    let time_ms = if id.starts_with("old") { NOON_MS - 40 * DAY_MS } else { NOON_MS };
+    UsageEvent {
+        account: "acme".into(),
+        source: "s".into(),
+        id: id.into(),
+        time_ms,
+        dated_ms: time_ms,
+        action: if id.starts_with("enrich") { "enrich".into() } else { "reveal".into() },
+        quantity,
+        outcome: None,
+        identity,
+    }
+}
+
+use Outcome::{Capped, Charged, DeadLettered, Denied, Duplicate};
+
+#[test]
+fn what_was_charged_once_agrees() {
+    let report = Case::new(&["0@1 a 3", "0@2 b 4", "1@1 c"]).stored(8, 3, &[(0, Charged, 2), (1, Charged, 1)]).agrees();
+    assert_eq!((report.records, report.accounts_checked), (3, 1));
+    assert_eq!(report.outcomes, [("charged", 3)].into());
+    assert_eq!(report.commands, [("applied", 1)].into());
+}
+
+#[test]
+fn what_was_charged_twice_or_not_at_all_is_named_with_its_record() {
+    let case = || Case::new(&["0@1 a 3", "0@2 b 4"]);
+    let totals = [(0, Charged, 2)];
+    let report = case().stored(11, 2, &totals).audit();
+    let [difference] = report.differences.as_slice() else { panic!("{report:?}") };
+    assert_eq!(
+        (difference.what.as_str(), difference.expected.as_str(), difference.found.as_str()),
+        ("email.charged", "7", "11")
+    );
+    assert_eq!(
+        difference.records.iter().map(|record| record.offset).collect::<Vec<_>>(),
+        [2],
+        "it costs the difference"
+    );
+    case().stored(4, 2, &totals).differs(&["email.charged"]);
+    case().stored(7, 1, &totals).differs(&["remembered on 2026-11-24"]);
+    case().stored(7, 2, &[(0, Charged, 3)]).differs(&["total usage:0 charged"]);
+    case()
+        .stored(7, 2, &[(0, Charged, 1), (0, Duplicate, 1)])
+        .differs(&["total usage:0 duplicate", "total usage:0 charged"]);
+}
+
+#[test]
+fn attempts_count_once_wherever_they_were_decided() {
+    let same = Case::new(&["0@1 a 3", "0@2 a 3"]).stored(3, 1, &[(0, Charged, 1), (0, Duplicate, 1)]);
+    same.agrees();
+    let across = || Case::new(&["0@1 a 3", "1@1 a 3"]);
+    across().stored(3, 1, &[(0, Charged, 1), (1, Duplicate, 1)]).agrees();
+    across().stored(3, 1, &[(1, Charged, 1), (0, Duplicate, 1)]).agrees();
+    across().stored(6, 1, &[(0, Charged, 1), (1, Charged, 1)]).differs(&[
+        "email.charged",
+        "total usage duplicate",
+        "total usage charged",
+    ]);
+    // Attempts that cost differently: either may have been charged.
+    let differing = || Case::new(&["0@1 a 3", "1@1 a 5"]);
+    assert_eq!(differing().stored(5, 1, &[(1, Charged, 1), (0, Duplicate, 1)]).agrees().ambiguous, 1);
+    assert_eq!(differing().stored(3, 1, &[(0, Charged, 1), (1, Duplicate, 1)]).agrees().ambiguous, 1);
+    differing().stored(8, 1, &[(0, Charged, 1), (1, Duplicate, 1)]).differs(&["email.charged"]);
+}
+
+#[test]
+fn denials_stand_as_they_were_recorded() {
+    let denied = |case: Case| case.denied("0@1 a insufficient_credits 3");
+    denied(Case::new(&["0@1 a 3"])).stored(0, 1, &[(0, Denied, 1)]).agrees();
+    denied(denied(Case::new(&["0@1 a 3"]))).stored(0, 1, &[(0, Denied, 1)]).agrees();
+    denied(Case::new(&["0@1 a 3", "1@1 a 3"])).stored(0, 1, &[(0, Denied, 1), (1, Duplicate, 1)]).agrees();
+    // It is charged all the same.
+    denied(Case::new(&["0@1 a 3"])).stored(3, 1, &[(0, Denied, 1)]).differs(&["email.charged"]);
+    // Its first attempt was charged before.
+    denied(Case::new(&["0@0 a 3", "0@1 a 3"])).stored(0, 1, &[(0, Denied, 1), (0, Duplicate, 1)]).differs(&["event"]);
+    // Another price, another event, an event that is not there.
+    denied(Case::new(&["0@1 a 4"])).stored(0, 1, &[(0, Denied, 1)]).differs(&["denial"]);
+    denied(Case::new(&["0@1 b 3"])).stored(3, 1, &[(0, Charged, 1)]).differs(&["denial"]);
+    denied(Case::new(&[])).differs(&["denial"]);
+    // Two that contradict each other.
+    denied(Case::new(&["0@1 a 3"]))
+        .denied("0@1 a overage_limit 3")
+        .stored(0, 1, &[(0, Denied, 1)])
+        .differs(&["denial"]);
+}
+
+#[test]
+fn a_capped_event_takes_what_was_left() {
+    let capped = || Case::new(&["0@1 a 3"]).denied("0@1 a capped 3 2");
+    capped().stored(1, 1, &[(0, Capped, 1)]).agrees();
+    capped().stored(3, 1, &[(0, Capped, 1)]).differs(&["email.charged"]);
+}
+
+#[test]
+fn an_action_off_the_plan_is_denied_or_told_of() {
+    let case = || Case::new(&["0@1 enrich-a 3"]);
+    case().denied("0@1 enrich-a not_entitled 6").stored(0, 1, &[(0, Denied, 1)]).agrees();
+    case().denied("0@1 enrich-a insufficient_credits 6").stored(0, 1, &[(0, Denied, 1)]).differs(&["denial"]);
+    let report = case().stored(0, 1, &[(0, Denied, 1)]).audit();
+    assert_eq!(report.differences[0].what, "event", "{report:?}");
+}
+
+#[test]
+fn a_dead_record_is_dead_once() {
+    let case = || Case::new(&["!0@1", "0@2 old-a 3", "0@3 a 3"]).dead(0, 1).dead(0, 2);
+    case().stored(3, 1, &[(0, Charged, 1), (0, DeadLettered, 2)]).agrees();
+    // Dead, and denied as well.
+    case()
+        .denied("0@2 old-a insufficient_credits 3")
+        .stored(3, 1, &[(0, Charged, 1), (0, DeadLettered, 2)])
+        .differs(&["denial"]);
+    // No dead letter tells of them.
+    let report = Case::new(&["!0@1", "0@2 old-a 3"]).stored(0, 0, &[(0, DeadLettered, 2)]).audit();
+    assert_eq!(report.differences.iter().filter(|each| each.what == "dead letter").count(), 2, "{report:?}");
+    // A letter of a record that is not there.
+    Case::new(&[]).dead(0, 7).differs(&["dead letter"]);
+}
+
+#[test]
+fn what_came_after_the_look_is_not_judged() {
+    let mut case = Case::new(&["0@1 a 3", "0@100 b 4", "!0@101"])
+        .denied("0@100 b insufficient_credits 4")
+        .denied("0@200 c insufficient_credits 4")
+        .dead(0, 101)
+        .dead(0, 300)
+        .stored(3, 1, &[(0, Charged, 1)]);
+    case.agrees();
+    // The account was looked at later than the totals.
+    case = Case::new(&["0@1 a 3", "0@50 a 3", "0@60 b 4"]).stored(7, 2, &[(0, Charged, 1)]);
+    case.first = Some(vec![50, 0]);
+    case.agrees();
+}
+
+#[test]
+fn events_with_the_same_remembered_half_are_reported() {
+    let case = Case::new(&["0@1 collision-a 3", "0@2 collision-b 4"]);
+    let report = case.stored(3, 1, &[(0, Charged, 1), (0, Duplicate, 1)]).agrees();
+    assert_eq!(report.collisions, 1);
+}

@@ -1,0 +1,163 @@
+//! Whether Redis holds what the log comes to.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::output::Output;
+use super::{Ended, state, values};
+use crate::audit::report::{Difference, Named, Report};
+use crate::audit::{self, Options, Watch};
+use crate::config::{Config, read_catalogue};
+use crate::http::{self, Check, Health};
+use crate::{app, metrics};
+
+/// Differences that are shown to people; JSON has more.
+const SHOWN_MAX: usize = 50;
+
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// What folded records and accounts may take; with less, the log is read more often
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = values::bytes)]
+    pub memory: u64,
+    /// Audit again and again, and serve /metrics on http.listen
+    #[arg(long)]
+    pub follow: bool,
+    /// How long to wait between two audits
+    #[arg(long, value_name = "DURATION", default_value = "10min", value_parser = humantime::parse_duration)]
+    pub every: Duration,
+}
+
+pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    if args.follow {
+        return follow(args, config, output).await;
+    }
+    let report = once(&args, config).await?;
+    output.answer(&report, || text(&report))?;
+    Ok(if report.mismatches == 0 { Ended::Well } else { Ended::Badly })
+}
+
+async fn once(args: &AuditArgs, config: &Config) -> anyhow::Result<Report> {
+    let catalogue = read_catalogue(config)?;
+    let (store, root) = state::open_with_root(config).await?;
+    let mut progress = Progress::new();
+    let options = Options { memory_bytes: args.memory };
+    let audited = audit::run(config, &catalogue, &store, &root, &options, &mut progress).await;
+    progress.bar.finish_and_clear();
+    Ok(audited?)
+}
+
+/// Audits until a signal stops it. It is ready while audits come to a result, whatever that is.
+async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let listener = TcpListener::bind(&config.http.listen)
+        .await
+        .with_context(|| format!("http.listen = {}: is a meter running here?", config.http.listen))?;
+    let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
+    tokio::spawn(app::stop_on_signal(stop.clone()));
+    let serving = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
+    loop {
+        let audited = tokio::select! {
+            audited = once(&args, config) => audited,
+            () = stop.cancelled() => break,
+        };
+        match &audited {
+            Ok(report) => {
+                let Report { accounts_checked, mismatches, lag_records, .. } = *report;
+                let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                metrics::record_audit(accounts_checked, mismatches, lag_records, ended);
+                output.answer(report, || text(report))?;
+            }
+            Err(error) => {
+                metrics::record_audit_failure();
+                eprintln!("no result: {error:#}");
+            }
+        }
+        for check in Check::ALL {
+            health.set(check, audited.as_ref().map(|_| ()).map_err(|error| format!("{error:#}")));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(args.every) => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    serving.await.context("the http server")??;
+    Ok(Ended::Well)
+}
+
+/// On stderr, and only where a person looks.
+struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        if !std::io::stderr().is_terminal() {
+            return Progress { bar: ProgressBar::hidden() };
+        }
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
+        let style = style.expect("the template is a constant that is valid");
+        Progress { bar: ProgressBar::new(0).with_style(style) }
+    }
+}
+
+impl Watch for Progress {
+    fn read(&mut self, records: u64, of: u64) {
+        self.bar.set_length(of.max(records));
+        self.bar.set_position(records);
+    }
+}
+
+fn text(report: &Report) -> String {
+    let Report { accounts_checked, mismatches, records, ambiguous, collisions, passes, seconds, .. } = report;
+    let outcomes: Vec<String> =
+        report.outcomes.iter().map(|(outcome, records)| format!("{records} {outcome}")).collect();
+    let mut lines = vec![
+        format!("{records} usage records: {}", outcomes.join(", ")),
+        format!(
+            "{accounts_checked} accounts checked in {seconds} s, the log read {passes} times: {mismatches} mismatches"
+        ),
+    ];
+    if *ambiguous > 0 {
+        lines.push(format!("{ambiguous} events have attempts at different prices, and any of them was accepted"));
+    }
+    if *collisions > 0 {
+        lines.push(format!("{collisions} events were taken for others whose 64-bit identity is the same"));
+    }
+    if !report.differences.is_empty() {
+        lines.push(table(&report.differences).to_string());
+    }
+    let more = mismatches - report.differences.len().min(SHOWN_MAX) as u64;
+    if more > 0 {
+        lines.push(format!("and {more} more; --json names up to 1000"));
+    }
+    lines.join("\n")
+}
+
+fn table(differences: &[Difference]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["account", "what", "by the log", "in redis", "explained by"]);
+    for difference in differences.iter().take(SHOWN_MAX) {
+        let whose = difference.account.clone().unwrap_or_else(|| format!("(shard {})", difference.shard));
+        let records: Vec<String> = difference.records.iter().map(named).collect();
+        let Difference { what, expected, found, .. } = difference.clone();
+        table.add_row([whose, what, expected, found, records.join("\n")]);
+    }
+    for column in table.column_iter_mut().skip(2).take(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn named(record: &Named) -> String {
+    let Named { topic, partition, offset, outcome, cost } = record;
+    let cost = cost.map(|cost| format!(" {cost}")).unwrap_or_default();
+    format!("{topic}/{partition}@{offset} {outcome}{cost}")
+}

@@ -1,0 +1,277 @@
+//! The audit folds the log by itself: it agrees with a meter that goes on, and names what was changed by hand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use credit_meter::ledger::event::{DAY_MS, Identity};
+use credit_meter::store::Store;
+use credit_meter::store::keys::Key;
+use redis::aio::MultiplexedConnection;
+use serde_json::{Value, json};
+
+use crate::support::kafka::{Outgoing, Topics};
+use crate::support::meter::Meter;
+use crate::support::{service, until};
+use crate::walk::{CATALOGUE, put, reveal, reveal_event};
+
+const PARTITIONS: i32 = 3;
+
+/// Traffic of every outcome, over all partitions. Gives the number of records.
+async fn traffic(topics: &Topics, round: u64) -> u64 {
+    let mut sends = Vec::new();
+    for number in 0..200u64 {
+        let id = format!("r{round}-{number}");
+        let account = ["small", "capped", "large", "nobody"][number as usize % 4];
+        let mut record = reveal(account, &id, 1 + number % 7);
+        record.partition = (number % PARTITIONS as u64) as i32;
+        sends.push(record.clone());
+        if number.is_multiple_of(5) {
+            // A retry, often in another partition.
+            record.partition = (number / 5 % PARTITIONS as u64) as i32;
+            sends.push(record);
+        }
+        if number.is_multiple_of(50) {
+            let broken = Outgoing { value: Some(b"{".to_vec()), partition: 1, ..Outgoing::default() };
+            sends.push(broken);
+            let mut event = reveal_event("small", &format!("{id}-phone"), 1);
+            event["data"]["action"] = json!("reveal_phone"); // not on its plan
+            sends.push(Outgoing { value: Some(event.to_string().into_bytes()), ..Outgoing::default() });
+        }
+    }
+    let records = sends.len() as u64;
+    futures(topics, sends).await;
+    records
+}
+
+async fn futures(topics: &Topics, records: Vec<Outgoing>) {
+    for chunk in records.chunks(100) {
+        let mut waiting = Vec::new();
+        for record in chunk {
+            waiting.push(topics.send("usage", record));
+        }
+        for sent in waiting {
+            sent.await;
+        }
+    }
+}
+
+fn top_up(account: &str, id: &str, amount: u64) -> Value {
+    json!({
+        "specversion": "1.0", "id": id, "source": "test", "type": "credits.grant.v1", "subject": account,
+        "time": chrono::Utc::now().to_rfc3339(),
+        "data": { "credit_type": "email", "amount": amount, "kind": "topup" },
+    })
+}
+
+async fn accounts(topics: &Topics) {
+    for (account, plan) in [("small", "starter"), ("capped", "capped"), ("large", "organization")] {
+        topics.command(&put(account, plan)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_and_redis_agree_while_the_meter_goes_on() {
+    let topics = Arc::new(Topics::create("audit", PARTITIONS).await);
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    accounts(&topics).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let sending = tokio::spawn({
+        let (topics, stop) = (topics.clone(), stop.clone());
+        async move {
+            let mut records = 0;
+            let mut round = 0;
+            while !stop.load(Ordering::Relaxed) {
+                records += traffic(&topics, round).await;
+                topics.command(&top_up("small", &format!("t{round}"), 20)).await;
+                topics.command(&top_up("small", &format!("t{}", round / 2), 20)).await; // every other one again
+                topics.command(&top_up("nobody", &format!("t{round}"), 20)).await; // refused
+                round += 1;
+            }
+            records
+        }
+    });
+    running.ready().await;
+    let mut audited = Vec::new();
+    for _ in 0..4 {
+        audited.push(tokio::task::block_in_place(|| meter.audit())["records"].as_u64().expect("a count"));
+    }
+    assert!(audited.windows(2).all(|pair| pair[0] <= pair[1]), "{audited:?}");
+    stop.store(true, Ordering::Relaxed);
+    let records = sending.await.expect("the traffic ends");
+    meter.caught_up(&topics).await;
+
+    let report = meter.audit();
+    assert_eq!(report["records"], json!(records));
+    assert_eq!(report["accounts_checked"], json!(3));
+    let outcomes = report["outcomes"].as_object().expect("outcomes");
+    let totals = meter.totals("usage").await;
+    for (outcome, records) in &totals {
+        assert_eq!(outcomes[outcome.name()], json!(records), "{report}");
+    }
+    assert_eq!(outcomes.len(), totals.len());
+    for outcome in ["charged", "capped", "denied", "duplicate", "dead_lettered"] {
+        assert!(outcomes[outcome].as_u64().is_some_and(|records| records > 0), "no {outcome}: {report}");
+    }
+    for outcome in ["applied", "duplicate", "refused"] {
+        assert!(report["commands"][outcome].as_u64().is_some_and(|commands| commands > 0), "no {outcome}: {report}");
+    }
+    let following = meter.start_with(&["audit", "--follow"], &[]);
+    let page = until("an audit has ended", || async {
+        let (_, page) = following.get("/metrics").await?;
+        page.contains("credit_meter_audits_total{result=\"clean\"} 1").then_some(page)
+    })
+    .await;
+    for line in ["credit_meter_audit_accounts_checked 3", "credit_meter_audit_mismatches 0"] {
+        assert!(page.lines().any(|own| own == line), "{line} is not in\n{page}");
+    }
+    assert!(following.terminate().await.success());
+    // With hardly any memory each account is audited by itself, and nothing else changes.
+    let output = meter.run(&["audit", "--json", "--memory", "20KiB"]);
+    let sliced: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(sliced["passes"].as_u64().is_some_and(|passes| passes > 1), "{sliced}");
+    for field in ["accounts_checked", "mismatches", "records", "outcomes", "commands"] {
+        assert_eq!(sliced[field], report[field], "{field}");
+    }
+}
+
+/// A state at rest, to be changed by hand.
+struct ByHand {
+    topics: Topics,
+    meter: Meter,
+    redis: MultiplexedConnection,
+}
+
+impl ByHand {
+    fn key(&self, key: Key) -> String {
+        let Store::Redis(store) = &self.meter.store else { unreachable!("the tests use a real redis") };
+        store.keys().spell(key)
+    }
+
+    async fn run(&mut self, command: &[&str]) -> redis::Value {
+        let mut sent = redis::cmd(command[0]);
+        for argument in &command[1..] {
+            sent.arg(argument);
+        }
+        sent.query_async(&mut self.redis).await.expect("redis answers")
+    }
+
+    /// The audit must fail, and name the account (or none) and what is different.
+    fn names(&self, account: Option<&str>, what: &str) -> Value {
+        let output = self.meter.run(&["audit", "--json"]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{what}: {told}");
+        let report: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{what}: {error}: {told}"));
+        let differences = report["differences"].as_array().expect("differences");
+        let named =
+            differences.iter().find(|difference| difference["account"] == json!(account) && difference["what"] == what);
+        named.unwrap_or_else(|| panic!("{account:?} {what} is not in {report}")).clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_by_hand_is_named() {
+    let topics = Topics::create("audit-by-hand", PARTITIONS).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    accounts(&topics).await;
+    traffic(&topics, 0).await;
+    let mut costly = reveal("large", "costly", 4321);
+    costly.partition = 2;
+    let costly_at = topics.send("usage", &costly).await;
+    let other_at = topics.send("usage", &Outgoing { partition: 2, ..reveal("large", "other", 1) }).await;
+    meter.caught_up(&topics).await;
+    meter.published().await;
+    meter.audit();
+    assert!(running.terminate().await.success());
+    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
+    let redis = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let mut hand = ByHand { topics, meter, redis };
+
+    let large = hand.key(Key::Account("large"));
+    // As if the event had been charged twice.
+    hand.run(&["HINCRBY", &large, "email.charged", "4321000"]).await;
+    let named = hand.names(Some("large"), "email.charged");
+    let record = &named["records"][0];
+    assert_eq!((&record["partition"], &record["offset"]), (&json!(2), &json!(costly_at)), "{named}");
+    assert_eq!((&record["outcome"], &record["cost"]), (&json!("charged"), &json!(4321)), "{named}");
+    hand.run(&["HINCRBY", &large, "email.charged", "-4321000"]).await;
+
+    hand.run(&["HINCRBY", &large, "phone.granted", "1"]).await;
+    hand.names(Some("large"), "phone.granted");
+    hand.run(&["HINCRBY", &large, "phone.granted", "-1"]).await;
+
+    hand.run(&["HSET", &large, "plan", "basic"]).await;
+    hand.names(Some("large"), "plan");
+    hand.run(&["HSET", &large, "plan", "organization"]).await;
+
+    // As if the event had never been seen.
+    let day = chrono::Utc::now().timestamp_millis().div_euclid(DAY_MS);
+    let (member, mut removed) = (Identity::of("test", "costly").member.to_string(), None);
+    for day in [day - 1, day] {
+        let set = hand.key(Key::Day("large", day));
+        if hand.run(&["SREM", &set, &member]).await == redis::Value::Int(1) {
+            removed = Some((day, set));
+        }
+    }
+    let (day, set) = removed.expect("it was remembered");
+    let date = chrono::DateTime::from_timestamp_millis(day * DAY_MS).expect("a day").date_naive();
+    hand.names(Some("large"), &format!("remembered on {date}"));
+    hand.run(&["SADD", &set, &member]).await;
+
+    let shard = hand.key(Key::Shard(0));
+    hand.run(&["HINCRBY", &shard, "total:usage:1:free", "2"]).await;
+    hand.names(None, "total usage:1 free");
+    hand.run(&["HINCRBY", &shard, "total:usage:1:free", "-2"]).await;
+
+    let Store::Redis(store) = &hand.meter.store else { unreachable!("the tests use a real redis") };
+    let own_shard = store.keys().shard_of("large");
+    let due = hand.key(Key::Due(own_shard));
+    let redis::Value::BulkString(score) = hand.run(&["ZSCORE", &due, "large"]).await else { panic!("it is due") };
+    let score = String::from_utf8(score).expect("a number");
+    hand.run(&["ZREM", &due, "large"]).await;
+    hand.names(Some("large"), "account");
+    hand.run(&["ZADD", &due, &score, "large"]).await;
+
+    hand.run(&["COPY", &large, "by-hand"]).await;
+    hand.run(&["DEL", &large]).await;
+    assert_eq!(hand.names(Some("large"), "account")["found"], "nothing");
+    hand.run(&["COPY", "by-hand", &large]).await;
+    hand.run(&["DEL", "by-hand"]).await;
+    hand.meter.audit();
+
+    // A denial of an event that was charged, then one of an event that is not there.
+    let denial = |offset: i64, id: &str| {
+        let value = json!({
+            "specversion": "1.0", "id": "forged", "source": hand.meter.prefix, "type": "credits.denied.v1",
+            "subject": "large", "data": { "reason": "insufficient_credits", "events": [{
+                "source": "test", "id": id, "topic": hand.topics.name("usage"), "partition": 2, "offset": offset,
+                "action": "reveal_email", "credit_type": "email", "required": 4321, "remaining": 0,
+            }]},
+        });
+        Outgoing { value: Some(value.to_string().into_bytes()), ..Outgoing::default() }
+    };
+    hand.topics.send("denied", &denial(costly_at, "costly")).await;
+    assert_eq!(hand.names(Some("large"), "email.charged")["records"][0]["outcome"], "denied");
+    hand.topics.send("denied", &denial(other_at, "never sent")).await;
+    hand.names(Some("large"), "denial");
+    // A denial of what is not applied yet is nobody's fault.
+    let report = hand.names(Some("large"), "denial");
+    hand.topics.send("denied", &denial(costly_at + 1000, "never sent")).await;
+    assert_eq!(hand.names(Some("large"), "denial"), report);
+
+    let letter = |partition: i32, offset: i64| Outgoing {
+        value: Some(b"{".to_vec()),
+        headers: vec![
+            ("__connect.errors.topic".into(), hand.topics.name("usage").into_bytes()),
+            ("__connect.errors.partition".into(), partition.to_string().into_bytes()),
+            ("__connect.errors.offset".into(), offset.to_string().into_bytes()),
+        ],
+        ..Outgoing::default()
+    };
+    hand.topics.send("dead-letter", &letter(2, costly_at)).await;
+    hand.names(Some("large"), "denial"); // dead, and denied
+    hand.names(None, "total usage:2 dead_lettered");
+}
