@@ -146,6 +146,7 @@ async fn each_bad_record_ends_with_its_own_reason() {
     let expected =
         [(Outcome::DeadLettered, expected_dead.len() as u64), (Outcome::Denied, 2), (Outcome::Charged, charged)];
     assert_eq!(totals.into_iter().collect::<Vec<_>>(), expected, "the totals add up to the records");
+    meter.audit();
     let balance = meter.json(&["balance", "acme", "--json"]);
     assert_eq!(balance["balances"]["email"]["used"], json!(charged - 1), "good events are charged");
     let (_, page) = running.get("/metrics").await.expect("it serves");

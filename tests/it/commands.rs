@@ -56,6 +56,7 @@ async fn commands_are_answered_once_they_are_applied() {
     assert_eq!((&topup["before"], &topup["amount"], &topup["after"]), (&json!(1500), &json!(0.25), &json!(1500.25)));
     let statuses = |status: &str| lines.iter().filter(|line| line["status"] == status).count();
     assert_eq!((statuses("applied"), statuses("duplicate"), statuses("refused")), (7, 1, 4), "{lines:?}");
+    meter.audit();
 }
 
 #[tokio::test(flavor = "multi_thread")]

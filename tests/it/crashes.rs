@@ -79,6 +79,7 @@ async fn every_event_is_charged_once_though_the_worker_is_killed_fifteen_times()
         let balance = meter.json(&["balance", &account, "--json"]);
         assert_eq!(balance["balances"]["email"]["used"], json!(events), "{account}: each event once");
     }
+    assert_eq!(meter.audit()["records"], json!(records));
     println!("{kills} kills and {at_failpoint} at the failpoint in {lives} lives, {records} records");
 }
 

@@ -49,6 +49,7 @@ async fn what_other_clients_write_ends_as_a_separate_table_says() {
     check_outcomes(&meter, &expected["outcomes"]).await;
     check_denied(&topics, &expected);
     check_dead_letters(&topics, &expected["dead_letters"]);
+    meter.audit();
 }
 
 fn check_balances(meter: &Meter, expected: &Value) {

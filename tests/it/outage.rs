@@ -88,6 +88,7 @@ async fn every_event_is_charged_once(topics: &Topics, meter: &Meter, running: &R
     assert_eq!(totals.into_iter().collect::<Vec<_>>(), [(Outcome::Charged, EVENTS)]);
     assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], json!(EVENTS));
     running.ready().await;
+    assert_eq!(meter.audit()["records"], json!(EVENTS));
 }
 
 #[tokio::test(flavor = "multi_thread")]
