@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use credit_meter::ledger::day::SetIndex;
 use credit_meter::ledger::event::{DAY_MS, Identity};
 use credit_meter::store::Store;
 use credit_meter::store::keys::Key;
@@ -211,7 +212,7 @@ async fn each_change_by_hand_is_named() {
     let day = chrono::Utc::now().timestamp_millis().div_euclid(DAY_MS);
     let (member, mut removed) = (Identity::of("test", "costly").member.to_string(), None);
     for day in [day - 1, day] {
-        let set = hand.key(Key::Day("large", day));
+        let set = hand.key(Key::Day("large", day, SetIndex::ONLY));
         if hand.run(&["SREM", &set, &member]).await == redis::Value::Int(1) {
             removed = Some((day, set));
         }
