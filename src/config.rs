@@ -37,9 +37,40 @@ pub struct Kafka {
     pub instance_id: Option<String>,
     #[serde(with = "duration")]
     pub session_timeout: Duration,
+    /// Where a first start begins to read usage; see [`StartFrom`].
+    pub start_from: StartFrom,
     pub topics: Topics,
     /// Given to librdkafka as they are.
     pub properties: BTreeMap<String, String>,
+}
+
+/// Where a first start begins to read usage. Commands are always read from the beginning: they make the accounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartFrom {
+    Earliest,
+    Latest,
+    /// With the first record that was appended at this time or later, in ms.
+    Time(i64),
+}
+
+impl std::str::FromStr for StartFrom {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<StartFrom, String> {
+        match text {
+            "earliest" => Ok(StartFrom::Earliest),
+            "latest" => Ok(StartFrom::Latest),
+            time => chrono::DateTime::parse_from_rfc3339(time)
+                .map(|time| StartFrom::Time(time.timestamp_millis()))
+                .map_err(|_| format!("`{text}` is none of earliest, latest and a time like 2026-01-31T12:00:00Z")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StartFrom {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<StartFrom, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -173,6 +204,7 @@ impl Default for Kafka {
             group: "credit-meter".into(),
             instance_id: None,
             session_timeout: Duration::from_secs(45),
+            start_from: StartFrom::Earliest,
             topics: Topics::default(),
             properties: BTreeMap::new(),
         }

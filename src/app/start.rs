@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, StartFrom};
 use crate::http::{Check, Health};
 use crate::ingest::client::{BrokerError, Cluster, topic_of};
 use crate::ingest::producer::{ProduceError, Producer};
-use crate::ingest::state_line;
 use crate::ingest::watermarks::Watermarks;
+use crate::ingest::{scan, state_line};
 use crate::ledger::call::{Partition, SCHEMA};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::shard::{InitCall, InitReply};
@@ -271,12 +271,25 @@ pub fn position(state: &ShardState, partition: Partition) -> i64 {
     state.positions.iter().find(|(own, _)| *own == partition).map_or(0, |(_, offset)| *offset)
 }
 
-/// A first start reads everything that the topics hold.
+/// Where a first start begins.
 async fn first_root(config: &Config, watermarks: &Watermarks, usage_partitions: i32) -> Result<Root, BrokerError> {
     let topics = &config.kafka.topics;
     let mut usage_starts = Vec::new();
+    let at_time = match config.kafka.start_from {
+        StartFrom::Time(time_ms) => {
+            let (kafka, topic) = (config.kafka.clone(), topics.usage.clone());
+            let asking = tokio::task::spawn_blocking(move || scan::offsets_at(&kafka, &topic, time_ms));
+            asking.await.expect("asking does not panic")?
+        }
+        StartFrom::Earliest | StartFrom::Latest => Default::default(),
+    };
     for partition in 0..usage_partitions {
-        usage_starts.push(watermarks.range(&topics.usage, partition).await?.0);
+        let (start, end) = watermarks.range(&topics.usage, partition).await?;
+        usage_starts.push(match config.kafka.start_from {
+            StartFrom::Earliest => start,
+            StartFrom::Latest => end,
+            StartFrom::Time(_) => at_time.get(&partition).copied().unwrap_or(end).min(end),
+        });
     }
     Ok(Root {
         schema: SCHEMA,

@@ -32,7 +32,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, StartFrom};
 use output::Output;
 
 /// Counts what a team's reveals and enrichments cost.
@@ -63,10 +63,17 @@ pub struct Global {
     pub verbose: u8,
 }
 
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where a first start begins to read usage: earliest, latest or a time like 2026-01-31T12:00:00Z
+    #[arg(long)]
+    start_from: Option<StartFrom>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the meter
-    Serve,
+    Serve(ServeArgs),
     /// Run everything in this process for a while: nothing else is needed
     Demo(DemoArgs),
     /// Check settings, Kafka, Redis and the state; with --create-topics make what is missing
@@ -114,7 +121,7 @@ impl Cli {
     /// What is logged: the meter says what it does, the other commands only answer.
     pub fn log_filter(&self, config: &Config) -> String {
         let chosen = &config.log.filter;
-        let is_meter = matches!(self.command, Command::Serve);
+        let is_meter = matches!(self.command, Command::Serve(_));
         let asked_for = *chosen != Config::default().log.filter;
         match self.global.verbose {
             0 if is_meter || asked_for => chosen.clone(),
@@ -133,7 +140,11 @@ impl Cli {
         }
         let config = config.context("the configuration is not valid")?;
         match self.command {
-            Command::Serve => crate::app::serve(config).await.map(|()| Ended::Well),
+            Command::Serve(args) => {
+                let mut config = config;
+                config.kafka.start_from = args.start_from.unwrap_or(config.kafka.start_from);
+                crate::app::serve(config).await.map(|()| Ended::Well)
+            }
             Command::Demo(args) => demo(args, output).await,
             Command::Rebuild(args) => rebuild::run(args, &config, output).await,
             Command::Load(args) => load::run(args, &config, output).await,

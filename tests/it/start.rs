@@ -56,6 +56,27 @@ async fn a_first_start_reads_what_was_there_before_it_commands_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_may_leave_out_the_usage_that_was_there() {
+    let topics = Topics::create("latest", 1).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    topics.command(&put("acme", "basic")).await;
+    topics.send("usage", &reveal("acme", "old", 3)).await;
+    meter.set("KAFKA__START_FROM", "latest");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.send("usage", &reveal("acme", "new", 1)).await;
+    meter.caught_up(&topics).await;
+    assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], 1);
+    // Later starts go on from where they were, whatever is said then.
+    assert!(running.terminate().await.success());
+    topics.send("usage", &reveal("acme", "meanwhile", 1)).await;
+    let running = meter.start(&[]);
+    running.ready().await;
+    meter.caught_up(&topics).await;
+    assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_redis_is_not_a_first_start() {
     let (_topics, meter) = used("emptied").await;
     let mut connection = redis().await;
