@@ -27,7 +27,7 @@ const REPEAT_LATE: usize = 100_000;
 /// Events that no plan is entitled to, over all accounts.
 const NOT_ENTITLED: f64 = 0.005;
 /// Every so many accounts one is on trial: out of credits soon, and denied from then on.
-const TRIAL_EVERY: usize = 60;
+const TRIAL_EVERY: usize = 25;
 const FOUND_NOTHING: f64 = 0.05;
 /// Every so many events one is cut off in the middle.
 const BROKEN_EVERY: u64 = 1_000_000;
