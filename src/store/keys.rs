@@ -3,6 +3,8 @@
 //! All keys of a shard carry its hash tag, so that a script's keys lie in one slot of a Redis Cluster.
 //! Nothing that decides expires by a Redis TTL: it is deleted by meter time.
 
+use std::io::Write as _;
+
 use crate::ledger::day::SetIndex;
 use crate::ledger::shard::shard_of;
 
@@ -80,23 +82,31 @@ impl Keys {
     }
 
     pub fn spell(&self, key: Key) -> String {
+        let mut spelled = Vec::new();
+        self.write(key, &mut spelled);
+        String::from_utf8(spelled).expect("a key is made of texts")
+    }
+
+    /// Writes a key behind what `to` holds. A call has thousands of keys.
+    pub fn write(&self, key: Key, to: &mut Vec<u8>) {
         let prefix = &self.prefix;
         let tag = |shard: u32| &self.tags[shard as usize];
         let of = |account: &str| tag(self.shard_of(account));
-        match key {
-            Key::Root => format!("{prefix}:root"),
-            Key::Shard(shard) => format!("{prefix}:{{{}}}:shard", tag(shard)),
-            Key::Notes(shard) => format!("{prefix}:{{{}}}:notes", tag(shard)),
-            Key::Outbox(shard) => format!("{prefix}:{{{}}}:outbox", tag(shard)),
-            Key::Relay(shard) => format!("{prefix}:{{{}}}:relay", tag(shard)),
-            Key::Due(shard) => format!("{prefix}:{{{}}}:due", tag(shard)),
-            Key::Account(account) => format!("{prefix}:{{{}}}:a:{account}", of(account)),
-            Key::Day(account, day, SetIndex::ONLY) => format!("{prefix}:{{{}}}:d:{day}:{account}", of(account)),
+        let written = match key {
+            Key::Root => write!(to, "{prefix}:root"),
+            Key::Shard(shard) => write!(to, "{prefix}:{{{}}}:shard", tag(shard)),
+            Key::Notes(shard) => write!(to, "{prefix}:{{{}}}:notes", tag(shard)),
+            Key::Outbox(shard) => write!(to, "{prefix}:{{{}}}:outbox", tag(shard)),
+            Key::Relay(shard) => write!(to, "{prefix}:{{{}}}:relay", tag(shard)),
+            Key::Due(shard) => write!(to, "{prefix}:{{{}}}:due", tag(shard)),
+            Key::Account(account) => write!(to, "{prefix}:{{{}}}:a:{account}", of(account)),
+            Key::Day(account, day, SetIndex::ONLY) => write!(to, "{prefix}:{{{}}}:d:{day}:{account}", of(account)),
             Key::Day(account, day, SetIndex { generation, set }) => {
-                format!("{prefix}:{{{}}}:d:{day}.{generation}.{set}:{account}", of(account))
+                write!(to, "{prefix}:{{{}}}:d:{day}.{generation}.{set}:{account}", of(account))
             }
-            Key::Commands(account) => format!("{prefix}:{{{}}}:c:{account}", of(account)),
-        }
+            Key::Commands(account) => write!(to, "{prefix}:{{{}}}:c:{account}", of(account)),
+        };
+        written.expect("memory takes all text");
     }
 }
 

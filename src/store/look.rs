@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::keys::{Key, Keys};
-use super::scripts::{Fields, Input, Script};
+use super::scripts::Script;
 use super::stored::{number, parse_days, parse_shard};
+use super::words::{Fields, Input};
 use super::{RedisStore, ShardState, StoreError};
 use crate::ledger::call::{OutboxEntry, Output};
 use crate::ledger::day::Layout;

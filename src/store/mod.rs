@@ -1,5 +1,7 @@
 //! Where shards are kept: in Redis, or in memory for the demo. The only place that names redis.
 
+/// The call that applies usage events.
+pub mod apply_call;
 /// What Redis says of itself, for `check`.
 pub mod info;
 /// The keys, what each holds, and what absence means.
@@ -14,6 +16,8 @@ pub mod redis;
 pub mod scripts;
 /// What the scripts have written, read.
 pub mod stored;
+/// Keys, arguments and replies.
+pub mod words;
 
 use std::sync::Arc;
 
