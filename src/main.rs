@@ -8,6 +8,11 @@ use credit_meter::cli::{Cli, Ended};
 use credit_meter::config::{Config, ConfigError, Log, LogFormat};
 use tracing_subscriber::EnvFilter;
 
+/// Events are allocated by the thread that reads and freed by the one that judges: the system's allocator is slow at
+/// that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::from_args(&std::env::args_os().collect::<Vec<_>>());
     let config = Config::from_process(cli.global.config.as_deref(), &cli.global.set);

@@ -271,3 +271,17 @@ async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<()
     redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async::<Value>(connection).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_text_is_what_json_leaves_as_it_is() {
+        for byte in 0..=127u8 {
+            let text = format!("a{}b", char::from(byte));
+            assert_eq!(is_plain(&text), json_text(&text) == format!("\"{text}\""), "byte {byte}");
+        }
+        assert!(is_plain("é") && json_text("é") == "\"é\"");
+    }
+}
