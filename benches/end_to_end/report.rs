@@ -73,12 +73,15 @@ impl Spread {
 }
 
 /// Ratios are taken within each round, so that what slows all down slows none against another.
-const RATIOS: [(&str, fn(&Round) -> f64); 2] = [
+/// Takes one figure out of a round.
+type Figure = fn(&Round) -> f64;
+
+const RATIOS: [(&str, Figure); 2] = [
     ("meter_over_parse", |round| round.meter.rate() / round.parse.rate()),
     ("meter_over_obvious", |round| round.meter.rate() / round.obvious.rate()),
 ];
 
-const SIZES: [(&str, &str, fn(&Round) -> f64); 3] = [
+const SIZES: [(&str, &str, Figure); 3] = [
     ("redis_bytes_per_event", "bytes of Redis an event", |round| round.bytes_per_event),
     ("redis_bytes_per_account", "bytes of Redis an account", |round| round.bytes_per_account),
     ("worker_rss_mb", "worker's peak memory, MB", |round| round.rss_mb),

@@ -253,3 +253,17 @@ fn probe(input: &mut Input, keys: &Keys, account: &str, day: i64, layout: &Layou
     }
     input.text(own);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_text_is_what_json_leaves_as_it_is() {
+        for byte in 0..=127u8 {
+            let text = format!("a{}b", char::from(byte));
+            assert_eq!(is_plain(&text), json_text(&text) == format!("\"{text}\""), "byte {byte}");
+        }
+        assert!(is_plain("é") && json_text("é") == "\"é\"");
+    }
+}

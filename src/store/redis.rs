@@ -16,11 +16,10 @@ use super::keys::{Key, Keys};
 use super::scripts::{
     ALL, CommandScript, ForgetScript, InitScript, RootScript, Script, TakeScript, TimeScript, WipeScript,
 };
-use super::stored::{number, parse_counters, parse_days, parse_root, parse_view};
+use super::stored::{parse_counters, parse_days, parse_root, parse_shard, parse_view};
 use super::words::Fields;
 use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
-use crate::ledger::call::{Anchor, Applied, ApplyCall, CommandCall, Commanded, Partition, Reply};
-use crate::ledger::outcome::Outcome;
+use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 use crate::metrics;
@@ -183,26 +182,7 @@ impl RedisStore {
     pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {
         let key = self.shared.keys.spell(Key::Shard(shard));
         let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
-        let mut state = ShardState { generation: fields.get("generation").cloned(), ..ShardState::default() };
-        for (field, value) in &fields {
-            if let Some(partition) = field.strip_prefix("position:").and_then(Partition::parse) {
-                state.positions.push((partition, number(value)?));
-            } else if let Some(total) = field.strip_prefix("total:").and_then(parse_total) {
-                state.totals.push((total.0, total.1, number(value)?));
-            } else if let Some(partition) = field.strip_prefix("anchor:").and_then(Partition::parse) {
-                let anchor = Anchor::parse(value).ok_or_else(|| StoreError::Broken(format!("{field} is `{value}`")))?;
-                state.anchors.push((partition, anchor));
-            } else if field == "restamp_tolerance_ms" {
-                state.restamp_tolerance_ms = number(value)?;
-            } else if field == "meter_time_ms" {
-                state.meter_time_ms = number(value)?;
-            } else if field == "floor_ms" {
-                state.floor_ms = number(value)?;
-            }
-        }
-        state.positions.sort_unstable();
-        state.totals.sort_unstable();
-        Ok(state)
+        parse_shard(&fields)
     }
 
     pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {
@@ -224,7 +204,7 @@ impl RedisStore {
         }
     }
 
-    async fn run<S: Script>(&self, script: &S) -> Result<S::Reply, StoreError> {
+    pub(super) async fn run<S: Script>(&self, script: &S) -> Result<S::Reply, StoreError> {
         let input = script.input(&self.shared.keys);
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.shared.hashes[S::NAME]).arg(input.keys.len());
@@ -290,9 +270,4 @@ impl RedisStore {
 async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<(), RedisError> {
     redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async::<Value>(connection).await?;
     Ok(())
-}
-
-fn parse_total(text: &str) -> Option<(Partition, Outcome)> {
-    let (partition, outcome) = text.rsplit_once(':')?;
-    Some((Partition::parse(partition)?, Outcome::from_name(outcome)?))
 }

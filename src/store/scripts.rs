@@ -1,287 +1,414 @@
-//! The shards in a real Redis: one connection, and what is known after it fails.
-//!
-//! The client retries nothing by itself. A call without an answer is *indefinite*: the caller sends the same
-//! call again, and the fence lets it in once.
+//! The Lua scripts: for each a typed call, its keys and arguments, and its reply.
+//! One script is one file is one transition. Only they write to Redis.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::Mutex;
 
 use super::apply_call::ApplyScript;
 use super::keys::{Key, Keys};
-use super::scripts::{
-    ALL, CommandScript, ForgetScript, InitScript, RootScript, Script, TakeScript, TimeScript, WipeScript,
+use super::look::LookScript;
+use super::stored::{number, parse_note, parse_root, parse_view};
+use super::words::{Fields, Input, Words};
+use super::{Root, StoreError, TakeCall, Taken};
+use crate::ledger::account::Grant;
+use crate::ledger::apply::json_text;
+use crate::ledger::call::{
+    Change, CommandCall, Commanded, OutboxEntry, Output, Partition, Reply, SCHEMA, StaleAccount,
 };
-use super::stored::{parse_counters, parse_days, parse_root, parse_shard, parse_view};
-use super::words::Fields;
-use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
-use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
+use crate::ledger::catalogue::{Amount, CatalogueId};
+use crate::ledger::day::Layout;
+use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::{InitCall, InitReply};
-use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
-use crate::metrics;
+use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply};
 
-/// How often a script may be missing in a row before the call is given up: something flushes scripts in a loop.
-const NOSCRIPT_MAX: usize = 100;
+/// A call of a script.
+pub trait Script {
+    const NAME: &'static str;
+    const SOURCE: &'static str;
+    type Reply;
 
-#[derive(Clone)]
-pub struct RedisStore {
-    shared: Arc<Shared>,
+    fn input(&self, keys: &Keys) -> Input;
+    fn reply(&self, fields: Fields) -> Result<Self::Reply, StoreError>;
 }
 
-struct Shared {
-    keys: Keys,
-    client: Client,
-    /// Host and port, without user and password.
-    shown: String,
-    timeout: Duration,
-    hashes: BTreeMap<&'static str, String>,
-    connection: Mutex<Connection>,
-    failpoint: Option<Failpoint>,
-}
+/// All scripts, to be loaded on each connection.
+pub const ALL: [(&str, &str); 9] = [
+    (RootScript::NAME, RootScript::SOURCE),
+    (InitScript::NAME, InitScript::SOURCE),
+    (ApplyScript::NAME, ApplyScript::SOURCE),
+    (CommandScript::NAME, CommandScript::SOURCE),
+    (TakeScript::NAME, TakeScript::SOURCE),
+    (TimeScript::NAME, TimeScript::SOURCE),
+    (ForgetScript::NAME, ForgetScript::SOURCE),
+    (WipeScript::NAME, WipeScript::SOURCE),
+    (LookScript::NAME, LookScript::SOURCE),
+];
 
-/// The connection: down until a call needs it, and down again when its state is unknown.
-enum Connection {
-    Down,
-    Up { connection: MultiplexedConnection, epoch: u64 },
-}
+pub struct RootScript<'a>(pub &'a Root);
 
-/// A named place at which a test kills the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failpoint {
-    /// The script has run; the worker has not seen its reply.
-    AfterApply,
-}
+impl Script for RootScript<'_> {
+    const NAME: &'static str = "root";
+    const SOURCE: &'static str = include_str!("lua/root.lua");
+    type Reply = Root;
 
-impl Failpoint {
-    pub fn from_name(name: &str) -> Option<Failpoint> {
-        (name == "after_apply").then_some(Failpoint::AfterApply)
+    fn input(&self, keys: &Keys) -> Input {
+        let mut input = Input::default();
+        input.key(keys, Key::Root);
+        input.text(serde_json::to_vec(self.0).expect("a root has only text keys"));
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Root, StoreError> {
+        parse_root(&fields.text()?)
     }
 }
 
-impl RedisStore {
-    pub fn new(
-        url: &str,
-        prefix: &str,
-        shards: u32,
-        timeout: Duration,
-        failpoint: Option<Failpoint>,
-    ) -> Result<RedisStore, StoreError> {
-        let bad_url =
-            |reason: String| StoreError::Broken(format!("redis.url is not a redis:// or unix:// address: {reason}"));
-        let client = Client::open(url).map_err(|error| bad_url(error.to_string()))?;
-        let shown = client.get_connection_info().addr().to_string();
-        let hashes = ALL.iter().map(|(name, source)| (*name, redis::Script::new(source).get_hash().to_owned()));
-        Ok(RedisStore {
-            shared: Arc::new(Shared {
-                keys: Keys::new(prefix, shards),
-                client,
-                shown,
-                timeout,
-                hashes: hashes.collect(),
-                connection: Mutex::new(Connection::Down),
-                failpoint,
-            }),
-        })
-    }
+pub struct InitScript<'a> {
+    pub shard: u32,
+    pub call: &'a InitCall,
+}
 
-    pub fn keys(&self) -> &Keys {
-        &self.shared.keys
-    }
+impl Script for InitScript<'_> {
+    const NAME: &'static str = "init";
+    const SOURCE: &'static str = include_str!("lua/init.lua");
+    type Reply = InitReply;
 
-    pub async fn root(&self, proposed: &Root) -> Result<Root, StoreError> {
-        self.run(&RootScript(proposed)).await
-    }
-
-    pub async fn stored_root(&self) -> Result<Option<Root>, StoreError> {
-        let key = self.shared.keys.spell(Key::Root);
-        let stored: Option<String> = self.read(redis::cmd("GET").arg(key)).await?;
-        stored.map(|text| parse_root(&text)).transpose()
-    }
-
-    pub async fn init(&self, shard: u32, call: &InitCall) -> Result<InitReply, StoreError> {
-        self.run(&InitScript { shard, call }).await
-    }
-
-    pub async fn apply(&self, shard: u32, call: &ApplyCall) -> Result<Reply<Applied>, StoreError> {
-        let reply = self.run(&ApplyScript { shard, call }).await?;
-        if self.shared.failpoint == Some(Failpoint::AfterApply) && matches!(reply, Reply::Applied(_)) {
-            tracing::warn!(shard, "failpoint: the script has run, the process ends");
-            std::process::abort();
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.number(SCHEMA);
+        input.text(&call.generation);
+        input.number(call.shards);
+        input.number(call.catalogue.version);
+        input.text(&call.catalogue.hash);
+        input.text(if call.first_start { "1" } else { "0" });
+        input.number(call.starts.len());
+        for (partition, start) in &call.starts {
+            input.text(partition.to_string());
+            input.number(*start);
         }
-        Ok(reply)
+        input
     }
 
-    pub async fn command(&self, shard: u32, call: &CommandCall) -> Result<Reply<Commanded>, StoreError> {
-        self.run(&CommandScript { shard, call }).await
-    }
-
-    pub async fn take(&self, shard: u32, call: &TakeCall) -> Result<Taken, StoreError> {
-        self.run(&TakeScript { shard, call }).await
-    }
-
-    pub async fn move_time(&self, shard: u32, call: &TimeCall) -> Result<TimeReply, StoreError> {
-        self.run(&TimeScript { shard, call }).await
-    }
-
-    pub async fn forget(&self, shard: u32, call: &ForgetCall) -> Result<Option<u64>, StoreError> {
-        self.run(&ForgetScript { shard, call }).await
-    }
-
-    pub async fn days(&self, shard: u32, cursor: u64, count: usize) -> Result<DaysPage, StoreError> {
-        let key = self.shared.keys.spell(Key::Due(shard));
-        let (next, entries): (u64, Vec<(String, f64)>) =
-            self.read(redis::cmd("ZSCAN").arg(key).arg(cursor).arg("COUNT").arg(count)).await?;
-        let mut accounts = Vec::new();
-        for (account, _) in entries {
-            let key = self.shared.keys.spell(Key::Account(&account));
-            let days: Option<String> = self.read(redis::cmd("HGET").arg(key).arg("days")).await?;
-            accounts.push((account.into(), parse_days(days.as_deref().unwrap_or_default())?));
-        }
-        Ok((next, accounts))
-    }
-
-    pub async fn has_keys(&self, shard: u32) -> Result<bool, StoreError> {
-        let mut cursor = 0;
-        loop {
-            let (next, keys) = self.scan(shard, cursor).await?;
-            // A relay that goes on asks for its lease, whatever the shard holds.
-            let relay = self.shared.keys.spell(Key::Relay(shard));
-            let found = keys.iter().any(|key| *key != relay);
-            if found || next == 0 {
-                return Ok(found);
+    fn reply(&self, mut fields: Fields) -> Result<InitReply, StoreError> {
+        let code = fields.text()?;
+        let detail = fields.text()?;
+        match code.as_str() {
+            "ready" => Ok(InitReply::Ready),
+            "emptied" => Ok(InitReply::Emptied),
+            "other_generation" => Ok(InitReply::OtherGeneration(detail)),
+            "other_shards" => Ok(InitReply::OtherShards(number(&detail)?)),
+            "newer_schema" => Ok(InitReply::NewerSchema(number(&detail)?)),
+            "other_catalogue" => {
+                Ok(InitReply::OtherCatalogue(CatalogueId { version: number(&detail)?, hash: fields.text()? }))
             }
-            cursor = next;
+            other => Err(unexpected(Self::NAME, other)),
         }
     }
+}
 
-    pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
-        let fence = self.shared.keys.spell(Key::Shard(shard));
-        let mut wiped = self.run(&WipeScript { keys: vec![fence] }).await?;
-        let mut cursor = 0;
-        loop {
-            let (next, keys) = self.scan(shard, cursor).await?;
-            if !keys.is_empty() {
-                wiped += self.run(&WipeScript { keys }).await?;
+pub struct CommandScript<'a> {
+    pub shard: u32,
+    pub call: &'a CommandCall,
+}
+
+impl Script for CommandScript<'_> {
+    const NAME: &'static str = "command";
+    const SOURCE: &'static str = include_str!("lua/command.lua");
+    type Reply = Reply<Commanded>;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.key(keys, Key::Notes(self.shard));
+        input.key(keys, Key::Outbox(self.shard));
+        input.key(keys, Key::Account(&call.account));
+        input.key(keys, Key::Commands(&call.account));
+        input.key(keys, Key::Due(self.shard));
+        input.text(&call.stamp.generation);
+        input.number(call.stamp.catalogue.version);
+        input.text(&call.stamp.catalogue.hash);
+        input.number(call.stamp.outbox_max);
+        input.number(call.stamp.restamp_tolerance_ms);
+        input.text(call.range.partition.to_string());
+        input.number(call.range.from);
+        input.number(call.range.to);
+        input.last_read(call.range.last);
+        input.text(call.account.as_bytes());
+        input.number(call.version);
+        input.number(call.member);
+        input.text(json_text(&call.command_id));
+        input.text(call.command_type);
+        input.text(if call.told { "1" } else { "0" });
+        match &call.change {
+            Change::Refuse(refusal) => {
+                input.text("refuse");
+                input.text(refusal.reason.name());
+                input.text(json_text(&refusal.message));
             }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(wiped);
-            }
-        }
-    }
-
-    async fn scan(&self, shard: u32, cursor: u64) -> Result<(u64, Vec<String>), StoreError> {
-        let pattern = self.shared.keys.pattern(shard);
-        self.read(redis::cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000)).await
-    }
-
-    pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {
-        let key = self.shared.keys.spell(Key::Shard(shard));
-        let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
-        parse_shard(&fields)
-    }
-
-    pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {
-        let key = self.shared.keys.spell(Key::Account(account));
-        let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
-        if fields.is_empty() {
-            return Ok(None);
-        }
-        let counters = parse_counters(&fields)?.into_iter().collect();
-        Ok(Some(AccountState { view: parse_view(&fields)?, counters }))
-    }
-
-    /// Runs a command that only reads.
-    pub async fn read<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
-        let (mut connection, epoch) = self.connected().await?;
-        match command.query_async(&mut connection).await {
-            Ok(value) => Ok(value),
-            Err(error) => Err(self.failed(error, epoch).await),
-        }
-    }
-
-    pub(super) async fn run<S: Script>(&self, script: &S) -> Result<S::Reply, StoreError> {
-        let input = script.input(&self.shared.keys);
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.shared.hashes[S::NAME]).arg(input.keys.len());
-        command.arg(&input.keys).arg(&input.arguments);
-        for _ in 0..NOSCRIPT_MAX {
-            let (mut connection, epoch) = self.connected().await?;
-            match command.query_async::<Value>(&mut connection).await {
-                Ok(value) => return script.reply(Fields::of(value)),
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    // Nothing ran: Redis has restarted, or its scripts were flushed.
-                    if let Err(error) = load(&mut connection, S::SOURCE).await {
-                        return Err(self.failed(error, epoch).await);
-                    }
+            Change::Put { config, replaces, opens, grants } => {
+                input.text("put");
+                input.text(opens.map(|cycle| cycle.end_ms.to_string()).unwrap_or_default());
+                let mut set = config.to_fields();
+                let kept: Vec<&str> = set.iter().map(|(field, _)| field.as_str()).collect();
+                let old = replaces.as_ref().map(|old| old.to_fields()).unwrap_or_default();
+                let clear: Vec<String> = old.into_iter().map(|(field, _)| field).collect();
+                let clear: Vec<String> = clear.into_iter().filter(|field| !kept.contains(&field.as_str())).collect();
+                if let Some(cycle) = opens {
+                    let cycle = format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms);
+                    set.push(("cycle".to_owned(), cycle));
                 }
-                Err(error) => return Err(self.failed(error, epoch).await),
+                change(&mut input, &set, &clear, grants, call.range.to - 1);
+            }
+            Change::Grant(grant) => {
+                input.text("grant");
+                input.text("");
+                change(&mut input, &[], &[], std::slice::from_ref(grant), call.range.to - 1);
             }
         }
-        Err(self.refused(format!("{}.lua vanishes each time it is loaded: something flushes scripts", S::NAME)))
+        input
     }
 
-    async fn connected(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
-        let mut state = self.shared.connection.lock().await;
-        if let Connection::Up { connection, epoch } = &*state {
-            return Ok((connection.clone(), *epoch));
+    fn reply(&self, mut fields: Fields) -> Result<Reply<Commanded>, StoreError> {
+        let code = fields.text()?;
+        if code != "applied" {
+            return refused(Self::NAME, &code, fields, vec![self.call.account.clone()]);
         }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.shared.timeout))
-            .set_response_timeout(Some(self.shared.timeout));
-        let opened = self.shared.client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = opened.map_err(|error| self.indefinite(&error))?;
-        for (_, source) in ALL {
-            load(&mut connection, source).await.map_err(|error| self.indefinite(&error))?;
-        }
-        let epoch = metrics::record_redis_connect();
-        tracing::info!(redis = %self.shared.shown, "connected");
-        *state = Connection::Up { connection: connection.clone(), epoch };
-        Ok((connection, epoch))
-    }
-
-    /// Says what a failure means, and drops the connection where its state is unknown or its server is wrong.
-    async fn failed(&self, error: RedisError, epoch: u64) -> StoreError {
-        let server_refused = matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension);
-        let demoted = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
-        if !server_refused || demoted {
-            let mut state = self.shared.connection.lock().await;
-            // A later connection is not this failure's.
-            if matches!(&*state, Connection::Up { epoch: current, .. } if *current == epoch) {
-                *state = Connection::Down;
-            }
-        }
-        if server_refused { self.refused(error.to_string()) } else { self.indefinite(&error) }
-    }
-
-    fn indefinite(&self, error: &RedisError) -> StoreError {
-        StoreError::Indefinite { url: self.shared.shown.clone(), reason: error.to_string() }
-    }
-
-    fn refused(&self, reason: String) -> StoreError {
-        StoreError::Refused { url: self.shared.shown.clone(), reason }
+        let name = fields.text()?;
+        let outcome = Outcome::from_name(&name).ok_or_else(|| unexpected(Self::NAME, &name))?;
+        Ok(Reply::Applied(Commanded { outcome, outbox: number(&fields.text()?)? }))
     }
 }
 
-async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<(), RedisError> {
-    redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async::<Value>(connection).await?;
-    Ok(())
+fn change(input: &mut Input, set: &[(String, String)], clear: &[String], grants: &[Grant], offset: i64) {
+    input.number(set.len());
+    for (field, value) in set {
+        input.text(field);
+        input.text(value);
+    }
+    input.number(clear.len());
+    for field in clear {
+        input.text(field);
+    }
+    input.number(grants.len());
+    for grant in grants {
+        let amount = match grant.amount {
+            Amount::Limited(amount) => amount.thousandths().to_string(),
+            Amount::Unlimited => "unlimited".to_owned(),
+        };
+        let own =
+            grant.command_id.as_ref().map(|id| format!("{} {} {amount} {id}", grant.kind.name(), grant.credit_type));
+        input.text(grant.kind.name());
+        input.text(&grant.credit_type);
+        input.text(amount);
+        input.text(if own.is_some() { format!("grant:{offset}") } else { String::new() });
+        input.text(own.unwrap_or_default());
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+pub struct TimeScript<'a> {
+    pub shard: u32,
+    pub call: &'a TimeCall,
+}
 
-    #[test]
-    fn a_plain_text_is_what_json_leaves_as_it_is() {
-        for byte in 0..=127u8 {
-            let text = format!("a{}b", char::from(byte));
-            assert_eq!(is_plain(&text), json_text(&text) == format!("\"{text}\""), "byte {byte}");
+impl Script for TimeScript<'_> {
+    const NAME: &'static str = "time";
+    const SOURCE: &'static str = include_str!("lua/time.lua");
+    type Reply = TimeReply;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.text(&call.generation);
+        input.text(call.tick_ms.map(|tick_ms| tick_ms.to_string()).unwrap_or_default());
+        input.number(call.late_after_ms);
+        input.number(call.ends.len());
+        for (partition, end) in &call.ends {
+            input.text(partition.to_string());
+            input.text(end.map(|end| end.to_string()).unwrap_or_default());
         }
-        assert!(is_plain("é") && json_text("é") == "\"é\"");
+        input
     }
+
+    fn reply(&self, mut fields: Fields) -> Result<TimeReply, StoreError> {
+        let code = fields.text()?;
+        match code.as_str() {
+            "other_generation" => Ok(TimeReply::OtherGeneration),
+            "held" => {
+                let partition = fields.text()?;
+                Partition::parse(&partition).map(TimeReply::Held).ok_or_else(|| unexpected(Self::NAME, &partition))
+            }
+            "at" => Ok(TimeReply::At { meter_time_ms: number(&fields.text()?)?, floor_ms: number(&fields.text()?)? }),
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
+pub struct ForgetScript<'a> {
+    pub shard: u32,
+    pub call: &'a ForgetCall,
+}
+
+impl Script for ForgetScript<'_> {
+    const NAME: &'static str = "forget";
+    const SOURCE: &'static str = include_str!("lua/forget.lua");
+    type Reply = Option<u64>;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.text(&self.call.generation);
+        input.number(self.call.accounts.len());
+        for ForgetDays { account, read, gone } in &self.call.accounts {
+            input.key(keys, Key::Account(account));
+            let text = |days: &mut dyn Iterator<Item = &(i64, Layout)>| {
+                days.map(|(day, layout)| format!(" {day}:{layout}")).collect::<String>()
+            };
+            input.text(text(&mut read.iter()));
+            input.text(text(&mut read.iter().filter(|(day, _)| !gone.contains(day))));
+            input.number(gone.len());
+            for (day, layout) in read.iter().filter(|(day, _)| gone.contains(day)) {
+                input.number(*day);
+                input.number(layout.sets().count());
+                for set in layout.sets() {
+                    input.key(keys, Key::Day(account, *day, set));
+                }
+            }
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Option<u64>, StoreError> {
+        match fields.text()?.as_str() {
+            "other_generation" => Ok(None),
+            "forgotten" => Ok(Some(number(&fields.text()?)?)),
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
+pub struct WipeScript {
+    pub keys: Vec<String>,
+}
+
+impl Script for WipeScript {
+    const NAME: &'static str = "wipe";
+    const SOURCE: &'static str = include_str!("lua/wipe.lua");
+    type Reply = u64;
+
+    fn input(&self, _: &Keys) -> Input {
+        Input { keys: self.keys.iter().collect(), arguments: Words::default() }
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<u64, StoreError> {
+        match fields.text()?.as_str() {
+            "wiped" => number(&fields.text()?),
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
+pub struct TakeScript<'a> {
+    pub shard: u32,
+    pub call: &'a TakeCall,
+}
+
+impl Script for TakeScript<'_> {
+    const NAME: &'static str = "take";
+    const SOURCE: &'static str = include_str!("lua/take.lua");
+    type Reply = Taken;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let mut input = Input::default();
+        input.key(keys, Key::Outbox(self.shard));
+        input.key(keys, Key::Relay(self.shard));
+        input.text(&self.call.relay);
+        input.number(self.call.lease_ms);
+        input.number(self.call.count);
+        input.number(self.call.published.len());
+        for id in &self.call.published {
+            input.text(id);
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Taken, StoreError> {
+        match fields.text()?.as_str() {
+            "held" => return Ok(Taken::Held),
+            "taken" => {}
+            other => return Err(unexpected(Self::NAME, other)),
+        }
+        let mut entries = Vec::new();
+        while !fields.is_empty() {
+            let entry_id = fields.text()?;
+            let output = fields.text()?;
+            let entry = OutboxEntry {
+                output: Output::from_name(&output).ok_or_else(|| unexpected(Self::NAME, &output))?,
+                id: fields.text()?,
+                event_type: fields.text()?,
+                account: fields.text()?,
+                data: fields.text()?,
+            };
+            entries.push((entry_id, entry));
+        }
+        Ok(Taken::Entries(entries))
+    }
+}
+
+/// The replies that `apply` and `command` share.
+pub fn refused<T>(
+    script: &str,
+    code: &str,
+    mut fields: Fields,
+    accounts: Vec<Arc<str>>,
+) -> Result<Reply<T>, StoreError> {
+    Ok(match code {
+        "other_generation" => Reply::OtherGeneration(Some(fields.text()?).filter(|stored| !stored.is_empty())),
+        "done_before" => Reply::DoneBefore,
+        "other_position" => {
+            let mut stored = Vec::new();
+            while !fields.is_empty() {
+                stored.push(number(&fields.text()?)?);
+            }
+            Reply::OtherPosition(stored)
+        }
+        "fell_back" => Reply::FellBack,
+        "other_catalogue" => {
+            Reply::OtherCatalogue(CatalogueId { version: number(&fields.text()?)?, hash: fields.text()? })
+        }
+        "stale" => {
+            let mut stale = Vec::new();
+            while !fields.is_empty() {
+                let index: usize = number(&fields.text()?)?;
+                let account = accounts.get(index).ok_or_else(|| unexpected(script, "an unknown group"))?;
+                let count: usize = number(&fields.text()?)?;
+                let mut stored = BTreeMap::new();
+                for _ in 0..count {
+                    stored.insert(fields.text()?, fields.text()?);
+                }
+                let view = if stored.is_empty() { None } else { Some(parse_view(&stored)?) };
+                stale.push(StaleAccount { account: account.clone(), view });
+            }
+            Reply::Stale(stale)
+        }
+        "account_lost" => Reply::AccountLost(fields.text()?),
+        "unknown" => Reply::Unknown { commands_position: number(&fields.text()?)? },
+        "dead" => {
+            let mut notes = Vec::new();
+            while !fields.is_empty() {
+                let (name, reason) = (fields.text()?, fields.text()?);
+                notes.push(parse_note(&name, &reason).ok_or_else(|| unexpected(script, &name))?);
+            }
+            Reply::Dead(notes)
+        }
+        "outbox_full" => Reply::OutboxFull { entries: number(&fields.text()?)? },
+        other => return Err(unexpected(script, other)),
+    })
+}
+
+pub fn unexpected(script: &str, what: &str) -> StoreError {
+    StoreError::Broken(format!("{script}.lua replied `{what}`"))
 }
