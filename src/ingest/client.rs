@@ -71,6 +71,12 @@ impl Reasons {
 
 impl ClientContext for Reasons {
     fn error(&self, error: KafkaError, reason: &str) {
+        // The end of a partition is no fault.
+        if matches!(error, KafkaError::PartitionEOF(_))
+            || error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF)
+        {
+            return;
+        }
         // "All brokers are down" follows the reason why.
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && self.last().is_some() {
             return;

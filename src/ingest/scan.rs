@@ -9,7 +9,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, ANSWER_TIMEOUT, BrokerError};
+use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
 use crate::config::Kafka;
 
 /// A broker that is there delivers something within this time.
@@ -100,7 +100,7 @@ pub fn offsets_at(kafka: &Kafka, topic: &str, time_ms: i64) -> Result<BTreeMap<i
     Ok(found.elements().iter().map(|element| (element.partition(), start(element.offset()))).collect())
 }
 
-fn consumer(kafka: &Kafka) -> Result<BaseConsumer, BrokerError> {
+fn consumer(kafka: &Kafka) -> Result<BaseConsumer<Reasons>, BrokerError> {
     let fixed = [
         ("auto.offset.reset", "error"),
         ("enable.auto.commit", "false"),
@@ -111,7 +111,8 @@ fn consumer(kafka: &Kafka) -> Result<BaseConsumer, BrokerError> {
     let mut config: ClientConfig = client::settings(kafka, &[("fetch.wait.max.ms", "20")], &fixed);
     // Never joined and never committed to; the client asks for one all the same.
     config.set("group.id", &kafka.group);
-    config.create().map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })
+    let made = config.create_with_context(Reasons::default());
+    made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })
 }
 
 fn no_answer(kafka: &Kafka, error: &KafkaError) -> BrokerError {
