@@ -1,0 +1,189 @@
+//! What a lane does with its shard's answer.
+
+use super::batch::{Batch, Call};
+use super::lane::{Hold, Work};
+use super::report::Report;
+use super::{Answer, Effect, Pipeline};
+use crate::ledger::call::{ApplyCall, Note, Partition, Reply, StaleAccount};
+
+/// Accounts that a worker remembers; beyond, it forgets all and is told anew.
+const ACCOUNTS_MAX: usize = 200_000;
+/// Days of an account that a worker remembers; the shard tells those that it has forgotten.
+const DAYS_KNOWN_MAX: usize = 64;
+/// The wait before a call without an answer goes out again, doubled up to the longest.
+const RETRY_MIN_MS: u64 = 20;
+const RETRY_MAX_MS: u64 = 2_000;
+
+impl Pipeline {
+    pub(super) fn answered(&mut self, now_ms: u64, shard: u32, id: u64, answer: Answer, effects: &mut Vec<Effect>) {
+        let lane = self.lane(shard);
+        // An answer to a call from before an assignment is nobody's any more.
+        if !matches!(&lane.work, Work::InFlight { id: current, .. } if *current == id) {
+            return;
+        }
+        let Work::InFlight { batch, call, attempts, .. } = std::mem::take(&mut lane.work) else { return };
+        match answer {
+            Answer::None => {
+                let wait = (RETRY_MIN_MS << attempts.min(10)).min(RETRY_MAX_MS);
+                lane.work = Work::Retry { at_ms: now_ms + wait, batch, call, attempts: attempts + 1 };
+            }
+            Answer::Apply(Reply::Applied(applied)) => {
+                if let Call::Apply(call) = &call {
+                    if call.commands_first.is_some() {
+                        self.lane(shard).commands_first = None;
+                    }
+                    self.learn_days(call);
+                }
+                let report = Report::of(&batch, &call, &applied.verdicts, None);
+                self.applied(shard, &batch, report, applied.outbox, effects);
+            }
+            Answer::Command(Reply::Applied(commanded)) => {
+                let report = Report::of(&batch, &call, &[], Some(commanded.outcome));
+                self.applied(shard, &batch, report, commanded.outbox, effects);
+            }
+            Answer::Apply(Reply::OutboxFull { entries }) | Answer::Command(Reply::OutboxFull { entries }) => {
+                effects.push(Effect::Refused { shard, kind: "outbox_full" });
+                effects.push(Effect::Outbox { shard, entries });
+                let at_ms = now_ms + RETRY_MAX_MS / 10;
+                self.lane(shard).work = Work::Retry { at_ms, batch, call, attempts };
+            }
+            Answer::Apply(reply) => self.refused(now_ms, shard, batch, reply, effects),
+            Answer::Command(reply) => self.refused(now_ms, shard, batch, reply, effects),
+        }
+    }
+
+    pub(super) fn applied(
+        &mut self,
+        shard: u32,
+        batch: &Batch,
+        report: Report,
+        outbox: usize,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.recorded.applied(&batch.records);
+        self.lane(shard).applied_up_to(batch);
+        effects.push(Effect::Applied(report));
+        effects.push(Effect::Outbox { shard, entries: outbox });
+    }
+
+    pub(super) fn refused<T>(
+        &mut self,
+        now_ms: u64,
+        shard: u32,
+        batch: Batch,
+        reply: Reply<T>,
+        effects: &mut Vec<Effect>,
+    ) {
+        effects.push(Effect::Refused { shard, kind: reply.kind() });
+        match reply {
+            Reply::Applied(_) | Reply::OutboxFull { .. } => unreachable!("the caller has taken them"),
+            Reply::DoneBefore => self.lane(shard).applied_up_to(&batch),
+            Reply::OtherPosition(stored) => self.other_position(now_ms, shard, batch, &stored, effects),
+            Reply::FellBack => {
+                let lane = self.lane(shard);
+                lane.put_back(batch, now_ms);
+                lane.suspect = true;
+                self.forgetful = true;
+            }
+            Reply::Stale(stale) => {
+                self.learn(stale);
+                self.send(shard, batch, effects);
+            }
+            Reply::Unknown { commands_position } => self.unknown(now_ms, shard, batch, commands_position, effects),
+            Reply::Dead(notes) => {
+                let id = self.next_id();
+                let lane = self.lane(shard);
+                let key = |note: &Note| (note.partition, note.offset);
+                let new: Vec<Note> =
+                    notes.into_iter().filter(|note| lane.dead.insert(key(note), note.reason).is_none()).collect();
+                lane.work = Work::DeadLetters { id, batch };
+                effects.push(Effect::ProduceDeadLetters { shard, id, notes: new.clone() });
+                if let Some(partition) = self.too_many_dead(&new) {
+                    self.halt_partition(partition, effects);
+                }
+            }
+            Reply::OtherGeneration(stored) => self.other_generation(shard, stored, effects),
+            Reply::AccountLost(account) => {
+                let reason = format!(
+                    "account `{account}` is in its due set, but its hash is gone: redis has evicted or deleted it; restore \
+                     its data"
+                );
+                self.halt(shard, effects, reason);
+            }
+            Reply::OtherCatalogue(stored) => {
+                let (version, own) = (stored.version, self.stamp.catalogue.version);
+                let reason = format!(
+                    "it is priced by catalogue version {version} ({}), this worker has version {own} ({}): \
+                     give all workers the same file and restart them",
+                    stored.hash, self.stamp.catalogue.hash,
+                );
+                self.halt(shard, effects, reason);
+            }
+        }
+    }
+
+    /// Usage waits for the commands that may make its account.
+    pub(super) fn unknown(&mut self, now_ms: u64, shard: u32, batch: Batch, commands: i64, effects: &mut Vec<Effect>) {
+        let (commands_end, records) = (batch.commands_end, batch.records.len());
+        self.lane(shard).put_back(batch, now_ms);
+        // The commands must move for the wait to end, and it asks too often for a probe to see where they are.
+        self.follow(shard, Partition::COMMANDS, commands, effects);
+        let id = self.next_id();
+        self.lane(shard).hold = Some(Hold { id, commands_end, retry_at_ms: now_ms + RETRY_MIN_MS, records });
+        if commands_end.is_none() {
+            effects.push(Effect::AskCommandsEnd { shard, id });
+        }
+    }
+
+    pub(super) fn other_generation(&mut self, shard: u32, stored: Option<String>, effects: &mut Vec<Effect>) {
+        let reason = match stored {
+            None => "redis holds nothing of it: it was emptied; restore its data".to_owned(),
+            Some(stored) => format!("redis holds another state, generation {stored}; restart the worker"),
+        };
+        self.halt(shard, effects, reason);
+    }
+
+    pub(super) fn other_position(
+        &mut self,
+        now_ms: u64,
+        shard: u32,
+        batch: Batch,
+        stored: &[i64],
+        effects: &mut Vec<Effect>,
+    ) {
+        let ranges = batch.ranges.clone();
+        self.lane(shard).put_back(batch, now_ms);
+        for (range, &position) in ranges.iter().zip(stored) {
+            if position >= range.from {
+                self.lane(shard).skip_to(range.partition, position);
+            } else {
+                self.rewind(shard, range.partition, position, effects);
+            }
+        }
+    }
+
+    /// The days that a call has begun are known from now on.
+    pub(super) fn learn_days(&mut self, call: &ApplyCall) {
+        for group in call.groups.iter().filter(|group| group.days.iter().any(|day| !day.known)) {
+            let Some(account) = self.accounts.get_mut(&group.account) else { continue };
+            for day in group.days.iter().filter(|day| !day.known) {
+                account.days.insert(day.day, day.layout.clone());
+            }
+            while account.days.len() > DAYS_KNOWN_MAX {
+                account.days.pop_first();
+            }
+        }
+    }
+
+    pub(super) fn learn(&mut self, stale: Vec<StaleAccount>) {
+        if self.accounts.len() + stale.len() > ACCOUNTS_MAX {
+            self.accounts.clear();
+        }
+        for StaleAccount { account, view } in stale {
+            match view {
+                Some(view) => self.accounts.insert(account, view),
+                None => self.accounts.remove(&account),
+            };
+        }
+    }
+}
