@@ -161,6 +161,8 @@ pub struct Batch {
 #[serde(default, deny_unknown_fields)]
 pub struct Outbox {
     pub publish_after: PublishAfter,
+    /// Copies that a message waits for, unless it leaves as soon as it is applied.
+    pub replicas: u32,
     pub max_entries: usize,
     #[serde(with = "duration")]
     pub lease: Duration,
@@ -171,7 +173,12 @@ pub struct Outbox {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PublishAfter {
+    /// Redis has applied what it tells of.
     Applied,
+    /// Replicas have it too.
+    Replicated,
+    /// It is on the disks of the primary and of replicas.
+    Synced,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -280,6 +287,7 @@ impl Default for Outbox {
     fn default() -> Outbox {
         Outbox {
             publish_after: PublishAfter::Applied,
+            replicas: 1,
             max_entries: 100_000,
             lease: Duration::from_secs(10),
             poll: Duration::from_secs(1),

@@ -27,10 +27,11 @@ const UNKNOWN_ACTION: &str = "unknown";
 const SCRIPTS: [&str; 2] = ["apply", "command"];
 /// No answer came to a call: it may have been applied.
 pub const INDEFINITE: &str = "indefinite";
-/// Redis refused a call before its first write.
-pub const REFUSED: &str = "refused";
-/// Why a call changed nothing, or nothing is known of it: the kinds of `ledger::call::Reply`, and the above.
-const CALL_REFUSALS: [&str; 11] = [
+/// The answer or the state is none that this program writes: the shard halts.
+pub const BROKEN: &str = "broken";
+/// Why a call changed nothing, or nothing is known of it: the kinds of `ledger::call::Reply`, the above, and those
+/// of `store::Refusal`.
+const CALL_REFUSALS: [&str; 25] = [
     "other_generation",
     "done_before",
     "other_position",
@@ -41,7 +42,21 @@ const CALL_REFUSALS: [&str; 11] = [
     "dead",
     "outbox_full",
     INDEFINITE,
-    REFUSED,
+    BROKEN,
+    "read_only",
+    "loading",
+    "busy",
+    "out_of_memory",
+    "cannot_persist",
+    "too_few_replicas",
+    "cluster_down",
+    "slot_moving",
+    "redirected",
+    "primary_away",
+    "no_script",
+    "not_allowed",
+    "too_many_clients",
+    "refused",
 ];
 /// How an audit ends: without a difference, with some, without a result.
 const AUDIT_CLEAN: &str = "clean";
@@ -131,7 +146,7 @@ pub fn record_call(script: &str, elapsed: Duration) {
     METRICS.call_seconds.with_label_values(&[script]).observe(elapsed.as_secs_f64());
 }
 
-/// A call that changed nothing: `Reply::kind` of its answer, [`INDEFINITE`] or [`REFUSED`].
+/// A call that changed nothing: `Reply::kind` of its answer, or `StoreError::kind` where there was none.
 pub fn record_call_refusal(kind: &'static str) {
     METRICS.call_refusals.with_label_values(&[kind]).inc();
 }

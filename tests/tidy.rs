@@ -130,7 +130,9 @@ fn files_stay_small_and_lines_short() {
     for path in files("src", ".rs").into_iter().chain(files("src", ".lua")) {
         let text = text(&path);
         let code = text.split("#[cfg(test)]").next().unwrap_or("");
-        let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//") && !line.trim_start().starts_with("--");
+        let is_code = |line: &&str| {
+            !line.trim().is_empty() && !line.trim_start().starts_with("//") && !line.trim_start().starts_with("--")
+        };
         let lines = code.lines().filter(is_code).count();
         assert!(lines <= 600, "{} has {lines} lines: is there a second idea inside?", path.display());
         for (index, line) in code.lines().enumerate() {

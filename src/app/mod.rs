@@ -7,7 +7,7 @@ pub mod ticker;
 /// The loop that carries the pipeline's effects out.
 pub mod worker;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,7 +16,7 @@ use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, read_catalogue};
-use crate::http::{self, Health};
+use crate::http::{self, ByShard, Check, Health};
 use crate::ingest::client::Cluster;
 use crate::ingest::consumer;
 use crate::ingest::decode::{self, Decoder};
@@ -90,8 +90,7 @@ pub async fn run(
         settings: config.outbox.clone(),
         source: config.redis.prefix.clone(),
         name: uuid::Uuid::now_v7().to_string(),
-        health: health.clone(),
-        waiting: Mutex::default(),
+        waiting: ByShard::new(health.clone(), Check::Outbox),
         bells: (0..config.redis.shards).map(|_| Notify::new()).collect(),
         publishing: RwLock::default(),
     });

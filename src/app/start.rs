@@ -15,6 +15,7 @@ use crate::ingest::{scan, state_line};
 use crate::ledger::call::{Partition, SCHEMA};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::shard::{InitCall, InitReply};
+use crate::outbox;
 use crate::store::{Root, ShardState, Store, StoreError};
 
 /// The wait between tries while Kafka or Redis is away.
@@ -116,6 +117,9 @@ async fn try_open(
         return Err(StartError::CommandsPartitions { topic, partitions: commands_partitions });
     }
     let usage_partitions = cluster.partitions(&topics.usage).await?;
+    if let Some(durable) = outbox::durable(&config.outbox) {
+        store.check_durable(&durable).await?;
+    }
 
     // Before Redis is asked: a worker that starts beside this one commits only after it has made the root.
     let mut used = committed(config, watermarks, usage_partitions).await?;

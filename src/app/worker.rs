@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Kafka};
-use crate::http::{Check, Health};
+use crate::http::{ByShard, Check, Health};
 use crate::ingest::anchors;
 use crate::ingest::client::BrokerError;
 use crate::ingest::client::topic_of;
@@ -69,6 +69,8 @@ pub struct Worker {
     /// When the thread that reads was last heard of.
     heard: Instant,
     probed: Instant,
+    /// Whether Redis answers for each shard.
+    redis: Arc<ByShard>,
 }
 
 /// When positions last moved.
@@ -118,7 +120,9 @@ enum Done {
 impl Worker {
     pub fn new(parts: Parts) -> Worker {
         let (done, finished) = unbounded_channel();
+        let redis = Arc::new(ByShard::new(parts.health.clone(), Check::Redis));
         Worker {
+            redis,
             parts,
             started: Instant::now(),
             done,
@@ -279,7 +283,7 @@ impl Worker {
                 for (partition, reason) in other_logs {
                     self.halt_partition(Some(partition), reason);
                 }
-                self.parts.health.set(Check::Redis, Ok(()));
+                self.redis.clear();
                 self.parts.lead.send_replace(positions.iter().any(|(partition, _)| *partition == Partition::COMMANDS));
                 let starts = positions.iter().map(|(partition, each)| {
                     let start = each.iter().copied().min().expect("there is at least one shard");
@@ -340,7 +344,7 @@ impl Worker {
     }
 
     fn call(&self, shard: u32, id: u64, call: Call) {
-        let (store, done, health) = (self.parts.store.clone(), self.done.clone(), self.parts.health.clone());
+        let (store, done, redis) = (self.parts.store.clone(), self.done.clone(), self.redis.clone());
         tokio::spawn(async move {
             let started = Instant::now();
             let script = call.script();
@@ -354,17 +358,18 @@ impl Worker {
             let answer = match answer {
                 Ok(answer) => {
                     metrics::record_call(script, started.elapsed());
-                    health.set(Check::Redis, Ok(()));
+                    redis.set(shard, Ok(()));
                     answer
                 }
+                Err(StoreError::Broken(reason)) => {
+                    metrics::record_call_refusal(metrics::BROKEN);
+                    redis.set(shard, Ok(())); // it has answered; what it said halts the shard
+                    Answer::Halt { reason: format!("{script}.lua: {reason}") }
+                }
                 Err(error) => {
-                    let kind = match &error {
-                        StoreError::Indefinite { .. } => "indefinite",
-                        StoreError::Refused { .. } | StoreError::Broken(_) => "refused",
-                    };
-                    metrics::record_call_refusal(kind);
+                    metrics::record_call_refusal(error.kind());
                     tracing::warn!(shard, script, %error, "a call has no answer and goes out again");
-                    health.set(Check::Redis, Err(error.to_string()));
+                    redis.set(shard, Err(error.to_string()));
                     Answer::None
                 }
             };
@@ -374,11 +379,15 @@ impl Worker {
 
     /// One try: the next probe asks again.
     fn ask_positions(&self, shard: u32, id: u64) {
-        let (store, done) = (self.parts.store.clone(), self.done.clone());
+        let (store, done, redis) = (self.parts.store.clone(), self.done.clone(), self.redis.clone());
         tokio::spawn(async move {
-            if let Ok(state) = store.shard_state(shard).await {
-                let _ = done.send(Done::ShardState { shard, id, state });
-            }
+            let told = match store.shard_state(shard).await {
+                Ok(state) => Done::ShardState { shard, id, state },
+                Err(StoreError::Broken(reason)) => Done::Halt { shard, reason },
+                Err(error) => return redis.set(shard, Err(error.to_string())),
+            };
+            redis.set(shard, Ok(()));
+            let _ = done.send(told);
         });
     }
 

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::output::Output;
 use super::{Ended, state};
-use crate::config::{Config, ConfigError, read_catalogue};
+use crate::config::{Config, ConfigError, PublishAfter, read_catalogue};
 use crate::ingest::admin::{Admin, TopicReport};
-use crate::store::info::RedisInfo;
+use crate::outbox;
+use crate::store::info::{RedisInfo, cluster_info};
 
 /// EXPIRE and SET options that the scripts use, and replication by effects.
 const REDIS_MIN: (u32, u32) = (6, 2);
@@ -127,28 +128,24 @@ fn topic_line(report: &TopicReport, made: bool) -> Result<String, String> {
 
 async fn check_redis(config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
     let store = state::store_without_shards(config)?;
-    let info = RedisInfo::ask(&store).await;
-    let info = info.map_err(|error| anyhow!("{error}; is it up, and is redis.url right?"))?;
-    let told = |name: &str| info.field(name).unwrap_or("not told").to_owned();
-    lines.add("redis", redis_version(&info));
-    lines.add(
-        "redis maxmemory-policy",
-        match told("maxmemory_policy").as_str() {
-            "noeviction" => Ok("noeviction".to_owned()),
-            other => Err(format!(
-                "it is {other}, so redis may throw counters away: set maxmemory-policy noeviction in redis.conf"
-            )),
-        },
-    );
-    lines.add(
-        "redis persistence",
-        match told("aof_enabled").as_str() {
-            "1" => Ok("appendonly yes".to_owned()),
-            _ => Err("appendonly is off, so a restart loses what came since the last snapshot: set appendonly yes in \
-                  redis.conf"
-                .to_owned()),
-        },
-    );
+    let primaries = store.primaries().await;
+    let (primaries, cluster) = primaries.map_err(|error| anyhow!("{error}; is it up, and is redis.url right?"))?;
+    if cluster {
+        let told = cluster_info(&store, &primaries[0]).await?;
+        lines.add("redis cluster", cluster_line(&told, primaries.len()));
+    }
+    for node in &primaries {
+        let name = if cluster { format!("redis {}", node.address) } else { "redis".to_owned() };
+        match RedisInfo::ask(&store, node).await {
+            Ok(info) => check_primary(config, &name, &info, lines),
+            Err(error) => lines.add(&name, Err(error.to_string())),
+        }
+    }
+    if let Some(durable) = outbox::durable(&config.outbox) {
+        let can = store.check_durable(&durable).await;
+        let level = format!("publish_after = {}", durable.level.name());
+        lines.add("outbox", can.map(|()| level).map_err(|error| error.to_string()));
+    }
     let root = store.stored_root().await?;
     lines.add(
         "state",
@@ -165,6 +162,44 @@ async fn check_redis(config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
         },
     );
     Ok(())
+}
+
+fn check_primary(config: &Config, name: &str, info: &RedisInfo, lines: &mut Lines) {
+    let told = |field: &str| info.field(field).unwrap_or("not told").to_owned();
+    lines.add(name, redis_version(info));
+    lines.add(
+        &format!("{name} maxmemory-policy"),
+        match told("maxmemory_policy").as_str() {
+            "noeviction" => Ok("noeviction".to_owned()),
+            other => Err(format!(
+                "it is {other}, so redis may throw counters away: set maxmemory-policy noeviction in redis.conf"
+            )),
+        },
+    );
+    lines.add(
+        &format!("{name} persistence"),
+        match told("aof_enabled").as_str() {
+            "1" => Ok("appendonly yes".to_owned()),
+            _ => Err("appendonly is off, so a restart loses what came since the last snapshot: set appendonly yes in \
+                  redis.conf"
+                .to_owned()),
+        },
+    );
+    if config.outbox.publish_after != PublishAfter::Applied {
+        let (replicas, wanted) = (told("connected_slaves"), config.outbox.replicas);
+        let enough = replicas.parse().is_ok_and(|replicas: u32| replicas >= wanted);
+        let few = format!("{replicas} are connected, outbox.replicas = {wanted}: messages would wait for ever");
+        lines.add(&format!("{name} replicas"), if enough { Ok(replicas) } else { Err(few) });
+    }
+}
+
+fn cluster_line(told: &RedisInfo, primaries: usize) -> Result<String, String> {
+    let field = |name: &str| told.field(name).unwrap_or("not told").to_owned();
+    let (state, slots) = (field("cluster_state"), field("cluster_slots_ok"));
+    if state == "ok" && slots == "16384" {
+        return Ok(format!("{primaries} primaries, all slots served"));
+    }
+    Err(format!("state {state}, {slots} of 16384 slots served: redis-cli --cluster check names what is missing"))
 }
 
 fn redis_version(info: &RedisInfo) -> Result<String, String> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Config, Topics};
+use super::{Config, PublishAfter, Topics};
 use crate::ledger::call::CALL_EVENTS_MAX;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -53,7 +53,10 @@ impl Config {
         within("batch.max_bytes", batch.max_bytes, 1, 1024 * MIB)?;
         // A queue that cannot hold a batch would never fill one.
         within("batch.queue_max", batch.queue_max, batch.max_events, 100_000_000)?;
-        within("outbox.max_entries", self.outbox.max_entries, 1, 100_000_000)
+        within("outbox.max_entries", self.outbox.max_entries, 1, 100_000_000)?;
+        // WAIT for no replica would prove nothing; WAITAOF still asks for the primary's disk.
+        let least = usize::from(self.outbox.publish_after == PublishAfter::Replicated);
+        within("outbox.replicas", self.outbox.replicas as usize, least, 100)
     }
 
     fn check_durations(&self) -> Checked {
@@ -183,6 +186,14 @@ mod tests {
         check(|config| config.kafka.session_timeout = Duration::ZERO, "kafka.session_timeout is 0s: write 1s to 30m");
         check(|config| config.redis.timeout = Duration::ZERO, "redis.timeout is 0s: write 1ms to 1h");
         check(|config| config.outbox.max_entries = 0, "outbox.max_entries is 0: write 1 to 100000000");
+        check(|config| config.outbox.replicas = 0, "");
+        check(
+            |config| {
+                config.outbox.publish_after = PublishAfter::Replicated;
+                config.outbox.replicas = 0;
+            },
+            "outbox.replicas is 0: write 1 to 100",
+        );
         check(|config| config.outbox.lease = Duration::ZERO, "outbox.lease is 0s: write 1s to 1h");
         check(|config| config.outbox.poll = Duration::ZERO, "outbox.poll is 0s: write 1ms to 1h");
         check(|config| config.kafka.brokers = " ".into(), "kafka.brokers is empty");

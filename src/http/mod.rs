@@ -1,5 +1,7 @@
 //! The operators' HTTP: `/metrics`, `/livez` and `/readyz`. The only place that names axum.
 
+/// A check that holds when it holds for every shard.
+mod by_shard;
 /// What the meter says of its own state.
 pub mod health;
 
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
+pub use by_shard::ByShard;
 pub use health::{Check, Health};
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";

@@ -2,20 +2,19 @@
 //!
 //! A message may be published twice (a relay that dies in between), always with the same id; never lost.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Outbox, Topics};
-use crate::http::{Check, Health};
+use crate::config::{Outbox, PublishAfter, Topics};
+use crate::http::ByShard;
 use crate::ingest::producer::{Acknowledgement, Outgoing, ProduceError, Producer};
 use crate::ledger::apply::json_text;
 use crate::ledger::call::{OutboxEntry, Output};
 use crate::metrics;
-use crate::store::{Store, StoreError, TakeCall, Taken};
+use crate::store::{Durable, Level, Store, StoreError, TakeCall, Taken};
 
 /// Messages of a shard that are under way at once.
 const TAKE_COUNT: usize = 100;
@@ -32,9 +31,8 @@ pub struct Relay {
     pub source: String,
     /// Names this relay, for the lease.
     pub name: String,
-    pub health: Arc<Health>,
     /// Why the outbox of a shard waits.
-    pub waiting: Mutex<BTreeMap<u32, String>>,
+    pub waiting: ByShard,
     /// A shard's bell: rung when its outbox was filled.
     pub bells: Vec<Notify>,
     /// Held from a message's taking to its acknowledgement.
@@ -47,6 +45,11 @@ enum RelayError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Produce(#[from] ProduceError),
+    #[error(
+        "its messages wait, since a failover could undo what they tell of: {missing}; bring the replicas back, or lower \
+         outbox.replicas or outbox.publish_after"
+    )]
+    NotDurable { missing: String },
 }
 
 impl Relay {
@@ -59,7 +62,10 @@ impl Relay {
                 Ok(false) => self.settings.poll,
                 Err(error) => {
                     tracing::warn!(shard, %error, "the outbox waits");
-                    self.tell(shard, Some(error.to_string()));
+                    if let RelayError::Store(error) = &error {
+                        metrics::record_call_refusal(error.kind());
+                    }
+                    self.waiting.set(shard, Err(error.to_string()));
                     RETRY
                 }
             };
@@ -83,10 +89,16 @@ impl Relay {
             lease_ms: self.settings.lease.as_millis() as u64,
             published: published.clone(),
             count: TAKE_COUNT,
+            durable: durable(&self.settings),
         };
         let _publishing = self.publishing.read().await;
         let entries = match self.store.take(shard, &call).await? {
             Taken::Held => return Ok(false),
+            // What was published is deleted already, and nothing more was.
+            Taken::NotDurable(missing) => {
+                published.clear();
+                return Err(RelayError::NotDurable { missing });
+            }
             Taken::Entries(entries) => entries,
         };
         published.clear();
@@ -112,19 +124,8 @@ impl Relay {
         if entries.is_empty() {
             metrics::set_outbox_entries(shard, 0);
         }
-        self.tell(shard, None);
+        self.waiting.set(shard, Ok(()));
         Ok(!entries.is_empty())
-    }
-
-    /// The check holds when no shard's outbox waits.
-    fn tell(&self, shard: u32, fault: Option<String>) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        match fault {
-            Some(fault) => waiting.insert(shard, fault),
-            None => waiting.remove(&shard),
-        };
-        let first = waiting.iter().next().map(|(shard, fault)| format!("shard {shard}: {fault}"));
-        self.health.set(Check::Outbox, first.map_or(Ok(()), Err));
     }
 
     async fn enqueue(&self, entry: &OutboxEntry) -> Result<Acknowledgement, ProduceError> {
@@ -147,6 +148,17 @@ impl Relay {
     }
 }
 
+/// What must hold of messages before they leave.
+pub fn durable(settings: &Outbox) -> Option<Durable> {
+    let level = match settings.publish_after {
+        PublishAfter::Applied => return None,
+        PublishAfter::Replicated => Level::Replicated,
+        PublishAfter::Synced => Level::Synced,
+    };
+    // Within half a lease, so that a relay that waits for its replicas keeps its outbox.
+    Some(Durable { level, replicas: settings.replicas, within: settings.lease / 2 })
+}
+
 /// The message as a structured CloudEvent.
 fn cloud_event(source: &str, entry: &OutboxEntry) -> String {
     format!(
@@ -164,6 +176,7 @@ fn cloud_event(source: &str, entry: &OutboxEntry) -> String {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::http::{Check, Health};
     use crate::ledger::call::{Change, CommandCall, Partition, Range, RefusalReason, Reply, Stamp};
     use crate::ledger::catalogue::CatalogueId;
     use crate::ledger::command::{GRANT, refuse};
@@ -221,8 +234,7 @@ mod tests {
             settings: config.outbox.clone(),
             source: "meter".into(),
             name: "r1".into(),
-            health: Arc::new(Health::new()),
-            waiting: Mutex::default(),
+            waiting: ByShard::new(Arc::new(Health::new()), Check::Outbox),
             bells: vec![Notify::new()],
             publishing: RwLock::default(),
         };
@@ -230,7 +242,7 @@ mod tests {
         for _ in 0..2 {
             assert!(relay.publish(0, &mut published).await.is_err(), "it is not acknowledged");
         }
-        let call = TakeCall { relay: "r1".into(), lease_ms: 1, published, count: 10 };
+        let call = TakeCall { relay: "r1".into(), lease_ms: 1, published, count: 10, durable: None };
         let Taken::Entries(left) = store.take(0, &call) else { panic!("nobody else holds it") };
         assert_eq!(left.len(), 1, "it is still there");
     }

@@ -27,6 +27,7 @@ impl Pipeline {
                 let wait = (RETRY_MIN_MS << attempts.min(10)).min(RETRY_MAX_MS);
                 lane.work = Work::Retry { at_ms: now_ms + wait, batch, call, attempts: attempts + 1 };
             }
+            Answer::Halt { reason } => self.halt(shard, effects, reason),
             Answer::Apply(Reply::Applied(applied)) => {
                 if let Call::Apply(call) = &call {
                     if call.commands_first.is_some() {

@@ -72,6 +72,10 @@ pub enum Answer {
     Command(Reply<Commanded>),
     /// Nothing was applied, or nobody knows.
     None,
+    /// The shard's data or a script has a fault: the same call would only fail again.
+    Halt {
+        reason: String,
+    },
 }
 
 /// What the pipeline wants done.

@@ -1,13 +1,14 @@
 //! What Redis says of itself, for `check`.
 
+use super::nodes::Node;
 use super::{RedisStore, StoreError};
 
 /// The answer to INFO: it needs no right to read the configuration, which managed services do not give.
 pub struct RedisInfo(String);
 
 impl RedisInfo {
-    pub async fn ask(store: &RedisStore) -> Result<RedisInfo, StoreError> {
-        store.read(&redis::cmd("INFO")).await.map(RedisInfo)
+    pub async fn ask(store: &RedisStore, node: &Node) -> Result<RedisInfo, StoreError> {
+        store.ask(node, &redis::cmd("INFO")).await.map(RedisInfo)
     }
 
     pub fn field(&self, name: &str) -> Option<&str> {
@@ -19,6 +20,11 @@ impl RedisInfo {
         let mut parts = self.field("redis_version")?.split('.');
         Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
     }
+}
+
+/// What a node of a cluster says of the cluster: `cluster_state`, `cluster_slots_ok` and the like.
+pub async fn cluster_info(store: &RedisStore, node: &Node) -> Result<RedisInfo, StoreError> {
+    store.ask(node, redis::cmd("CLUSTER").arg("INFO")).await.map(RedisInfo)
 }
 
 #[cfg(test)]

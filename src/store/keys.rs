@@ -117,6 +117,12 @@ fn tag(shard: u32, shards: u32) -> String {
     tags.find(|tag| share(slot(tag)) == shard).expect("every share of the slots has some tag")
 }
 
+/// The slot of a key: of its hash tag, if it has one.
+pub fn slot_of(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| Some(rest.split_once('}')?.0)).filter(|tag| !tag.is_empty());
+    slot(tag.unwrap_or(key)) as u16
+}
+
 /// The slot of a hash tag (CRC-16/XMODEM, <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 fn slot(tag: &str) -> u32 {
     let crc = tag.bytes().fold(0u16, |crc, byte| {
@@ -133,6 +139,9 @@ mod tests {
     fn slots_are_those_of_redis() {
         assert_eq!(slot("123456789"), 0x31C3 % SLOTS); // the specification's own check value
         assert_eq!(slot("foo"), 12_182); // CLUSTER KEYSLOT foo
+        for (key, tagged) in [("{foo}", "foo"), ("a:{foo}:b{c}", "foo"), ("a{}b", "a{}b"), ("a{b", "a{b")] {
+            assert_eq!(u32::from(slot_of(key)), slot(tagged), "{key}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 /// The call that applies usage events.
 pub mod apply_call;
+/// Messages leave only when what they tell of is on replicas, or on disk.
+pub mod durable;
 /// What Redis says of itself, for `check`.
 pub mod info;
 /// The keys, what each holds, and what absence means.
@@ -10,10 +12,16 @@ pub mod keys;
 pub mod look;
 /// The shards as the ledger in memory.
 pub mod memory;
+/// The nodes of Redis, and a connection to each.
+pub mod nodes;
 /// The shards in a real Redis.
 pub mod redis;
+/// Redis' error answers.
+pub mod refusal;
 /// One typed struct for each Lua script.
 pub mod scripts;
+/// Who has which slot of a Redis Cluster.
+pub mod slots;
 /// What the scripts have written, read.
 pub mod stored;
 /// Keys, arguments and replies.
@@ -30,23 +38,41 @@ use crate::ledger::day::Layout;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
+use crate::metrics;
 
+pub use durable::{Durable, Level};
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
+pub use refusal::Refusal;
 
 /// Why a store did not answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Nothing is known of the call: it may have been applied, or not, or may be applied yet. Sending it
     /// again does no harm, since the fence lets a range in once.
-    #[error("no answer from redis at {url}: {reason}")]
-    Indefinite { url: String, reason: String },
-    /// The call was refused before its first write.
-    #[error("redis at {url} refused the call: {reason}")]
-    Refused { url: String, reason: String },
-    /// The answer or the state is none that this program writes.
-    #[error("redis holds or answered something unexpected: {0}")]
+    #[error("no answer from redis at {place}: {reason}")]
+    Indefinite { place: String, reason: String },
+    /// The call was refused before its first write. Sent again, it is taken once the cause is gone.
+    #[error("redis at {place} {}: {} ({told})", refusal.fault(), refusal.remedy())]
+    Refused { place: String, refusal: Refusal, told: String },
+    /// This Redis cannot be what the configuration wants of it.
+    #[error("{0}")]
+    Unfit(String),
+    /// The answer or the state is none that this program writes. Sending again would not help.
+    #[error("{0}")]
     Broken(String),
+}
+
+impl StoreError {
+    /// Its label in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            StoreError::Indefinite { .. } => metrics::INDEFINITE,
+            StoreError::Refused { refusal, .. } => refusal.name(),
+            StoreError::Unfit(_) => Refusal::Other.name(),
+            StoreError::Broken(_) => metrics::BROKEN,
+        }
+    }
 }
 
 /// The root key: what names a state. Stored as JSON.
@@ -77,6 +103,8 @@ pub struct TakeCall {
     /// Entries that were published and may go.
     pub published: Vec<String>,
     pub count: usize,
+    /// What must hold of the entries before they are given; `None`: nothing more than that they are applied.
+    pub durable: Option<Durable>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +112,8 @@ pub enum Taken {
     /// Another relay holds the lease.
     Held,
     Entries(Vec<(String, OutboxEntry)>),
+    /// There are entries, but a failover could still undo what they tell of.
+    NotDurable(String),
 }
 
 /// An account as `balance` and `account get` show it.
@@ -168,12 +198,17 @@ impl Store {
         either!(self, store => store.days(shard, cursor, count))
     }
 
-    /// The eviction policy, if it is one that deletes keys.
+    /// The eviction policy, and whose it is, where it is one that deletes keys.
     pub async fn evicts(&self) -> Result<Option<String>, StoreError> {
         match self {
             Store::Redis(store) => {
-                let info = info::RedisInfo::ask(store).await?;
-                Ok(info.field("maxmemory_policy").filter(|policy| *policy != "noeviction").map(str::to_owned))
+                for node in store.primaries().await?.0 {
+                    let info = info::RedisInfo::ask(store, &node).await?;
+                    if let Some(policy) = info.field("maxmemory_policy").filter(|policy| *policy != "noeviction") {
+                        return Ok(Some(format!("{policy} at {}", node.address)));
+                    }
+                }
+                Ok(None)
             }
             Store::Memory(_) => Ok(None),
         }
@@ -187,6 +222,14 @@ impl Store {
     /// Deletes all keys of a shard, its fence first.
     pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
         either!(self, store => store.wipe(shard))
+    }
+
+    /// Whether this store can tell that a write is durable, or why not.
+    pub async fn check_durable(&self, durable: &Durable) -> Result<(), StoreError> {
+        match self {
+            Store::Redis(store) => store.check_durable(durable).await,
+            Store::Memory(_) => Ok(()),
+        }
     }
 
     pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {

@@ -1,4 +1,4 @@
-//! The shards in a real Redis: one connection, and what is known after it fails.
+//! The shards in a real Redis, or in a Redis Cluster.
 //!
 //! The client retries nothing by itself. A call without an answer is *indefinite*: the caller sends the same
 //! call again, and the fence lets it in once.
@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::Mutex;
+use redis::Cmd;
 
 use super::apply_call::ApplyScript;
-use super::keys::{Key, Keys};
+use super::durable::{Durable, OwnConnections};
+use super::keys::{Key, Keys, slot_of};
+use super::nodes::{Node, Nodes, Request};
 use super::scripts::{
     ALL, CommandScript, ForgetScript, InitScript, RootScript, Script, TakeScript, TimeScript, WipeScript,
 };
@@ -22,10 +22,6 @@ use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Take
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
-use crate::metrics;
-
-/// How often a script may be missing in a row before the call is given up: something flushes scripts in a loop.
-const NOSCRIPT_MAX: usize = 100;
 
 #[derive(Clone)]
 pub struct RedisStore {
@@ -34,19 +30,11 @@ pub struct RedisStore {
 
 struct Shared {
     keys: Keys,
-    client: Client,
-    /// Host and port, without user and password.
-    shown: String,
-    timeout: Duration,
+    nodes: Nodes,
+    /// For the relays, whose WAIT would hold up everyone else.
+    own: OwnConnections,
     hashes: BTreeMap<&'static str, String>,
-    connection: Mutex<Connection>,
     failpoint: Option<Failpoint>,
-}
-
-/// The connection: down until a call needs it, and down again when its state is unknown.
-enum Connection {
-    Down,
-    Up { connection: MultiplexedConnection, epoch: u64 },
 }
 
 /// A named place at which a test kills the process.
@@ -70,19 +58,13 @@ impl RedisStore {
         timeout: Duration,
         failpoint: Option<Failpoint>,
     ) -> Result<RedisStore, StoreError> {
-        let bad_url =
-            |reason: String| StoreError::Broken(format!("redis.url is not a redis:// or unix:// address: {reason}"));
-        let client = Client::open(url).map_err(|error| bad_url(error.to_string()))?;
-        let shown = client.get_connection_info().addr().to_string();
         let hashes = ALL.iter().map(|(name, source)| (*name, redis::Script::new(source).get_hash().to_owned()));
         Ok(RedisStore {
             shared: Arc::new(Shared {
                 keys: Keys::new(prefix, shards),
-                client,
-                shown,
-                timeout,
+                nodes: Nodes::new(url, timeout)?,
+                own: OwnConnections::new(shards),
                 hashes: hashes.collect(),
-                connection: Mutex::new(Connection::Down),
                 failpoint,
             }),
         })
@@ -120,7 +102,27 @@ impl RedisStore {
     }
 
     pub async fn take(&self, shard: u32, call: &TakeCall) -> Result<Taken, StoreError> {
-        self.run(&TakeScript { shard, call }).await
+        let script = TakeScript { shard, call };
+        match &call.durable {
+            None => self.run(&script).await,
+            Some(durable) => {
+                let (command, key) = self.evalsha(&script);
+                let Shared { own, nodes, .. } = &*self.shared;
+                own.take(shard, nodes, &script, &command, &key, durable).await
+            }
+        }
+    }
+
+    /// Whether every node can tell that a write is durable, or why not.
+    pub async fn check_durable(&self, durable: &Durable) -> Result<(), StoreError> {
+        for node in self.primaries().await?.0 {
+            self.shared
+                .nodes
+                .ask(&node, &durable.probe())
+                .await
+                .map_err(|error| durable.unfit(&node.address, error))?;
+        }
+        Ok(())
     }
 
     pub async fn move_time(&self, shard: u32, call: &TimeCall) -> Result<TimeReply, StoreError> {
@@ -176,7 +178,8 @@ impl RedisStore {
 
     async fn scan(&self, shard: u32, cursor: u64) -> Result<(u64, Vec<String>), StoreError> {
         let pattern = self.shared.keys.pattern(shard);
-        self.read(redis::cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000)).await
+        let key = self.shared.keys.spell(Key::Shard(shard));
+        self.read_of(&key, redis::cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000)).await
     }
 
     pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {
@@ -195,79 +198,49 @@ impl RedisStore {
         Ok(Some(AccountState { view: parse_view(&fields)?, counters }))
     }
 
-    /// Runs a command that only reads.
-    pub async fn read<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
-        let (mut connection, epoch) = self.connected().await?;
-        match command.query_async(&mut connection).await {
-            Ok(value) => Ok(value),
-            Err(error) => Err(self.failed(error, epoch).await),
-        }
+    /// Runs a command that only reads; its first argument is its key.
+    pub async fn read<T: redis::FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let key = match command.args_iter().nth(1) {
+            Some(redis::Arg::Simple(key)) => String::from_utf8_lossy(key).into_owned(),
+            _ => return Err(StoreError::Broken("a command without a key has no node".to_owned())),
+        };
+        self.read_of(&key, command).await
+    }
+
+    /// Runs a command that only reads, on the node that has a key.
+    async fn read_of<T: redis::FromRedisValue>(&self, key: &str, command: &Cmd) -> Result<T, StoreError> {
+        let request = Request { command, slot: slot_of(key), keys: key, script: None };
+        let value = self.shared.nodes.send(&request).await?;
+        redis::from_redis_value(value).map_err(|error| StoreError::Broken(format!("`{key}`: {error}")))
+    }
+
+    /// Every node that has shards, and whether they are a cluster.
+    pub async fn primaries(&self) -> Result<(Vec<Arc<Node>>, bool), StoreError> {
+        self.shared.nodes.primaries().await
+    }
+
+    /// Asks one node something that has no key.
+    pub async fn ask<T: redis::FromRedisValue>(&self, node: &Node, command: &Cmd) -> Result<T, StoreError> {
+        let value = self.shared.nodes.ask(node, command).await?;
+        redis::from_redis_value(value).map_err(|error| StoreError::Broken(format!("{}: {error}", node.address)))
     }
 
     pub(super) async fn run<S: Script>(&self, script: &S) -> Result<S::Reply, StoreError> {
+        let (command, first_key) = self.evalsha(script);
+        // Not the whole key: any of the call's keys may be the one that is meant.
+        let keys = first_key.rsplit_once(':').map_or("", |(keys, _)| keys);
+        let slot = slot_of(&first_key);
+        let request = Request { command: &command, slot, keys, script: Some(S::SOURCE) };
+        script.reply(Fields::of(self.shared.nodes.send(&request).await?))
+    }
+
+    /// A script's call, and its first key.
+    fn evalsha<S: Script>(&self, script: &S) -> (Cmd, String) {
         let input = script.input(&self.shared.keys);
+        let first_key = String::from_utf8_lossy(input.keys.first().unwrap_or_default()).into_owned();
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.shared.hashes[S::NAME]).arg(input.keys.len());
         command.arg(&input.keys).arg(&input.arguments);
-        for _ in 0..NOSCRIPT_MAX {
-            let (mut connection, epoch) = self.connected().await?;
-            match command.query_async::<Value>(&mut connection).await {
-                Ok(value) => return script.reply(Fields::of(value)),
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    // Nothing ran: Redis has restarted, or its scripts were flushed.
-                    if let Err(error) = load(&mut connection, S::SOURCE).await {
-                        return Err(self.failed(error, epoch).await);
-                    }
-                }
-                Err(error) => return Err(self.failed(error, epoch).await),
-            }
-        }
-        Err(self.refused(format!("{}.lua vanishes each time it is loaded: something flushes scripts", S::NAME)))
+        (command, first_key)
     }
-
-    async fn connected(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
-        let mut state = self.shared.connection.lock().await;
-        if let Connection::Up { connection, epoch } = &*state {
-            return Ok((connection.clone(), *epoch));
-        }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.shared.timeout))
-            .set_response_timeout(Some(self.shared.timeout));
-        let opened = self.shared.client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = opened.map_err(|error| self.indefinite(&error))?;
-        for (_, source) in ALL {
-            load(&mut connection, source).await.map_err(|error| self.indefinite(&error))?;
-        }
-        let epoch = metrics::record_redis_connect();
-        tracing::info!(redis = %self.shared.shown, "connected");
-        *state = Connection::Up { connection: connection.clone(), epoch };
-        Ok((connection, epoch))
-    }
-
-    /// Says what a failure means, and drops the connection where its state is unknown or its server is wrong.
-    async fn failed(&self, error: RedisError, epoch: u64) -> StoreError {
-        let server_refused = matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension);
-        let demoted = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
-        if !server_refused || demoted {
-            let mut state = self.shared.connection.lock().await;
-            // A later connection is not this failure's.
-            if matches!(&*state, Connection::Up { epoch: current, .. } if *current == epoch) {
-                *state = Connection::Down;
-            }
-        }
-        if server_refused { self.refused(error.to_string()) } else { self.indefinite(&error) }
-    }
-
-    fn indefinite(&self, error: &RedisError) -> StoreError {
-        StoreError::Indefinite { url: self.shared.shown.clone(), reason: error.to_string() }
-    }
-
-    fn refused(&self, reason: String) -> StoreError {
-        StoreError::Refused { url: self.shared.shown.clone(), reason }
-    }
-}
-
-async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<(), RedisError> {
-    redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async::<Value>(connection).await?;
-    Ok(())
 }

@@ -328,6 +328,7 @@ impl Script for TakeScript<'_> {
         input.text(&self.call.relay);
         input.number(self.call.lease_ms);
         input.number(self.call.count);
+        input.text(if self.call.durable.is_some() { "1" } else { "0" });
         input.number(self.call.published.len());
         for id in &self.call.published {
             input.text(id);

@@ -50,6 +50,10 @@ impl Words {
         self.ends.is_empty()
     }
 
+    pub fn first(&self) -> Option<&[u8]> {
+        self.ends.first().map(|end| &self.text[..*end])
+    }
+
     /// What was written since the last end is a word.
     pub fn end(&mut self) {
         self.ends.push(self.text.len());

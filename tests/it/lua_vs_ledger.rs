@@ -474,7 +474,13 @@ impl<'a> History<'a> {
     }
 
     async fn take(&mut self) {
-        let call = TakeCall { relay: "r1".into(), lease_ms: 10_000, published: self.published.clone(), count: 2 };
+        let call = TakeCall {
+            relay: "r1".into(),
+            lease_ms: 10_000,
+            published: self.published.clone(),
+            count: 2,
+            durable: None,
+        };
         let Taken::Entries(stored) = self.store.take(0, &call).await.expect("redis answers") else {
             panic!("nobody else holds the lease");
         };
