@@ -2,12 +2,15 @@
 
 mod audit;
 mod bad_input;
+mod cluster;
 mod commands;
 mod crashes;
+mod durable;
 mod independent;
 mod lua_vs_ledger;
 mod outage;
 mod rebuild;
+mod redis_answers;
 mod start;
 mod support;
 mod time;

@@ -1,67 +1,29 @@
 //! Redis stands still or goes back while a backlog is read: the reader pauses or rewinds, and nothing is lost.
 
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use credit_meter::ledger::outcome::Outcome;
-use credit_meter::store::{RedisStore, Store};
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
 
 use crate::support::kafka::Topics;
-use crate::support::meter::{Meter, Running, SHARDS};
+use crate::support::meter::{Meter, Running};
+use crate::support::redis::OwnRedis;
 use crate::support::{dump, until};
 use crate::walk::{CATALOGUE, put, reveal};
 
 const EVENTS: u64 = 40_000;
 const PARTITIONS: i32 = 3;
 
-/// A Redis of the test's own, so that it may be stopped.
-struct OwnRedis {
-    child: Child,
-    url: String,
-    _folder: tempfile::TempDir,
-}
-
-impl OwnRedis {
-    fn start() -> OwnRedis {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = socket.local_addr().expect("an address").port().to_string();
-        drop(socket);
-        let folder = tempfile::tempdir().expect("a folder");
-        let child = Command::new("redis-server")
-            .args(["--port", &port, "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir"])
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server starts");
-        OwnRedis { child, url: format!("redis://127.0.0.1:{port}/"), _folder: folder }
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(sent.success());
-    }
-}
-
-impl Drop for OwnRedis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A meter on a Redis of its own, with a backlog of events of one account.
 async fn with_a_backlog(test: &str, redis: &OwnRedis) -> (Arc<Topics>, Meter) {
     let topics = Arc::new(Topics::create(test, PARTITIONS).await);
     let mut meter = Meter::new(&topics, CATALOGUE);
-    meter.set("REDIS__URL", &redis.url);
+    meter.use_redis(&redis.url());
     meter.set("REDIS__TIMEOUT", "1s");
     // Small, so that the backlog does not fit.
     meter.set("BATCH__MAX_EVENTS", "50");
     meter.set("BATCH__QUEUE_MAX", "1000");
-    let store = RedisStore::new(&redis.url, &meter.prefix, SHARDS, std::time::Duration::from_secs(60), None);
-    meter.store = Store::Redis(store.expect("an address"));
     topics.command(&put("acme", "organization")).await; // e-mail unlimited
     let mut sends = tokio::task::JoinSet::new();
     for number in 0..EVENTS {
@@ -93,7 +55,7 @@ async fn every_event_is_charged_once(topics: &Topics, meter: &Meter, running: &R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_stands_still_holds_the_reader_back_and_nothing_is_lost() {
-    let redis = OwnRedis::start();
+    let redis = OwnRedis::start(&[]);
     let (topics, meter) = with_a_backlog("outage", &redis).await;
     let running = meter.start(&[]);
     for round in 1..=3 {
@@ -108,12 +70,11 @@ async fn a_redis_that_stands_still_holds_the_reader_back_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_goes_back_is_followed_and_every_event_is_charged_once() {
-    let redis = OwnRedis::start();
+    let redis = OwnRedis::start(&[]);
     let (topics, meter) = with_a_backlog("rollback", &redis).await;
-    let client = redis::Client::open(redis.url.as_str()).expect("an address");
     let running = meter.start(&[]);
     charged_at_least(&meter, 2_000).await;
-    let mut connection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let mut connection = redis.connection().await;
     let before = snapshot(&mut connection, &meter.prefix).await;
     for more in [6_000, 10_000, EVENTS] {
         charged_at_least(&meter, more).await;

@@ -53,6 +53,13 @@ impl Meter {
         self.environment.insert(format!("CREDIT_METER__{key}"), value.to_owned());
     }
 
+    /// Another Redis than the one that all tests share.
+    pub fn use_redis(&mut self, url: &str) {
+        let store = RedisStore::new(url, &self.prefix, SHARDS, Duration::from_secs(60), None).expect("an address");
+        self.store = Store::Redis(store);
+        self.set("REDIS__URL", url);
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         command.envs(&self.environment);
@@ -97,10 +104,23 @@ impl Meter {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {told}{found}"))
     }
 
+    /// The one account of those numbered from 0 that is the first of a shard.
+    pub fn account_of(&self, shard: u32) -> String {
+        let Store::Redis(store) = &self.store else { unreachable!("the tests use a real redis") };
+        let mut accounts = (0..).map(|number| format!("team-{number}"));
+        accounts.find(|account| store.keys().shard_of(account) == shard).expect("every shard has accounts")
+    }
+
+    pub fn key(&self, key: credit_meter::store::keys::Key) -> String {
+        let Store::Redis(store) = &self.store else { unreachable!("the tests use a real redis") };
+        store.keys().spell(key)
+    }
+
     pub async fn states(&self) -> Vec<ShardState> {
         let mut states = Vec::new();
         for shard in 0..SHARDS {
-            states.push(self.store.shard_state(shard).await.expect("redis answers"));
+            // A test may have broken the connection: the next one is new.
+            states.push(until("redis answers", || async { self.store.shard_state(shard).await.ok() }).await);
         }
         states
     }

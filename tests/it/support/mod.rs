@@ -1,8 +1,11 @@
-//! What the tests share: where the services are, topics and prefixes of a test's own, a meter as a child process.
+//! What the tests share: where the services are, topics and prefixes of a test's own, a meter as a child process,
+//! servers that a test may break.
 
 pub mod dump;
 pub mod kafka;
 pub mod meter;
+pub mod proxy;
+pub mod redis;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -31,6 +31,7 @@ pub struct Proxy {
     state: watch::Sender<State>,
 }
 
+#[allow(dead_code, reason = "no test needs all of it")]
 impl Proxy {
     /// Leads to `target`, a host and port.
     pub async fn to(target: &str) -> Proxy {

@@ -1,0 +1,196 @@
+//! A Redis, or a Redis Cluster, of a test's own: it may be stopped, starved, killed and emptied.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use redis::FromRedisValue;
+use redis::aio::MultiplexedConnection;
+
+use super::until;
+
+/// One server on a free port; killed when it is dropped.
+pub struct OwnRedis {
+    child: Child,
+    pub port: u16,
+    flags: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl OwnRedis {
+    pub fn start(flags: &[&str]) -> OwnRedis {
+        OwnRedis::start_on(free_port(), flags)
+    }
+
+    fn start_on(port: u16, flags: &[&str]) -> OwnRedis {
+        let folder = tempfile::tempdir().expect("a folder");
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let child = spawn(port, folder.path(), &flags, &[]);
+        OwnRedis { child, port, flags, folder }
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}/", self.address())
+    }
+
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Starts it again on its port and data, after [`OwnRedis::kill`].
+    pub fn start_again(&mut self, more: &[&str]) {
+        self.child = spawn(self.port, self.folder.path(), &self.flags, more);
+    }
+
+    /// Once it answers at all.
+    pub async fn connection(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(self.url()).expect("an address");
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        until("redis answers", || async { client.get_multiplexed_async_connection_with_config(&config).await.ok() })
+            .await
+    }
+
+    /// Runs a command of an administrator's.
+    pub async fn tell<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async(&mut self.connection().await).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The same, of a server that may be in no state to do it.
+    pub async fn try_tell(&self, words: &[&str]) -> Option<redis::Value> {
+        let client = redis::Client::open(self.url()).expect("an address");
+        let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async(&mut connection).await.ok()
+    }
+
+    /// A line of INFO.
+    pub async fn info(&self, field: &str) -> String {
+        let info: String = self.tell(&["INFO", "everything"]).await;
+        let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("INFO has no {field}")).trim_end().to_owned()
+    }
+}
+
+impl Drop for OwnRedis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(port: u16, folder: &Path, flags: &[String], more: &[&str]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir"])
+        .arg(folder)
+        .args(flags)
+        .args(more)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server starts")
+}
+
+/// Below the range from which the system takes ports for outgoing connections, so that a server that was killed
+/// finds its port free again.
+fn free_port() -> u16 {
+    loop {
+        let port = rand::random_range(15_000..21_000);
+        // A cluster's nodes talk to one another 10,000 above.
+        let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 10_000) {
+            return port;
+        }
+    }
+}
+
+/// Three primaries and three replicas, in the order of their start.
+pub struct OwnCluster {
+    pub nodes: Vec<OwnRedis>,
+}
+
+impl OwnCluster {
+    pub async fn start() -> OwnCluster {
+        let flags = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+        let nodes: Vec<OwnRedis> = (0..6).map(|_| OwnRedis::start(&flags)).collect();
+        for node in &nodes {
+            node.connection().await;
+        }
+        let mut create = Command::new("redis-cli");
+        create.args(["--cluster", "create"]).args(nodes.iter().map(OwnRedis::address));
+        let made = create.args(["--cluster-replicas", "1", "--cluster-yes"]).output().expect("redis-cli runs");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+        let cluster = OwnCluster { nodes };
+        cluster.whole().await;
+        cluster
+    }
+
+    /// Waits until every node knows that all slots are served and that every primary has a replica.
+    pub async fn whole(&self) {
+        for node in &self.nodes {
+            until("the cluster is whole", || async {
+                let told: String = node.tell(&["CLUSTER", "INFO"]).await;
+                told.contains("cluster_state:ok").then_some(())
+            })
+            .await;
+            until("replicas follow", || async {
+                let follows = node.info("role").await == "master" || node.info("master_link_status").await == "up";
+                follows.then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Two of the nodes: the others are found.
+    pub fn url(&self) -> String {
+        format!("redis://{},{}", self.nodes[0].address(), self.nodes[4].address())
+    }
+
+    /// The node that has a slot.
+    pub async fn owner(&self, slot: u16) -> usize {
+        until("a node has the slot", || async {
+            for (index, node) in self.nodes.iter().enumerate() {
+                if node.alive() && node.owns(slot).await {
+                    return Some(index);
+                }
+            }
+            None
+        })
+        .await
+    }
+}
+
+impl OwnRedis {
+    fn alive(&self) -> bool {
+        std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+    }
+
+    pub async fn id(&self) -> String {
+        self.tell(&["CLUSTER", "MYID"]).await
+    }
+
+    /// By its own word.
+    async fn owns(&self, slot: u16) -> bool {
+        let nodes: String = self.tell(&["CLUSTER", "NODES"]).await;
+        let own = nodes.lines().find(|line| line.contains("myself,master")).unwrap_or("");
+        own.split(' ').skip(8).filter(|part| !part.starts_with('[')).any(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |text: &str| text.parse::<u16>().expect("a slot");
+            number(first) <= slot && slot <= number(last)
+        })
+    }
+}
