@@ -1,5 +1,7 @@
 //! The wiring of a meter: what it is made of, in which order it starts, and in which it stops.
 
+/// What calls have changed, in the metrics.
+mod counted;
 /// From an unknown state to open shards.
 pub mod start;
 /// Meter time.

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::counted::count;
 use crate::config::{Config, Kafka};
 use crate::http::{ByShard, Check, Health};
 use crate::ingest::anchors;
@@ -21,12 +22,10 @@ use crate::ingest::producer::Producer;
 use crate::ingest::recorded;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::{Anchor, Input as Topic, Note, Partition};
-use crate::ledger::outcome::{Outcome, Verdict};
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::batch::Call;
 use crate::pipeline::recorded::Published;
-use crate::pipeline::report::Report;
 use crate::pipeline::{Answer, Effect, Input, Pipeline};
 use crate::store::{ShardState, Store, StoreError};
 
@@ -319,7 +318,7 @@ impl Worker {
                 tracing::warn!(%partition, offset, "redis is older than it was: reading again from its position");
                 let _ = self.parts.reader.send(ToConsumer::Rewind { partition, offset, epoch });
             }
-            Effect::Applied(report) => record(&report),
+            Effect::Applied(report) => count(&report),
             Effect::Outbox { shard, entries } => {
                 metrics::set_outbox_entries(shard, entries);
                 if entries > 0 {
@@ -575,29 +574,6 @@ async fn recall(
     let published = reading.await.expect("reading does not panic")?;
     let (_, commands_end) = watermarks.range(&config.kafka.topics.commands, 0).await?;
     Ok((published, commands_end))
-}
-
-fn record(report: &Report) {
-    for ((action, verdict), events) in &report.verdicts {
-        metrics::record_events(verdict.outcome(), Some(action), *events);
-        if let Verdict::Denied(denial) = verdict {
-            metrics::record_denied(*denial, *events);
-        }
-    }
-    for (action, events) in &report.repeats {
-        metrics::record_events(Outcome::Duplicate, Some(action), *events);
-        metrics::record_repeats(*events);
-    }
-    for (credit_type, credits) in &report.charged {
-        metrics::record_credits_charged(credit_type, *credits);
-    }
-    for (reason, records) in &report.dead {
-        metrics::record_events(Outcome::DeadLettered, None, *records);
-        metrics::record_dead_letters(*reason, *records);
-    }
-    if let Some(outcome) = report.command {
-        metrics::record_command(outcome);
-    }
 }
 
 async fn sleep_until(at: Option<Instant>) {
