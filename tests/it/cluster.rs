@@ -70,8 +70,7 @@ impl Case {
 async fn a_cluster_gives_the_balances_that_one_redis_gives() {
     let case = Case::start("cluster").await;
     // The same records, counted by a second meter in the Redis that the tests share.
-    let mut single = Meter::new(&case.topics, CATALOGUE);
-    single.set("KAFKA__GROUP", &format!("{}-single", single.prefix));
+    let single = Meter::named(&format!("{}-single", case.topics.prefix), &case.topics, CATALOGUE);
     let on_single = single.start(&[]);
     let owners: BTreeSet<usize> = case.owners().await.into_iter().collect();
     assert_eq!(owners.len(), 3, "every primary has shards");

@@ -30,7 +30,12 @@ pub struct Running {
 
 impl Meter {
     pub fn new(topics: &Topics, catalogue: &str) -> Meter {
-        let prefix = topics.prefix.clone();
+        Meter::named(&topics.prefix, topics, catalogue)
+    }
+
+    /// A meter of its own on the same topics.
+    pub fn named(prefix: &str, topics: &Topics, catalogue: &str) -> Meter {
+        let prefix = prefix.to_owned();
         let url = service("REDIS_URL");
         let store = RedisStore::new(&url, &prefix, SHARDS, Duration::from_secs(30), None).expect("an address");
         let mut meter = Meter { environment: BTreeMap::new(), prefix: prefix.clone(), store: Store::Redis(store) };
