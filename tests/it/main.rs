@@ -6,6 +6,7 @@ mod cluster;
 mod commands;
 mod crashes;
 mod durable;
+mod halts;
 mod independent;
 mod lua_vs_ledger;
 mod outage;

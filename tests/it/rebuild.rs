@@ -164,7 +164,7 @@ async fn what_was_denied_stays_denied_though_redis_is_older_and_a_top_up_came_si
 async fn a_topic_that_was_made_anew_and_grew_past_the_position_halts() {
     let (topics, meter) = used("anew").await;
     let before = topics.ends("usage", 2);
-    topics.remake("usage").await;
+    topics.remake("usage", 2, &[("message.timestamp.type", "LogAppendTime")]).await;
     for partition in 0..2 {
         for number in 0..before[partition as usize] + 5 {
             let mut record = reveal("acme", &format!("other-{partition}-{number}"), 1);

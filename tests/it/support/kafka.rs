@@ -63,15 +63,15 @@ impl Topics {
         Topics { prefix, partitions, producer: config.create().expect("a producer") }
     }
 
-    /// Deletes an input topic and makes one of the same name.
-    pub async fn remake(&self, role: &str) {
+    /// Deletes a topic and makes one of the same name.
+    pub async fn remake(&self, role: &str, partitions: i32, settings: &[(&str, &str)]) {
         let admin: AdminClient<DefaultClientContext> = client().create().expect("an admin client");
         let name = self.name(role);
         let deleted = admin.delete_topics(&[&name], &AdminOptions::new()).await.expect("kafka answers");
         deleted.into_iter().for_each(|result| drop(result.expect("the topic is deleted")));
         super::until("the topic is made again", || async {
-            let topic = NewTopic::new(&name, self.partitions, TopicReplication::Fixed(1));
-            let topic = topic.set("message.timestamp.type", "LogAppendTime");
+            let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+            let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
             let made = admin.create_topics(&[topic], &AdminOptions::new()).await.expect("kafka answers");
             made.into_iter().all(|result| result.is_ok()).then_some(())
         })
