@@ -19,6 +19,7 @@ use crate::ledger::credits::Credits;
 use crate::ledger::event::{Class, DAY_MS};
 use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::shard_of;
+use crate::ledger::time::forgettable;
 use crate::store::look::LookedAccount;
 use crate::store::stored::{parse_counters, parse_view};
 
@@ -103,7 +104,8 @@ impl Comparison<'_> {
 
     /// Adds an account's usage up, and tells of records that are explained twice or not at all.
     fn sum(&mut self, name: &str, folded: &Folded) -> Sums {
-        let mut sums = Sums::default();
+        let generations = folded.stored.as_ref().map(|stored| stored.generations.clone()).unwrap_or_default();
+        let mut sums = Sums { generations, ..Sums::default() };
         let first = &self.first.positions[folded.shard as usize];
         let early = |kept: &Kept| kept.offset < first.at(Partition::usage(kept.partition));
         let (topics, totals, report) = (self.topics, &mut *self.totals, &mut *self.report);
@@ -235,18 +237,16 @@ impl Comparison<'_> {
     }
 
     fn remembered(&mut self, name: &str, folded: &Folded, stored: &LookedAccount, sums: &Sums) {
-        let first = &self.first.shards[folded.shard as usize];
-        // A day that the floor has passed by the tolerance may be forgotten, or be about to be.
-        let may_be_gone = |day: i64| (day + 1) * DAY_MS + first.restamp_tolerance_ms <= first.floor_ms;
+        // A day that the floor has passed may be forgotten, or be about to be.
+        let tolerance_ms = self.first.shards[folded.shard as usize].restamp_tolerance_ms;
+        let may_be_gone = |day: i64| forgettable(day, folded.floor_ms, tolerance_ms);
         let mut days: Vec<i64> = sums.remembered.keys().chain(stored.remembered.keys()).copied().collect();
         days.sort_unstable();
         days.dedup();
         for day in days {
             let expected = sums.remembered.get(&day).copied().unwrap_or_default();
             let found = stored.remembered.get(&day).copied().unwrap_or(0);
-            let generations = stored.generations.get(&day).copied().unwrap_or(1);
-            let again = expected.min <= found && found <= expected.max * generations;
-            if again || may_be_gone(day) {
+            if expected.holds(found) || may_be_gone(day) {
                 continue;
             }
             let records = self.records_where(name, folded, |_, attempt, _| attempt.days.own == day);

@@ -37,6 +37,7 @@ pub struct Fold<'a> {
 pub struct Folded {
     pub shard: u32,
     pub positions: Arc<Positions>,
+    pub floor_ms: i64,
     /// `None`: no due set names it, so that nobody has looked at it.
     pub stored: Option<LookedAccount>,
     pub commanded: Commanded,
@@ -78,15 +79,10 @@ impl Kinds {
 impl<'a> Fold<'a> {
     /// Begins with the accounts that were looked at.
     pub fn see(&mut self, seen: Vec<Seen>) {
-        for Seen { account, positions, stored } in seen {
+        for Seen { account, positions, floor_ms, stored } in seen {
             let shard = self.shard_of(&account);
-            let folded = Folded {
-                shard,
-                positions,
-                stored: Some(stored),
-                commanded: Commanded::default(),
-                attempts: Vec::new(),
-            };
+            let (stored, commanded) = (Some(stored), Commanded::default());
+            let folded = Folded { shard, positions, floor_ms, stored, commanded, attempts: Vec::new() };
             self.accounts.insert(account, folded);
         }
     }
@@ -124,7 +120,7 @@ impl<'a> Fold<'a> {
                     return None;
                 }
                 let commanded = Commanded::default();
-                vacant.insert(Folded { shard, positions, stored: None, commanded, attempts: Vec::new() })
+                vacant.insert(Folded { shard, positions, floor_ms: 0, stored: None, commanded, attempts: Vec::new() })
             }
         };
         (record.offset < folded.positions.at(record.partition)).then_some(folded)

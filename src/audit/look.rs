@@ -11,6 +11,8 @@ use crate::store::{RedisStore, Root, ShardState};
 
 /// Accounts of one look. A script that reads so many keeps Redis for a few milliseconds.
 const LOOK_ACCOUNTS: usize = 200;
+/// Sets whose size one look asks for, unless a single account has more: a busy day has thousands.
+const LOOK_SETS: usize = 5_000;
 /// Looks at an account whose days change between being asked for and being read. They change about once a day.
 const LOOKS_MAX: usize = 20;
 
@@ -78,6 +80,8 @@ pub struct Seen {
     pub account: Arc<str>,
     /// What the account is worth: all records below, none above.
     pub positions: Arc<Positions>,
+    /// Days below it may be forgotten.
+    pub floor_ms: i64,
     pub stored: LookedAccount,
 }
 
@@ -147,18 +151,22 @@ async fn look(
     let asked = |account: &Arc<str>, days: &str| Asked { account: account.clone(), days: days.to_owned() };
     let mut waiting: Vec<Asked> = names.iter().map(|account| asked(account, "")).collect();
     for _ in 0..LOOKS_MAX {
-        let looked = store.look(shard, &waiting).await?;
-        let positions = Arc::new(Positions::of(&looked.shard));
-        if positions.behind(&first.positions[shard as usize]) {
-            return Err(AuditError::WentBack { shard });
-        }
         let mut changed = Vec::new();
-        for (asked_for, stored) in waiting.iter().zip(looked.accounts) {
-            // Which sets to ask for stands in the account itself: an answer counts if it says the same.
-            if stored.days() != asked_for.days {
-                changed.push(asked(&asked_for.account, stored.days()));
-            } else {
-                all.push(Seen { account: asked_for.account.clone(), positions: positions.clone(), stored });
+        for part in parts(&waiting)? {
+            let looked = store.look(shard, part).await?;
+            let positions = Arc::new(Positions::of(&looked.shard));
+            if positions.behind(&first.positions[shard as usize]) {
+                return Err(AuditError::WentBack { shard });
+            }
+            let floor_ms = looked.shard.floor_ms;
+            for (asked_for, stored) in part.iter().zip(looked.accounts) {
+                // Which sets to ask for stands in the account itself: an answer counts if it says the same.
+                if stored.days() != asked_for.days {
+                    changed.push(asked(&asked_for.account, stored.days()));
+                } else {
+                    let (account, positions) = (asked_for.account.clone(), positions.clone());
+                    all.push(Seen { account, positions, floor_ms, stored });
+                }
             }
         }
         waiting = changed;
@@ -167,4 +175,40 @@ async fn look(
         }
     }
     Err(AuditError::Restless { account: waiting[0].account.to_string() })
+}
+
+/// Parts of a question that ask for few sets each.
+fn parts(asked: &[Asked]) -> Result<Vec<&[Asked]>, AuditError> {
+    let mut parts = Vec::new();
+    let (mut start, mut sets) = (0, 0);
+    for (index, each) in asked.iter().enumerate() {
+        let own = each.sets()?;
+        if index > start && sets + own > LOOK_SETS {
+            parts.push(&asked[start..index]);
+            (start, sets) = (index, 0);
+        }
+        sets += own;
+    }
+    parts.push(&asked[start..]);
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_asks_for_few_sets() {
+        let asked = |days: &str| Asked { account: "acme".into(), days: days.to_owned() };
+        let all = [
+            asked(""),
+            asked(" 7:1 8:1"),
+            asked(" 7:1,4096 8:4096"),
+            asked(" 8:4090"),
+            asked(" 8:900"),
+            asked(" 8:11"),
+        ];
+        let sizes: Vec<usize> = parts(&all).unwrap().into_iter().map(<[Asked]>::len).collect();
+        assert_eq!(sizes, [2, 1, 2, 1]);
+    }
 }

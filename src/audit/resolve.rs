@@ -203,6 +203,8 @@ pub struct Sums {
     pub remembered: BTreeMap<i64, Between<u64>>,
     /// Events whose price depends on the reading.
     pub ambiguous: u64,
+    /// Generations of sets of each day: a duplicate that came after a day had grown is remembered in both.
+    pub generations: BTreeMap<i64, u64>,
 }
 
 impl Sums {
@@ -244,7 +246,9 @@ impl Sums {
                 attempts.iter().zip(reading).any(|(attempt, decided)| *decided && attempt.days.own == day)
             };
             let certain = !readings.is_empty() && readings.iter().all(decided_on);
-            self.remembered.entry(day).or_default().add(u64::from(certain), 1);
+            let on_day = attempts.iter().filter(|attempt| attempt.days.own == day).count() as u64;
+            let most = on_day.min(self.generations.get(&day).copied().unwrap_or(1));
+            self.remembered.entry(day).or_default().add(u64::from(certain), most);
         }
     }
 

@@ -38,6 +38,7 @@ struct Case {
     first: Option<Vec<i64>>,
     charged: i64,
     remembered: u64,
+    generations: u64,
     totals: Vec<(i32, Outcome, u64)>,
 }
 
@@ -52,6 +53,7 @@ impl Case {
             first: None,
             charged: 0,
             remembered: 0,
+            generations: 1,
             totals: Vec::new(),
         };
         for text in records {
@@ -149,7 +151,7 @@ impl Case {
         };
         let state = ShardState { positions: at(&self.positions), ..ShardState::default() };
         let positions = Positions::of(&state).into();
-        fold.see(vec![look::Seen { account: "acme".into(), positions, stored: self.account(&catalogue) }]);
+        fold.see(vec![look::Seen { account: "acme".into(), positions, floor_ms: 0, stored: self.account(&catalogue) }]);
         fold.record(put());
         for record in self.records {
             fold.record(record);
@@ -179,7 +181,12 @@ impl Case {
         put("email.plan", "100000".into());
         put("email.granted", "100000".into());
         put("email.charged", (self.charged * 1000).to_string());
-        LookedAccount { fields, commands: 1, remembered: [(TODAY, self.remembered)].into(), ..LookedAccount::default() }
+        LookedAccount {
+            fields,
+            commands: 1,
+            remembered: [(TODAY, self.remembered)].into(),
+            generations: [(TODAY, self.generations)].into(),
+        }
     }
 
     /// Nothing must be different.
@@ -367,4 +374,20 @@ fn events_with_the_same_remembered_half_are_reported() {
     let case = Case::new(&["0@1 collision-a 3", "0@2 collision-b 4"]);
     let report = case.stored(3, 1, &[(0, Charged, 1), (0, Duplicate, 1)]).agrees();
     assert_eq!(report.collisions, 1);
+}
+
+#[test]
+fn a_duplicate_may_be_remembered_again_once_its_day_has_grown() {
+    let check = |generations: u64, remembered: u64, agrees: bool| {
+        let mut case = Case::new(&["0@1 a 3", "0@2 a 3", "0@3 b 1"]);
+        case.generations = generations;
+        let report = case.stored(4, remembered, &[(0, Charged, 2), (0, Duplicate, 1)]).audit();
+        assert_eq!(report.mismatches == 0, agrees, "{generations} {remembered}: {report:?}");
+    };
+    // generations remembered | agrees
+    check(1, 2, true);
+    check(1, 3, false);
+    check(2, 3, true);
+    check(2, 4, false);
+    check(2, 1, false);
 }

@@ -14,6 +14,8 @@ use crate::config::Kafka;
 
 /// A broker that is there delivers something within this time.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The client pauses a partition that is far ahead for this long, a second by default.
+const DEFAULTS: [(&str, &str); 2] = [("fetch.wait.max.ms", "20"), ("fetch.queue.backoff.ms", "20")];
 const POLL: Duration = Duration::from_millis(100);
 
 /// What the visitor wants next of a partition.
@@ -108,7 +110,7 @@ fn consumer(kafka: &Kafka) -> Result<BaseConsumer<Reasons>, BrokerError> {
         ("isolation.level", "read_committed"),
         ("check.crcs", "true"),
     ];
-    let mut config: ClientConfig = client::settings(kafka, &[("fetch.wait.max.ms", "20")], &fixed);
+    let mut config: ClientConfig = client::settings(kafka, &DEFAULTS, &fixed);
     // Never joined and never committed to; the client asks for one all the same.
     config.set("group.id", &kafka.group);
     let made = config.create_with_context(Reasons::default());

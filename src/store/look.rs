@@ -29,6 +29,13 @@ pub struct Asked {
     pub days: String,
 }
 
+impl Asked {
+    /// How many sets hold the account's identities.
+    pub fn sets(&self) -> Result<usize, StoreError> {
+        Ok(parse_days(&self.days)?.iter().map(|(_, layout)| layout.sets().count()).sum())
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Looked {
     pub shard: ShardState,
