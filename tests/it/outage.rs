@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running};
 use crate::support::redis::OwnRedis;
-use crate::support::{dump, until};
+use crate::support::until;
 use crate::walk::{CATALOGUE, put, reveal};
 
 const EVENTS: u64 = 40_000;
@@ -86,16 +86,16 @@ async fn a_redis_that_goes_back_is_followed_and_every_event_is_charged_once() {
     assert!(rewinds.is_some_and(|rewinds| rewinds != "0"), "it was never behind: {rewinds:?}");
 }
 
-/// All keys at one moment.
+/// All keys at one moment: listed and read in one script, since a day's sets grow under load.
 async fn snapshot(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<(String, Vec<u8>)> {
-    let keys = dump::keys(connection, prefix).await;
-    let mut dumps = redis::pipe();
-    dumps.atomic();
-    for key in &keys {
-        dumps.cmd("DUMP").arg(key);
-    }
-    let dumps: Vec<Option<Vec<u8>>> = dumps.query_async(connection).await.expect("redis answers");
-    keys.into_iter().zip(dumps).filter_map(|(key, dump)| Some((key, dump?))).collect()
+    let script = "local all = {} \
+        for _, key in ipairs(redis.call('KEYS', ARGV[1])) do \
+          all[#all + 1] = { key, redis.call('DUMP', key) } \
+        end \
+        return all";
+    let mut dump = redis::cmd("EVAL");
+    dump.arg(script).arg(0).arg(format!("{prefix}:*"));
+    dump.query_async(connection).await.expect("redis answers")
 }
 
 /// Redis as it was, as if an older copy had been restored or a replica that lagged had taken over.
