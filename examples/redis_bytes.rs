@@ -86,7 +86,7 @@ struct Meter {
 impl Meter {
     async fn open(url: &str) -> anyhow::Result<Meter> {
         let prefix = format!("redis-bytes-{}", std::process::id());
-        let store = RedisStore::new(url, &prefix, 1, Duration::from_secs(60), None)?;
+        let store = RedisStore::new(url, &prefix, 1, Duration::from_secs(60))?;
         let catalogue = Catalogue::parse(CATALOGUE)?;
         let init = InitCall {
             generation: "g".into(),

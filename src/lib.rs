@@ -11,6 +11,8 @@ pub mod cli;
 pub mod config;
 /// A whole meter in one process, with nothing installed.
 pub mod demo;
+/// Where a test ends the process as if it were killed.
+pub mod failpoint;
 /// /metrics, /livez and /readyz.
 pub mod http;
 /// Kafka: reading, decoding, dead letters.

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, read_catalogue};
+use crate::failpoint;
 use crate::http::{self, ByShard, Check, Health};
 use crate::ingest::client::Cluster;
 use crate::ingest::consumer;
@@ -30,7 +31,6 @@ use crate::ledger::day::SET_MEMBERS_MAX;
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::{self, Pipeline};
-use crate::store::redis::Failpoint;
 use crate::store::{RedisStore, Store};
 use ticker::Ticker;
 
@@ -41,9 +41,11 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     end_on_panic();
     let catalogue = read_catalogue(&config)?;
-    let failpoint = config.debug.failpoint.as_deref().and_then(Failpoint::from_name);
+    if let Some(place) = &config.debug.failpoint {
+        failpoint::arm(place)?;
+    }
     let redis = &config.redis;
-    let store = RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout, failpoint)?;
+    let store = RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout)?;
     let listener = TcpListener::bind(&config.http.listen)
         .await
         .with_context(|| format!("http.listen = {}: is another meter running here?", config.http.listen))?;

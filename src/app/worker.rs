@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::counted::count;
 use crate::config::{Config, Kafka};
+use crate::failpoint::{self, Failpoint};
 use crate::http::{ByShard, Check, Health};
 use crate::ingest::anchors;
 use crate::ingest::client::BrokerError;
@@ -315,6 +316,7 @@ impl Worker {
             Effect::Recall { id, from } => self.recall(id, from),
             Effect::Rewind { partition, offset, epoch } => {
                 metrics::record_rewind();
+                failpoint::reached(Failpoint::AfterRewind);
                 tracing::warn!(%partition, offset, "redis is older than it was: reading again from its position");
                 let _ = self.parts.reader.send(ToConsumer::Rewind { partition, offset, epoch });
             }
@@ -434,7 +436,10 @@ impl Worker {
         tokio::spawn(async move {
             while !done.is_closed() && !notes.is_empty() {
                 match dead_letters::produce(&config, &producer, &notes).await {
-                    Ok(()) => break,
+                    Ok(()) => {
+                        failpoint::reached(Failpoint::AfterDeadLetters);
+                        break;
+                    }
                     Err(DeadLetterError::Produce(error)) if !error.may_pass() => {
                         let reason = format!("its dead letters are refused: {error}; then restart the worker");
                         let _ = done.send(Done::Halt { shard, reason });

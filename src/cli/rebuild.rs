@@ -46,7 +46,7 @@ struct Report {
 pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let catalogue = read_catalogue(config)?;
     let redis = &config.redis;
-    let store = Store::Redis(RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout, None)?);
+    let store = Store::Redis(RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout)?);
     let watermarks = Watermarks::new(&config.kafka)?;
     for shard in args.shard.iter().filter(|_| !args.dry_run) {
         if *shard >= redis.shards {

@@ -13,7 +13,7 @@ pub fn store_without_shards(config: &Config) -> anyhow::Result<RedisStore> {
 
 fn store(config: &Config, shards: u32) -> anyhow::Result<RedisStore> {
     let redis = &config.redis;
-    Ok(RedisStore::new(&redis.url, &redis.prefix, shards, redis.timeout, None)?)
+    Ok(RedisStore::new(&redis.url, &redis.prefix, shards, redis.timeout)?)
 }
 
 /// Opens the state with the number of shards that it was made with.

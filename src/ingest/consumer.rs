@@ -19,6 +19,7 @@ use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
 use super::group::{Group, Rebalance};
 use crate::config::{AgeFrom, Kafka};
+use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Input, Partition};
 use crate::metrics;
 use crate::pipeline::record::Record;
@@ -301,6 +302,7 @@ impl Thread {
             self.rebalanced();
             return;
         }
+        failpoint::reached(Failpoint::AfterGeneration);
         for (partition, position) in &positions {
             if let Err(reason) = self.check_log_start(*partition, *position) {
                 starting.remove(partition);

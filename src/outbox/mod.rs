@@ -9,6 +9,7 @@ use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Outbox, PublishAfter, Topics};
+use crate::failpoint::{self, Failpoint};
 use crate::http::ByShard;
 use crate::ingest::producer::{Acknowledgement, Outgoing, ProduceError, Producer};
 use crate::ledger::apply::json_text;
@@ -102,6 +103,9 @@ impl Relay {
             Taken::Entries(entries) => entries,
         };
         published.clear();
+        if !entries.is_empty() {
+            failpoint::reached(Failpoint::BeforePublish);
+        }
         let mut acknowledgements = Vec::new();
         for (_, entry) in &entries {
             acknowledgements.push(self.enqueue(entry).await?);
@@ -120,6 +124,9 @@ impl Relay {
         }
         if let Some(error) = failed {
             return Err(error.into());
+        }
+        if !published.is_empty() {
+            failpoint::reached(Failpoint::AfterPublish);
         }
         if entries.is_empty() {
             metrics::set_outbox_entries(shard, 0);

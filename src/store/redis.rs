@@ -19,6 +19,7 @@ use super::scripts::{
 use super::stored::{parse_counters, parse_days, parse_root, parse_shard, parse_view};
 use super::words::Fields;
 use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
+use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
@@ -34,30 +35,10 @@ struct Shared {
     /// For the relays, whose WAIT would hold up everyone else.
     own: OwnConnections,
     hashes: BTreeMap<&'static str, String>,
-    failpoint: Option<Failpoint>,
-}
-
-/// A named place at which a test kills the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failpoint {
-    /// The script has run; the worker has not seen its reply.
-    AfterApply,
-}
-
-impl Failpoint {
-    pub fn from_name(name: &str) -> Option<Failpoint> {
-        (name == "after_apply").then_some(Failpoint::AfterApply)
-    }
 }
 
 impl RedisStore {
-    pub fn new(
-        url: &str,
-        prefix: &str,
-        shards: u32,
-        timeout: Duration,
-        failpoint: Option<Failpoint>,
-    ) -> Result<RedisStore, StoreError> {
+    pub fn new(url: &str, prefix: &str, shards: u32, timeout: Duration) -> Result<RedisStore, StoreError> {
         let hashes = ALL.iter().map(|(name, source)| (*name, redis::Script::new(source).get_hash().to_owned()));
         Ok(RedisStore {
             shared: Arc::new(Shared {
@@ -65,7 +46,6 @@ impl RedisStore {
                 nodes: Nodes::new(url, timeout)?,
                 own: OwnConnections::new(shards),
                 hashes: hashes.collect(),
-                failpoint,
             }),
         })
     }
@@ -75,7 +55,9 @@ impl RedisStore {
     }
 
     pub async fn root(&self, proposed: &Root) -> Result<Root, StoreError> {
-        self.run(&RootScript(proposed)).await
+        let root = self.run(&RootScript(proposed)).await?;
+        failpoint::reached(Failpoint::AfterRoot);
+        Ok(root)
     }
 
     pub async fn stored_root(&self) -> Result<Option<Root>, StoreError> {
@@ -85,20 +67,28 @@ impl RedisStore {
     }
 
     pub async fn init(&self, shard: u32, call: &InitCall) -> Result<InitReply, StoreError> {
-        self.run(&InitScript { shard, call }).await
+        let reply = self.run(&InitScript { shard, call }).await?;
+        failpoint::reached(Failpoint::AfterInit);
+        Ok(reply)
     }
 
     pub async fn apply(&self, shard: u32, call: &ApplyCall) -> Result<Reply<Applied>, StoreError> {
+        failpoint::reached(Failpoint::BeforeApply);
         let reply = self.run(&ApplyScript { shard, call }).await?;
-        if self.shared.failpoint == Some(Failpoint::AfterApply) && matches!(reply, Reply::Applied(_)) {
-            tracing::warn!(shard, "failpoint: the script has run, the process ends");
-            std::process::abort();
+        match reply {
+            Reply::Applied(_) => failpoint::reached(Failpoint::AfterApply),
+            Reply::Dead(_) => failpoint::reached(Failpoint::AfterNote),
+            _ => {}
         }
         Ok(reply)
     }
 
     pub async fn command(&self, shard: u32, call: &CommandCall) -> Result<Reply<Commanded>, StoreError> {
-        self.run(&CommandScript { shard, call }).await
+        let reply = self.run(&CommandScript { shard, call }).await?;
+        if matches!(reply, Reply::Applied(_)) {
+            failpoint::reached(Failpoint::AfterCommand);
+        }
+        Ok(reply)
     }
 
     pub async fn take(&self, shard: u32, call: &TakeCall) -> Result<Taken, StoreError> {

@@ -73,7 +73,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
     let mut seen = BTreeMap::new();
     for seed in 0..HISTORIES {
         let prefix = own_prefix("lua");
-        let store = RedisStore::new(&url, &prefix, 1, Duration::from_secs(60), None).expect("an address");
+        let store = RedisStore::new(&url, &prefix, 1, Duration::from_secs(60)).expect("an address");
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         for _ in 0..STEPS {
             history.step(&mut connection).await;
