@@ -1,22 +1,25 @@
 //! Topics of a test's own in the real Kafka, and what is in them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::{own_prefix, service};
+use super::{own_prefix, service, until};
 
 /// The topics of one test, with names that no other has.
 pub struct Topics {
     pub prefix: String,
-    pub partitions: i32,
+    /// Of the usage topic. A test may add some.
+    pub partitions: AtomicI32,
+    pub brokers: String,
     producer: FutureProducer,
 }
 
@@ -34,10 +37,19 @@ impl Topics {
         Topics::stamped(test, partitions, "LogAppendTime").await
     }
 
+    /// In a Kafka of the test's own.
+    pub async fn create_in(brokers: &str, test: &str, partitions: i32) -> Topics {
+        Topics::make(brokers, test, partitions, "LogAppendTime").await
+    }
+
     /// With `CreateTime`, records carry their producer's clock.
     pub async fn stamped(test: &str, partitions: i32, timestamps: &str) -> Topics {
+        Topics::make(&service("KAFKA_BROKERS"), test, partitions, timestamps).await
+    }
+
+    async fn make(brokers: &str, test: &str, partitions: i32, timestamps: &str) -> Topics {
         let prefix = own_prefix(test);
-        let admin: AdminClient<DefaultClientContext> = client().create().expect("an admin client");
+        let admin: AdminClient<DefaultClientContext> = client(brokers).create().expect("an admin client");
         let name = |role: &str| format!("{prefix}.{role}");
         let usage = name("usage");
         let commands = name("commands");
@@ -58,18 +70,24 @@ impl Topics {
         for result in made {
             result.expect("a topic is made");
         }
-        let mut config = client();
+        let mut config = client(brokers);
         config.set("message.max.bytes", "30000000").set("linger.ms", "2").set("acks", "all");
-        Topics { prefix, partitions, producer: config.create().expect("a producer") }
+        // How soon it hears of partitions that a test adds.
+        config.set("topic.metadata.refresh.interval.ms", "1000");
+        Topics {
+            prefix,
+            partitions: AtomicI32::new(partitions),
+            brokers: brokers.to_owned(),
+            producer: config.create().expect("a producer"),
+        }
     }
 
     /// Deletes a topic and makes one of the same name.
     pub async fn remake(&self, role: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let admin: AdminClient<DefaultClientContext> = client().create().expect("an admin client");
-        let name = self.name(role);
+        let (admin, name) = (self.admin(), self.name(role));
         let deleted = admin.delete_topics(&[&name], &AdminOptions::new()).await.expect("kafka answers");
         deleted.into_iter().for_each(|result| drop(result.expect("the topic is deleted")));
-        super::until("the topic is made again", || async {
+        until("the topic is made again", || async {
             let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
             let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
             let made = admin.create_topics(&[topic], &AdminOptions::new()).await.expect("kafka answers");
@@ -93,16 +111,24 @@ impl Topics {
 
     async fn send_stamped(&self, role: &str, record: &Outgoing, time_ms: Option<i64>) -> i64 {
         let topic = self.name(role);
-        let mut outgoing: FutureRecord<[u8], [u8]> = FutureRecord::to(&topic).partition(record.partition);
-        outgoing.key = record.key.as_deref();
-        outgoing.payload = record.value.as_deref();
-        outgoing.timestamp = time_ms;
         let headers = record
             .headers
             .iter()
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-        outgoing = outgoing.headers(headers);
-        self.producer.send(outgoing, Duration::from_secs(60)).await.expect("kafka takes the record").offset
+        until("kafka takes the record", || async {
+            let mut outgoing: FutureRecord<[u8], [u8]> = FutureRecord::to(&topic).partition(record.partition);
+            outgoing.key = record.key.as_deref();
+            outgoing.payload = record.value.as_deref();
+            outgoing.timestamp = time_ms;
+            outgoing = outgoing.headers(headers.clone());
+            match self.producer.send(outgoing, Duration::from_secs(60)).await {
+                Ok(delivery) => Some(delivery.offset),
+                // Just added, and the producer has not heard of it.
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition), _)) => None,
+                Err((error, _)) => panic!("{topic}: {error}"),
+            }
+        })
+        .await
     }
 
     pub async fn command(&self, event: &serde_json::Value) -> i64 {
@@ -111,9 +137,28 @@ impl Topics {
         self.send("commands", &record).await
     }
 
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        client(&self.brokers).create().expect("an admin client")
+    }
+
+    /// Adds partitions until there are so many.
+    pub async fn grow(&self, role: &str, partitions: i32) {
+        let name = self.name(role);
+        let more = NewPartitions::new(&name, partitions as usize);
+        let made = self.admin().create_partitions(&[more], &AdminOptions::new()).await.expect("kafka answers");
+        made.into_iter().next().expect("an answer").expect("partitions are added");
+    }
+
+    /// Deletes the records of a partition below an offset, as retention would.
+    pub async fn delete_below(&self, role: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.name(role), partition, Offset::Offset(offset)).expect("an offset");
+        self.admin().delete_records(&list, &AdminOptions::new()).await.expect("kafka deletes them");
+    }
+
     /// The offset after the last record of each partition.
     pub fn ends(&self, role: &str, partitions: i32) -> Vec<i64> {
-        let consumer: BaseConsumer = client().set("group.id", "tests").create().expect("a consumer");
+        let consumer: BaseConsumer = client(&self.brokers).set("group.id", "tests").create().expect("a consumer");
         let end = |partition| {
             consumer.fetch_watermarks(&self.name(role), partition, Duration::from_secs(30)).expect("kafka answers").1
         };
@@ -123,7 +168,7 @@ impl Topics {
     /// All records of a topic, partition by partition.
     pub fn read(&self, role: &str, partitions: i32) -> Vec<OwnedMessage> {
         let ends = self.ends(role, partitions);
-        let mut config = client();
+        let mut config = client(&self.brokers);
         config.set("group.id", "tests").set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
         let consumer: BaseConsumer = config.create().expect("a consumer");
         let mut list = TopicPartitionList::new();
@@ -150,9 +195,9 @@ impl Topics {
     }
 }
 
-pub fn client() -> ClientConfig {
+fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", service("KAFKA_BROKERS"));
+    config.set("bootstrap.servers", brokers);
     config
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use credit_meter::ledger::call::Partition;
@@ -37,9 +38,9 @@ impl Meter {
     pub fn named(prefix: &str, topics: &Topics, catalogue: &str) -> Meter {
         let prefix = prefix.to_owned();
         let url = service("REDIS_URL");
-        let store = RedisStore::new(&url, &prefix, SHARDS, Duration::from_secs(30), None).expect("an address");
+        let store = RedisStore::new(&url, &prefix, SHARDS, Duration::from_secs(30)).expect("an address");
         let mut meter = Meter { environment: BTreeMap::new(), prefix: prefix.clone(), store: Store::Redis(store) };
-        meter.set("KAFKA__BROKERS", &service("KAFKA_BROKERS"));
+        meter.set("KAFKA__BROKERS", &topics.brokers);
         meter.set("KAFKA__GROUP", &prefix);
         // A killed worker holds its partitions until its session ends.
         meter.set("KAFKA__SESSION_TIMEOUT", "6s");
@@ -60,7 +61,7 @@ impl Meter {
 
     /// Another Redis than the one that all tests share.
     pub fn use_redis(&mut self, url: &str) {
-        let store = RedisStore::new(url, &self.prefix, SHARDS, Duration::from_secs(60), None).expect("an address");
+        let store = RedisStore::new(url, &self.prefix, SHARDS, Duration::from_secs(60)).expect("an address");
         self.store = Store::Redis(store);
         self.set("REDIS__URL", url);
     }
@@ -137,6 +138,19 @@ impl Meter {
         self.states().await.iter().map(of).min().expect("there are shards")
     }
 
+    /// The sum of all positions of all shards: grows with every call that is applied.
+    pub async fn progress(&self) -> i64 {
+        let usage = |partition: &Partition| *partition != Partition::COMMANDS;
+        let states = self.states().await;
+        states.iter().flat_map(|state| &state.positions).filter(|(own, _)| usage(own)).map(|(_, at)| at).sum()
+    }
+
+    /// Waits until at least so many more records are applied, on an average over the shards.
+    pub async fn applies(&self, records: i64) {
+        let enough = self.progress().await + records * i64::from(SHARDS);
+        until("records are applied", || async { (self.progress().await >= enough).then_some(()) }).await;
+    }
+
     /// Records by how they ended, over all shards.
     pub async fn totals(&self, input: &str) -> BTreeMap<Outcome, u64> {
         let mut totals = BTreeMap::new();
@@ -148,10 +162,15 @@ impl Meter {
         totals
     }
 
+    pub fn shard_key(&self, shard: u32) -> String {
+        let Store::Redis(store) = &self.store else { unreachable!("the tests use a real redis") };
+        store.keys().spell(credit_meter::store::keys::Key::Shard(shard))
+    }
+
     /// Waits until all records of the input topics are applied.
     pub async fn caught_up(&self, topics: &Topics) {
         let mut ends: Vec<(Partition, i64)> = vec![(Partition::COMMANDS, topics.ends("commands", 1)[0])];
-        let usage = topics.ends("usage", topics.partitions);
+        let usage = topics.ends("usage", topics.partitions.load(Ordering::Relaxed));
         ends.extend(usage.into_iter().enumerate().map(|(index, end)| (Partition::usage(index as i32), end)));
         for (partition, end) in ends {
             until(&format!("{partition} is applied up to {end}"), || async move {
@@ -167,7 +186,7 @@ impl Meter {
         for shard in 0..SHARDS {
             let key = store.keys().spell(credit_meter::store::keys::Key::Outbox(shard));
             until(&format!("the outbox of shard {shard} is empty"), || async {
-                let entries: usize = store.read(redis::cmd("XLEN").arg(&key)).await.expect("redis answers");
+                let entries: usize = store.read(redis::cmd("XLEN").arg(&key)).await.ok()?;
                 (entries == 0).then_some(())
             })
             .await;
@@ -188,8 +207,40 @@ impl Running {
         Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
+    /// The sum of a metric over its labels; 0 while there is no answer.
+    pub async fn metric(&self, name: &str) -> u64 {
+        self.sum(name, |_| true).await
+    }
+
+    async fn sum(&self, name: &str, counts: impl Fn(&str) -> bool) -> u64 {
+        let Some((200, page)) = self.get("/metrics").await else { return 0 };
+        let own = page.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && counts(line));
+        own.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+
+    /// Calls of this worker that the fence has kept out.
+    pub async fn fenced(&self) -> u64 {
+        self.sum("credit_meter_call_refusals_total", |labels| {
+            ["other_position", "done_before"].iter().any(|kind| labels.contains(kind))
+        })
+        .await
+    }
+
     pub async fn ready(&self) {
         until("the meter is ready", || async { self.get("/readyz").await.filter(|(status, _)| *status == 200) }).await;
+    }
+
+    pub fn signal(&self, signal: &str) {
+        super::signal(self.child.id(), signal);
+    }
+
+    /// Waits until the process ends by itself.
+    pub async fn ends(&mut self, why: &str) -> std::process::ExitStatus {
+        until(why, || {
+            let ended = self.child.try_wait().expect("it is a child");
+            async move { ended }
+        })
+        .await
     }
 
     pub fn kill(&mut self) {
@@ -199,18 +250,8 @@ impl Running {
 
     /// SIGTERM, and how it ends.
     pub async fn terminate(mut self) -> std::process::ExitStatus {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
-        assert!(sent.success());
-        let child = &mut self.child;
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        loop {
-            if let Some(status) = child.try_wait().expect("it is a child") {
-                return status;
-            }
-            assert!(std::time::Instant::now() < deadline, "it does not end");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.signal("-TERM");
+        self.ends("SIGTERM ends the meter").await
     }
 }
 

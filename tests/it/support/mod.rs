@@ -4,10 +4,15 @@
 pub mod dump;
 pub mod kafka;
 pub mod meter;
+pub mod own_kafka;
+pub mod past;
 pub mod proxy;
 pub mod redis;
+pub mod report;
+pub mod traffic;
 
 use std::future::Future;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// An address that `tests/run` gives; a test without it fails, it is never skipped.
@@ -30,4 +35,10 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: 
         assert!(Instant::now() < deadline, "waited too long until {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Sends a signal to a process that the test started.
+pub fn signal(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill runs");
+    assert!(sent.success(), "kill {signal} {pid}");
 }

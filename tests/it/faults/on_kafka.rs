@@ -1,0 +1,227 @@
+//! A Kafka that is killed, loses what it had, or grows.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use credit_meter::ledger::call::Partition;
+
+use super::{PARTITIONS, under_load};
+use crate::support::kafka::Topics;
+use crate::support::meter::{Meter, Running};
+use crate::support::own_kafka::OwnKafka;
+use crate::support::redis::OwnRedis;
+use crate::support::report::{row, short_or_long};
+use crate::support::traffic::Traffic;
+use crate::support::until;
+use crate::walk::CATALOGUE;
+
+async fn sends(traffic: &Traffic, records: u64) {
+    let enough = traffic.sent() + records;
+    until("records are sent", || async { (traffic.sent() >= enough).then_some(()) }).await;
+}
+
+/// Waits until readiness says why the meter is halted.
+async fn is_halted(running: &Running, reason: &str) -> String {
+    let (_, page) = until(&format!("readiness says {reason}"), || async {
+        running.get("/readyz?verbose").await.filter(|(status, page)| *status == 503 && page.contains(reason))
+    })
+    .await;
+    page.lines().find(|line| line.contains(reason)).unwrap_or_default().trim().to_owned()
+}
+
+/// Positions of a partition, over the shards.
+async fn positions(meter: &Meter, partition: i32) -> Vec<i64> {
+    let own = Partition::usage(partition);
+    let states = meter.states().await;
+    let of =
+        |positions: &[(Partition, i64)]| positions.iter().find(|(other, _)| *other == own).map_or(0, |(_, at)| *at);
+    states.iter().map(|state| of(&state.positions)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_is_killed() {
+    let kafka = OwnKafka::start();
+    let topics = Arc::new(Topics::create_in(&kafka.brokers, "broker", PARTITIONS).await);
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("LOG__FILTER", "error");
+    let traffic = Traffic::start(&topics, 8);
+    let _running = meter.start(&[]);
+    let kills = short_or_long(2, 10);
+    for _ in 0..kills {
+        meter.applies(1_000).await;
+        tokio::task::block_in_place(|| {
+            kafka.kill();
+            kafka.start_again();
+        });
+    }
+    meter.applies(1_000).await;
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    row("8", "SIGKILL of the broker under load, and its start", &format!("{kills} kills: {seen}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_shorter_than_it_was_halts() {
+    let kafka = OwnKafka::start();
+    let topics = Arc::new(Topics::create_in(&kafka.brokers, "shorter", PARTITIONS).await);
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("LOG__FILTER", "error");
+    let traffic = Traffic::start(&topics, 13);
+    let running = meter.start(&[]);
+    meter.applies(500).await;
+    traffic.end().await.check(&topics, &meter).await;
+    let older = tempfile::tempdir().expect("a folder");
+    tokio::task::block_in_place(|| {
+        kafka.stop();
+        copy_folder(&kafka.data(), &older.path().join("data"));
+        kafka.start_again();
+    });
+    let traffic = Traffic::start_again(&topics, 14);
+    meter.applies(1_000).await;
+    traffic.end().await;
+    meter.caught_up(&topics).await;
+    let before = meter.progress().await;
+    tokio::task::block_in_place(|| {
+        kafka.kill();
+        std::fs::remove_dir_all(kafka.data()).expect("it has a log");
+        copy_folder(&older.path().join("data"), &kafka.data());
+        kafka.start_again();
+    });
+    let running_says = is_halted(&running, "truncated").await;
+    drop(running);
+    let again = meter.start(&[]);
+    let start_says = is_halted(&again, "truncated").await;
+    assert_eq!(meter.progress().await, before, "nothing moved");
+    row(
+        "13",
+        "Kafka comes back with an older log, shorter than what is applied",
+        &format!("halted, nothing moved; a running worker says \"{running_says}\", one that starts \"{start_says}\""),
+    );
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    let copied = Command::new("cp").arg("-r").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_added() {
+    let (topics, mut meter, traffic) = under_load("partitions", 15).await;
+    // Half a minute by default.
+    meter.set("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "1000");
+    let running = meter.start(&[]);
+    running.ready().await;
+    meter.applies(300).await;
+    let more = PARTITIONS + 3;
+    topics.grow("usage", more).await;
+    let asked = Instant::now();
+    topics.partitions.store(more, Ordering::Relaxed);
+    for partition in PARTITIONS..more {
+        let own = Partition::usage(partition);
+        until("the new partition is read", || async { (meter.applied(own).await > 0).then_some(()) }).await;
+    }
+    let noticed = asked.elapsed();
+    meter.applies(300).await;
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    let seen = format!(
+        "from {PARTITIONS} to {more}, read after {} s (topic.metadata.refresh.interval.ms = 1000): {seen}",
+        noticed.as_secs()
+    );
+    row("15", "Partitions are added under load", &seen);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_that_overtakes_a_worker_halts_its_partition() {
+    let (topics, meter, traffic) = under_load("retention", 12).await;
+    let mut running = meter.start(&[]);
+    meter.applies(500).await;
+
+    // Of a running worker, which was slow.
+    running.signal("-STOP");
+    sends(&traffic, 4_000).await;
+    let kept = topics.ends("usage", 1)[0] - 10;
+    topics.delete_below("usage", 0, kept).await;
+    running.signal("-CONT");
+    let running_says = is_halted(&running, "retention").await;
+    let others = meter.progress().await;
+    until("the other partitions go on", || async { (meter.progress().await > others + 2_000).then_some(()) }).await;
+
+    // Of one that was away.
+    running.kill();
+    let again = meter.start(&[]);
+    let start_says = is_halted(&again, "retention").await;
+    let others = meter.progress().await;
+    until("the other partitions go on", || async { (meter.progress().await > others + 2_000).then_some(()) }).await;
+    let stays = positions(&meter, 0).await;
+    assert!(stays.iter().all(|position| *position < kept), "nothing is skipped: {stays:?}, kafka starts at {kept}");
+    traffic.end().await;
+    row(
+        "12",
+        "Retention deletes what a worker has not read (`kafka-delete-records`)",
+        &format!(
+            "that partition is halted, the others go on; a running worker says \"{running_says}\", one that starts \
+             \"{start_says}\""
+        ),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_anew_halts() {
+    let (topics, meter, traffic) = under_load("anew", 14).await;
+    let mut running = meter.start(&[]);
+    meter.applies(500).await;
+    traffic.end().await;
+    meter.caught_up(&topics).await;
+    let before = meter.progress().await;
+    let partitions = topics.partitions.load(Ordering::Relaxed);
+    topics.remake("usage", partitions, &[("message.timestamp.type", "LogAppendTime")]).await;
+    let running_says = is_halted(&running, "made anew").await;
+    running.kill();
+    let again = meter.start(&[]);
+    let start_says = is_halted(&again, "made anew").await;
+    assert_eq!(meter.progress().await, before, "nothing moved");
+    row(
+        "14",
+        "The topic is deleted and made anew, shorter than what is applied",
+        &format!("halted, nothing moved; a running worker says \"{running_says}\", one that starts \"{start_says}\""),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_older_than_retention_halts() {
+    let mut redis = OwnRedis::start(&[]);
+    let (topics, mut meter, traffic) = under_load("older-than-retention", 23).await;
+    meter.use_redis(&redis.url());
+    let running = meter.start(&[]);
+    meter.applies(500).await;
+    let older = redis.copy_aof();
+    meter.applies(1_000).await;
+    traffic.end().await;
+    meter.caught_up(&topics).await;
+    for (partition, end) in topics.ends("usage", PARTITIONS).into_iter().enumerate() {
+        topics.delete_below("usage", partition as i32, end - 1).await;
+    }
+    redis.kill();
+    let newer = redis.copy_aof();
+    redis.replace_aof(older.path());
+    redis.back().await;
+    let before = meter.progress().await;
+    let says = is_halted(&running, "retention").await;
+    assert_eq!(meter.progress().await, before, "nothing moved");
+
+    // The way out that it names: a state that is that far.
+    redis.kill();
+    redis.replace_aof(newer.path());
+    redis.back().await;
+    drop(running);
+    let again = meter.start(&[]);
+    again.ready().await;
+    topics.send("usage", &crate::walk::reveal("wide-0", "after", 1)).await;
+    meter.caught_up(&topics).await;
+    row(
+        "23",
+        "Redis comes back older than what Kafka still holds",
+        &format!("halted, nothing moved: \"{says}\"; goes on once a newer state is restored"),
+    );
+}

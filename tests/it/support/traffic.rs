@@ -1,0 +1,394 @@
+//! Paced traffic with a table of its own: what was sent, and how each record must end. It shares nothing with the
+//! meter but the price list.
+//!
+//! Accounts that can run dry keep to one partition, so that the log alone decides; the others are unlimited, and
+//! their events come again in other partitions.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rdkafka::Message;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::kafka::{Outgoing, Topics, data, header};
+use super::meter::Meter;
+use super::until;
+use crate::walk::{put, reveal, reveal_event};
+
+/// Events a second.
+pub const PACE: u64 = 3_000;
+const TICKS_A_SECOND: u64 = 50;
+const WIDE_ACCOUNTS: u64 = 12;
+/// Events of an account that can run dry, before the next account takes its turn.
+const EVENTS_AN_ACCOUNT: u64 = 15;
+/// How much later an event comes again, in events.
+const AGAIN_AFTER_MAX: u64 = 3_000;
+const NOT_JSON: &str = "not json";
+
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    task: JoinHandle<Table>,
+}
+
+/// What was sent.
+#[derive(Default)]
+pub struct Table {
+    /// By the event's id.
+    events: HashMap<String, Sent>,
+    /// The accounts that were put, with their plan.
+    accounts: BTreeMap<String, Plan>,
+    /// The partition of an account that keeps to one.
+    homes: HashMap<String, i32>,
+    not_json: u64,
+}
+
+#[derive(Clone)]
+struct Sent {
+    account: String,
+    quantity: u64,
+    dead: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Unlimited,
+    /// So many e-mail credits; what does not fit is denied.
+    Reject(u64),
+    /// What does not fit takes what is left.
+    Cap(u64),
+}
+
+/// As tests/data/catalogue-independent.toml has them.
+const TIGHT: Plan = Plan::Reject(30);
+const CAPPED: Plan = Plan::Cap(50);
+
+impl Plan {
+    fn name(self) -> &'static str {
+        match self {
+            Plan::Unlimited => "organization",
+            Plan::Reject(_) => "starter",
+            Plan::Cap(_) => "capped",
+        }
+    }
+}
+
+/// How the records of a log must have ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Expected {
+    outcomes: BTreeMap<String, u64>,
+    used: BTreeMap<String, u64>,
+    /// id → account, reason, required, remaining, uncovered.
+    denied: BTreeMap<String, (String, String, u64, u64, Option<u64>)>,
+    /// partition and offset → reason.
+    dead: BTreeMap<(i32, i64), String>,
+}
+
+impl Traffic {
+    /// Sends until [`Traffic::end`].
+    pub fn start(topics: &Arc<Topics>, seed: u64) -> Traffic {
+        Traffic::start_with_accounts(topics, seed, 0)
+    }
+
+    /// Puts so many accounts of each kind beforehand, rather than each before its first event.
+    pub fn start_with_accounts(topics: &Arc<Topics>, seed: u64, accounts: u64) -> Traffic {
+        Traffic::start_from(topics, seed, accounts, 0)
+    }
+
+    /// More traffic on the same topics, with events and accounts of its own.
+    pub fn start_again(topics: &Arc<Topics>, seed: u64) -> Traffic {
+        Traffic::start_from(topics, seed, 0, 1_000_000)
+    }
+
+    fn start_from(topics: &Arc<Topics>, seed: u64, accounts: u64, first: u64) -> Traffic {
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let sender = Sender {
+            topics: topics.clone(),
+            rng: SmallRng::seed_from_u64(seed),
+            table: Table::default(),
+            number: first,
+            again: Vec::new(),
+            in_flight: Arc::default(),
+            sent: sent.clone(),
+        };
+        Traffic { task: tokio::spawn(sender.run(stop.clone(), accounts)), stop, sent }
+    }
+
+    /// Records that Kafka has acknowledged.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub async fn end(self) -> Table {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.expect("the traffic ends")
+    }
+}
+
+struct Sender {
+    topics: Arc<Topics>,
+    rng: SmallRng,
+    table: Table,
+    number: u64,
+    /// Records to send once more, and before which event.
+    again: Vec<(u64, Outgoing)>,
+    in_flight: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
+}
+
+impl Sender {
+    async fn run(mut self, stop: Arc<AtomicBool>, accounts: u64) -> Table {
+        for account in 0..WIDE_ACCOUNTS {
+            self.put(format!("wide-{account}"), Plan::Unlimited).await;
+        }
+        for number in 0..accounts {
+            self.put(format!("tight-{number}"), TIGHT).await;
+            self.put(format!("cap-{number}"), CAPPED).await;
+        }
+        let mut tick = tokio::time::interval(Duration::from_millis(1000 / TICKS_A_SECOND));
+        // What a slow machine has missed is not made up for at once.
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !stop.load(Ordering::Relaxed) {
+            tick.tick().await;
+            for _ in 0..PACE / TICKS_A_SECOND {
+                self.one().await;
+            }
+        }
+        let in_flight = self.in_flight.clone();
+        until("kafka has acknowledged all", || async { (in_flight.load(Ordering::Relaxed) == 0).then_some(()) }).await;
+        self.table
+    }
+
+    async fn one(&mut self) {
+        self.number += 1;
+        let number = self.number;
+        while let Some(due) = self.again.iter().position(|(before, _)| *before <= number) {
+            let (_, record) = self.again.swap_remove(due);
+            self.send(record);
+        }
+        let partitions = self.topics.partitions.load(Ordering::Relaxed);
+        let id = format!("e{number}");
+        let mut anywhere = self.rng.random_range(0..partitions);
+        let (account, quantity, dead) = match number % 400 {
+            7 => ("wide-0".to_owned(), 1, Some("unknown_action")),
+            107 => (format!("ghost-{number}"), 1, Some("unknown_account")),
+            207 => return self.send_not_json(anywhere),
+            each if each % 10 == 1 => self.dry("tight", TIGHT, 5).await,
+            each if each % 10 == 2 => self.dry("cap", CAPPED, 8).await,
+            _ => (format!("wide-{}", self.rng.random_range(0..WIDE_ACCOUNTS)), 1, None),
+        };
+        let wide = account.starts_with("wide");
+        if !wide {
+            anywhere = *self.table.homes.entry(account.clone()).or_insert(anywhere);
+        }
+        let mut record = reveal(&account, &id, quantity);
+        if dead == Some("unknown_action") {
+            let mut event = reveal_event(&account, &id, quantity);
+            event["data"]["action"] = json!("guess");
+            record.value = Some(event.to_string().into_bytes());
+        }
+        record.partition = anywhere;
+        self.table.events.insert(id, Sent { account, quantity, dead });
+        if self.rng.random_bool(0.1) {
+            let mut copy = record.clone();
+            if wide {
+                copy.partition = (anywhere + 1) % partitions;
+            }
+            self.again.push((number + self.rng.random_range(0..AGAIN_AFTER_MAX), copy));
+        }
+        self.send(record);
+    }
+
+    /// The account whose turn it is; a new one is put before its first event.
+    async fn dry(&mut self, kind: &str, plan: Plan, quantity_max: u64) -> (String, u64, Option<&'static str>) {
+        let account = format!("{kind}-{}", self.number / (10 * EVENTS_AN_ACCOUNT));
+        if !self.table.accounts.contains_key(&account) {
+            self.put(account.clone(), plan).await;
+        }
+        (account, self.rng.random_range(1..=quantity_max), None)
+    }
+
+    async fn put(&mut self, account: String, plan: Plan) {
+        self.topics.command(&put(&account, plan.name())).await;
+        self.table.accounts.insert(account, plan);
+    }
+
+    fn send_not_json(&mut self, partition: i32) {
+        self.table.not_json += 1;
+        let value = format!("{NOT_JSON} {}", self.number).into_bytes();
+        self.send(Outgoing { partition, key: Some(b"wide-1".to_vec()), value: Some(value), ..Outgoing::default() });
+    }
+
+    fn send(&self, record: Outgoing) {
+        let (topics, in_flight, sent) = (self.topics.clone(), self.in_flight.clone(), self.sent.clone());
+        in_flight.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            topics.send("usage", &record).await;
+            sent.fetch_add(1, Ordering::Relaxed);
+            in_flight.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+/// What the traffic came to, all of it as its table says.
+pub struct Seen {
+    pub records: u64,
+    outcomes: BTreeMap<String, u64>,
+    denials: usize,
+    /// Denials that were published more than once, each time in the same message.
+    again: usize,
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Seen { records, outcomes, denials, again } = self;
+        let outcomes: Vec<_> = outcomes.iter().map(|(name, records)| format!("{records} {name}")).collect();
+        write!(
+            out,
+            "{records} records ({}), difference 0, audited; {denials} denials as expected",
+            outcomes.join(", ")
+        )?;
+        if *again > 0 { write!(out, " ({again} published again, under the same id)") } else { Ok(()) }
+    }
+}
+
+impl Table {
+    /// Waits until everything is applied and published, then compares balances, totals, denials and dead letters.
+    pub async fn check(&self, topics: &Topics, meter: &Meter) -> Seen {
+        meter.caught_up(topics).await;
+        meter.published().await;
+        let expected = self.fold(topics);
+
+        let totals = meter.totals("usage").await;
+        let outcomes: BTreeMap<String, u64> =
+            totals.into_iter().map(|(outcome, records)| (outcome.name().to_owned(), records)).collect();
+        assert_eq!(outcomes, expected.outcomes, "the totals are those of the table");
+        for (account, plan) in &self.accounts {
+            let state = meter.store.account(account).await.expect("redis answers");
+            let state = state.unwrap_or_else(|| panic!("{account} was put"));
+            let email = state.counters.iter().find(|(name, _)| name == "email").map(|(_, counter)| counter.charged);
+            let used = expected.used.get(account).copied().unwrap_or(0);
+            assert_eq!(email.map_or("0".to_owned(), |used| used.to_string()), used.to_string(), "{account} ({plan:?})");
+        }
+        // What people see is the same.
+        let balance = meter.json(&["balance", "wide-0", "--json"]);
+        assert_eq!(balance["balances"]["email"]["used"], json!(expected.used["wide-0"]));
+        let (denials, again) = check_denials(topics, &expected);
+        check_dead_letters(topics, &expected);
+        let records: u64 = expected.outcomes.values().sum();
+        assert_eq!(meter.audit()["records"], json!(records), "the audit agrees");
+        Seen { records, outcomes, denials, again }
+    }
+
+    /// Goes through the log, partition by partition.
+    fn fold(&self, topics: &Topics) -> Expected {
+        let mut expected = Expected::default();
+        let mut seen = BTreeSet::new();
+        let mut not_json = 0;
+        for message in topics.read("usage", topics.partitions.load(Ordering::Relaxed)) {
+            let at = (message.partition(), message.offset());
+            let value = message.payload().expect("a value");
+            let mut count = |outcome: &str| *expected.outcomes.entry(outcome.to_owned()).or_insert(0) += 1;
+            if value.starts_with(NOT_JSON.as_bytes()) {
+                not_json += 1;
+                count("dead_lettered");
+                expected.dead.insert(at, "invalid_json".to_owned());
+                continue;
+            }
+            let event: Value = serde_json::from_slice(value).expect("JSON");
+            let id = event["id"].as_str().expect("an id").to_owned();
+            let Sent { account, quantity, dead } = self.events.get(&id).expect("it was sent").clone();
+            if let Some(reason) = dead {
+                count("dead_lettered");
+                expected.dead.insert(at, reason.to_owned());
+                seen.insert(id);
+                continue;
+            }
+            if !seen.insert(id.clone()) {
+                count("duplicate");
+                continue;
+            }
+            let used = expected.used.entry(account.clone()).or_insert(0);
+            let denial = |reason: &str, remaining: u64, uncovered: Option<u64>| {
+                (account.clone(), reason.to_owned(), quantity, remaining, uncovered)
+            };
+            match self.accounts[&account] {
+                Plan::Reject(granted) if *used + quantity > granted => {
+                    count("denied");
+                    expected.denied.insert(id, denial("insufficient_credits", granted - *used, None));
+                }
+                Plan::Cap(granted) if *used + quantity > granted => {
+                    count("capped");
+                    let remaining = granted - *used;
+                    expected.denied.insert(id, denial("capped", remaining, Some(quantity - remaining)));
+                    *used = granted;
+                }
+                Plan::Unlimited | Plan::Reject(_) | Plan::Cap(_) => {
+                    count("charged");
+                    *used += quantity;
+                }
+            }
+        }
+        assert_eq!(seen.len(), self.events.len(), "kafka holds every event that it has acknowledged");
+        assert!(not_json >= self.not_json, "and every record that is none");
+        assert!(expected.outcomes.len() >= 5, "every outcome is there: {:?}", expected.outcomes);
+        expected
+    }
+}
+
+/// Every denial is published, with its own amounts; gives how many there are, and how many came more than once.
+fn check_denials(topics: &Topics, expected: &Expected) -> (usize, usize) {
+    let mut denied = BTreeMap::new();
+    let mut again = 0;
+    // A receiver that drops messages whose id it has seen.
+    let mut messages = BTreeSet::new();
+    let mut received: BTreeMap<String, String> = BTreeMap::new();
+    for message in topics.read("denied", 1) {
+        let event: Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
+        let denial = data(&message);
+        let message_id = event["id"].as_str().expect("an id").to_owned();
+        let first = messages.insert(message_id.clone());
+        for each in denial["events"].as_array().expect("events") {
+            let number = |name: &str| each[name].as_u64().expect("a whole amount");
+            let told = (
+                event["subject"].as_str().expect("an account").to_owned(),
+                denial["reason"].as_str().expect("a reason").to_owned(),
+                number("required"),
+                number("remaining"),
+                each["uncovered"].as_u64(),
+            );
+            let id = each["id"].as_str().expect("an id").to_owned();
+            if first && let Some(other) = received.insert(id.clone(), message_id.clone()) {
+                panic!("{id} is told by {other} and by {message_id}");
+            }
+            if let Some(before) = denied.insert(id.clone(), told.clone()) {
+                again += 1;
+                assert_eq!(before, told, "{id} is told the same each time");
+            }
+        }
+    }
+    for (id, told) in &expected.denied {
+        assert_eq!(denied.get(id), Some(told), "{id} is denied as the table says");
+    }
+    assert_eq!(denied.len(), expected.denied.len(), "nothing else is denied");
+    let missed: Vec<_> = denied.keys().filter(|id| !received.contains_key(*id)).collect();
+    assert!(missed.is_empty(), "a receiver that drops repeated messages misses {missed:?}");
+    (denied.len(), again)
+}
+
+/// Every record that is dead has a letter with its reason.
+fn check_dead_letters(topics: &Topics, expected: &Expected) {
+    let mut letters = BTreeMap::new();
+    for letter in topics.read("dead-letter", 1) {
+        let number = |name: &str| header(&letter, name).expect("a header").parse::<i64>().expect("a number");
+        let at = (number("__connect.errors.partition") as i32, number("__connect.errors.offset"));
+        let reason = header(&letter, "__connect.errors.exception.class.name").expect("a reason");
+        letters.insert(at, reason);
+    }
+    assert_eq!(letters, expected.dead, "each dead record has its letter, and no other has one");
+}
