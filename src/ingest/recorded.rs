@@ -1,6 +1,7 @@
 //! What was published about records that may have to be decided again: denials, dead letters, answers to commands.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use serde::Deserialize;
@@ -129,6 +130,7 @@ pub fn denied(meter: &str, usage_topic: &str, value: &[u8]) -> Vec<Published> {
     }
     let denial = Denial::ALL.into_iter().find(|denial| denial.name() == message.data.reason);
     let own = message.data.events.into_iter().filter(|event| event.topic == usage_topic);
+    let account: Arc<str> = message.subject.as_str().into();
     let published = |event: DeniedEvent| {
         let decision = match (denial, event.uncovered) {
             (Some(denial), _) => Decision::Denied(denial),
@@ -138,7 +140,7 @@ pub fn denied(meter: &str, usage_topic: &str, value: &[u8]) -> Vec<Published> {
         Some(Published {
             partition: Partition::usage(event.partition),
             offset: event.offset,
-            event: Some((message.subject.as_str().into(), Identity::of(&event.source, &event.id))),
+            event: Some((account.clone(), Identity::of(&event.source, &event.id))),
             decision,
         })
     };
