@@ -56,6 +56,9 @@ struct Arguments {
     /// How often everyone has a turn
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// As `redis.shards`
+    #[arg(long, default_value_t = SHARDS, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    shards: u32,
     /// Only the meter and what it is compared with first: reading and parsing
     #[arg(long)]
     quick: bool,
@@ -100,6 +103,7 @@ struct Bench {
     events: u64,
     rounds: u32,
     quick: bool,
+    shards: u32,
     usage: String,
     table: data::Table,
     /// A meter a round, and the bytes that an account of it takes.
@@ -124,7 +128,7 @@ impl Bench {
         let mut meters = Vec::new();
         for round in 0..arguments.rounds {
             let own = format!("{name}-{round}");
-            let meter = Meter::new(&services.brokers, &services.redis_url, &name, &own, &work_dir)?;
+            let meter = Meter::new(&services.brokers, &services.redis_url, &name, &own, &work_dir, arguments.shards)?;
             meter.create_topics()?;
             if round == 0 {
                 let made = kafka::produce(&services.brokers, &format!("{name}.commands"), data::commands(day))?;
@@ -143,7 +147,16 @@ impl Bench {
             "{events} events of {size:.1} bytes are in kafka: {} charged, {} free, {} duplicates, {} denied, {} broken",
             table.charged, table.free, table.duplicate, table.denied, table.dead_lettered
         ));
-        Ok(Bench { events, rounds: arguments.rounds, quick: arguments.quick, usage, table, meters, services })
+        Ok(Bench {
+            events,
+            rounds: arguments.rounds,
+            quick: arguments.quick,
+            shards: arguments.shards,
+            usage,
+            table,
+            meters,
+            services,
+        })
     }
 
     fn round(&self, index: u32, runtime: &Runtime) -> anyhow::Result<Round> {
@@ -214,7 +227,7 @@ impl Bench {
             ("event_bytes", json!((bytes * 10.0).round() / 10.0)),
             ("accounts", json!(ACCOUNTS)),
             ("partitions", json!(PARTITIONS)),
-            ("shards", json!(SHARDS)),
+            ("shards", json!(self.shards)),
             ("cores", json!(machine::cores())),
             ("cpu", json!(machine::cpu_model())),
             ("linux", json!(machine::kernel())),

@@ -31,6 +31,7 @@ pub struct Meter {
     work_dir: PathBuf,
     brokers: String,
     keys: Keys,
+    shards: u32,
 }
 
 /// What a run came to beside its time.
@@ -41,7 +42,14 @@ pub struct Measured {
 }
 
 impl Meter {
-    pub fn new(brokers: &str, redis_url: &str, inputs: &str, name: &str, work_dir: &Path) -> anyhow::Result<Meter> {
+    pub fn new(
+        brokers: &str,
+        redis_url: &str,
+        inputs: &str,
+        name: &str,
+        work_dir: &Path,
+        shards: u32,
+    ) -> anyhow::Result<Meter> {
         let catalogue = work_dir.join("catalogue.toml");
         std::fs::write(&catalogue, include_str!("catalogue.toml"))?;
         let mut environment = Vec::new();
@@ -55,6 +63,7 @@ impl Meter {
         }
         set("REDIS__URL", redis_url);
         set("REDIS__PREFIX", name);
+        set("REDIS__SHARDS", &shards.to_string());
         set("HTTP__LISTEN", "127.0.0.1:0");
         set("CATALOGUE__PATH", &catalogue.to_string_lossy());
         Ok(Meter {
@@ -62,7 +71,8 @@ impl Meter {
             name: name.to_owned(),
             work_dir: work_dir.to_owned(),
             brokers: brokers.to_owned(),
-            keys: Keys::new(name, SHARDS),
+            keys: Keys::new(name, shards),
+            shards,
         })
     }
 
@@ -206,7 +216,7 @@ impl Meter {
     }
 
     fn shard_keys(&self, key: fn(u32) -> Key<'static>) -> Vec<String> {
-        (0..SHARDS).map(|shard| self.keys.spell(key(shard))).collect()
+        (0..self.shards).map(|shard| self.keys.spell(key(shard))).collect()
     }
 
     /// Records of an input that ended so, over all shards.
