@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use chrono::DateTime;
+use chrono::{DateTime, NaiveDate};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -132,6 +132,14 @@ fn text(value: Option<&[u8]>, bytes_max: usize) -> Result<&str, Fault> {
         return Err(Fault::new(DeadReason::NestingTooDeep, "objects and arrays lie deeper than 128 levels"));
     }
     Ok(text)
+}
+
+/// The event's text where the value is the event, and may be read.
+pub fn structured_text<'a>(raw: Raw<'a>, bytes_max: usize) -> Option<&'a str> {
+    match Mode::of(raw.headers) {
+        Mode::Structured | Mode::Sniffed => text(raw.value, bytes_max).ok(),
+        Mode::Binary | Mode::Batch => None,
+    }
 }
 
 fn structured<'a, D: Deserialize<'a>>(text: &'a str) -> Result<Event<'a, D>, Fault> {
@@ -314,9 +322,17 @@ fn check_limits(name: &str, text: &str) -> Result<(), Fault> {
 }
 
 fn has_control_character(text: &str) -> bool {
+    !is_plain_ascii(text) && text.chars().any(char::is_control)
+}
+
+/// Whether a text may be kept without a closer look.
+pub fn is_plain(text: &str) -> bool {
+    (1..=TEXT_BYTES_MAX).contains(&text.len()) && is_plain_ascii(text)
+}
+
+fn is_plain_ascii(text: &str) -> bool {
     // Without an early end, so that the compiler can look at many bytes at once.
-    let plain_ascii = text.bytes().fold(true, |plain, byte| plain & (0x20..0x7f).contains(&byte));
-    !plain_ascii && text.chars().any(char::is_control)
+    text.bytes().fold(true, |plain, byte| plain & (0x20..0x7f).contains(&byte))
 }
 
 fn missing(name: &str) -> Fault {
@@ -324,7 +340,67 @@ fn missing(name: &str) -> Fault {
 }
 
 /// An RFC 3339 timestamp between the years 1970 and 9999, in ms; what is finer is cut off.
-fn time_ms(text: &str) -> Option<i64> {
-    let time = DateTime::parse_from_rfc3339(text).ok()?.timestamp_millis();
+pub fn time_ms(text: &str) -> Option<i64> {
+    let any_rfc_3339 = || Some(DateTime::parse_from_rfc3339(text).ok()?.timestamp_millis());
+    let time = utc_ms(text.as_bytes()).or_else(any_rfc_3339)?;
     (0..TIME_MS_END).contains(&time).then_some(time)
+}
+
+/// `2026-01-31T12:00:00Z` or `2026-01-31T12:00:00.000Z`, as most producers write it; `None` for everything else.
+fn utc_ms(text: &[u8]) -> Option<i64> {
+    let (seconds, ms) = match text.len() {
+        20 => (text, 0),
+        24 if text[19] == b'.' => (&text[..20], number(&text[20..23])?),
+        _ => return None,
+    };
+    let punctuation = [4, 7, 10, 13, 16].map(|place| seconds[place]);
+    if punctuation != *b"--T::" || text.last() != Some(&b'Z') {
+        return None;
+    }
+    let part = |places: std::ops::Range<usize>| number(&seconds[places]);
+    let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
+    let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
+    // A leap second is left to the reader of everything.
+    if hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let date = NaiveDate::from_ymd_opt(year as i32, month, day)?;
+    let days = i64::from(date.to_epoch_days());
+    let second_of_day = i64::from((hour * 60 + minute) * 60 + second);
+    Some((days * 86_400 + second_of_day) * 1000 + i64::from(ms))
+}
+
+/// A few decimal digits and nothing else.
+fn number(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u32::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_time_is_read_as_rfc_3339_has_it() {
+        let check = |text: &str| {
+            let expected = DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_millis());
+            let read = utc_ms(text.as_bytes());
+            assert!(read.is_none() || read == expected, "{text}: {read:?}, not {expected:?}");
+            read.is_some()
+        };
+        let mut read = 0;
+        for year in [0, 1969, 1970, 1999, 2000, 2023, 2024, 2026, 2100, 9999] {
+            for (month, day) in [(0, 1), (1, 31), (2, 28), (2, 29), (2, 30), (4, 31), (12, 31), (13, 1), (6, 0)] {
+                for time in ["00:00:00", "23:59:59", "24:00:00", "12:60:00", "12:34:60", "1a:00:00", "12:34:56"] {
+                    for end in ["Z", ".000Z", ".987Z", ".9Z", ".98aZ", "+00:00", "z", ".987z"] {
+                        read += usize::from(check(&format!("{year:04}-{month:02}-{day:02}T{time}{end}")));
+                    }
+                }
+            }
+        }
+        assert!(read > 400, "only {read} were read");
+        for text in ["2026-01-31 12:00:00Z", "2026-01-31t12:00:00Z", "2026/01-31T12:00:00Z", "é026-01-31T12:00:00Z", ""]
+        {
+            check(text);
+        }
+    }
 }
