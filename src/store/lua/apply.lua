@@ -147,6 +147,8 @@ local stale = { 'stale' }
 local unknown = false
 local floor = tonumber(fence[4])
 local below_floor = false
+-- The fields of an account that a group's types need.
+local wanted_of = {}
 for g = 1, group_count do
   local group = {
     account = take(), version = take(), overage = take(), limit = take_number(), oldest = take_number(),
@@ -169,11 +171,15 @@ for g = 1, group_count do
     group.runs[i] = run
   end
   group.count = event
-  local wanted = { 'version', 'days' }
-  for t = 1, #group.types do
-    local name = type_name[byte(group.types, t) + 1]
-    local n = #wanted
-    wanted[n + 1], wanted[n + 2], wanted[n + 3] = name .. '.granted', name .. '.charged', name .. '.expired'
+  local wanted = wanted_of[group.types]
+  if not wanted then
+    wanted = { 'version', 'days' }
+    for t = 1, #group.types do
+      local name = type_name[byte(group.types, t) + 1]
+      local n = #wanted
+      wanted[n + 1], wanted[n + 2], wanted[n + 3] = name .. '.granted', name .. '.charged', name .. '.expired'
+    end
+    wanted_of[group.types] = wanted
   end
   local stored = redis.call('HMGET', group.key, unpack(wanted))
   group.stored = stored
@@ -292,40 +298,44 @@ end
 -- What was seen before. The worker has taken out repeats within the call.
 local function look(probe, run, seen)
   local full = false
-  local lists, events = { {} }, nil
+  local lists, events = nil, nil
   if probe.sets > 1 then
-    events = {}
+    lists, events = {}, {}
+    for s = 1, probe.sets do
+      lists[s], events[s] = {}, {}
+    end
+    local places, before = probe.places, run.first - 1
     for i = 1, run.count do
-      local b1, b2 = byte(probe.places, 2 * i - 1, 2 * i)
+      local b1, b2 = byte(places, 2 * i - 1, 2 * i)
       local s = b1 * 256 + b2 + 1
       local list, own = lists[s], events[s]
-      if not own then
-        list, own = {}, {}
-        lists[s], events[s] = list, own
-      end
-      list[#list + 1], own[#own + 1] = ARGV[run.first + i - 1], i
+      local n = #list + 1
+      list[n], own[n] = ARGV[before + i], i
     end
   end
   local new = {}
+  local before_run = run.first_event - 1
   for s = 1, probe.sets do
-    local is_member
-    if events then
+    local own, is_member = nil, nil
+    if lists then
+      own = events[s]
       is_member = redis.call('SMISMEMBER', KEYS[probe.key + s], unpack(lists[s]))
     else
       is_member = redis.call('SMISMEMBER', KEYS[probe.key + s], unpack(ARGV, run.first, run.first + run.count - 1))
     end
-    for i = 1, #is_member do
+    local count, known = #is_member, 0
+    for i = 1, count do
       if is_member[i] == 1 then
-        seen[run.first_event + (events and events[s][i] or i) - 1] = true
-      else
-        new[s] = true
+        known = known + 1
+        seen[before_run + (own and own[i] or i)] = true
       end
     end
+    new[s] = known < count or nil
     if probe.is_newest and run.stored then
-      full = full or redis.call('SCARD', KEYS[probe.key + s]) + #is_member > set_members_max
+      full = full or redis.call('SCARD', KEYS[probe.key + s]) + count > set_members_max
     end
   end
-  probe.new, probe.lists = new, events and lists
+  probe.new, probe.lists = new, lists
   return full
 end
 
@@ -406,12 +416,23 @@ local LETTERS = { 'e', 'i', 'o' }
 local RECORDED = { E = 1, I = 2, O = 3, P = 4 }
 local messages = {}
 
+-- Gives an event's line, later events after earlier ones: only those that a message names are taken out of the text.
+local function lines_of(group)
+  local lines, line, start = group.lines, 1, 1
+  return function(event)
+    while line < event do
+      start = string.find(lines, '\n', start, true) + 1
+      line = line + 1
+    end
+    return string.sub(lines, start, (string.find(lines, '\n', start, true) or 0) - 1)
+  end
+end
+
 -- Decides a group's events one by one.
 local function one_by_one(group, counter)
   local verdicts, by_reason = {}, { {}, {}, {}, {} }
-  local e = 0
-  for line in string.gmatch(group.lines, '[^\n]+') do
-    e = e + 1
+  local line_of = lines_of(group)
+  for e = 1, group.count do
     local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
     local kind = b1 * 256 + b2 + 1
     local range, class = kind_range[kind], kind_class[kind]
@@ -459,7 +480,7 @@ local function one_by_one(group, counter)
         verdicts[e] = LETTERS[reason]
       end
       if reason and not recorded then
-        local offset, named = match(line, '^(%d+) %-?%d+ (.*)$')
+        local offset, named = match(line_of(e), '^(%d+) %-?%d+ (.*)$')
         local index = match(partition[range], ':(%d+)$')
         local text = '{' .. named .. ',"topic":' .. topic_text .. ',"partition":' .. index .. ',"offset":' .. offset
           .. ',"action":"' .. class_action[class] .. '","credit_type":"' .. type_name[class_type[class]]
@@ -492,6 +513,11 @@ local function one_by_one(group, counter)
 end
 
 local reply = { 'applied', '' }
+-- New events of the group in hand, by kind.
+local new_of = {}
+for k = 1, kind_count do
+  new_of[k] = 0
+end
 for g = 1, group_count do
   local group = groups[g]
   local stored = group.stored
@@ -505,19 +531,29 @@ for g = 1, group_count do
     end
     counter[byte(group.types, i) + 1] = c
   end
-  -- Add the group's costs up: where the sums fit, every event fits.
-  local sums, fits = {}, true
+  -- Count the group's new events by kind and add their costs up: where the sums fit, every event fits.
+  local seen, any_seen, kinds = group.seen, group.any_seen, group.kinds
+  local own_kinds = {}
   for e = 1, group.count do
-    if not group.seen[e] then
-      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-      local class = kind_class[b1 * 256 + b2 + 1]
-      local judge = class_judge[class]
-      if judge == 'c' then
-        local t = class_type[class]
-        sums[t] = (sums[t] or 0) + class_cost[class]
-      elseif judge ~= 'f' then
-        fits = false
+    if not (any_seen and seen[e]) then
+      local b1, b2 = byte(kinds, 2 * e - 1, 2 * e)
+      local kind = b1 * 256 + b2 + 1
+      local n = new_of[kind]
+      if n == 0 then
+        own_kinds[#own_kinds + 1] = kind
       end
+      new_of[kind] = n + 1
+    end
+  end
+  local sums, fits = {}, true
+  for _, kind in ipairs(own_kinds) do
+    local class = kind_class[kind]
+    local judge = class_judge[class]
+    if judge == 'c' then
+      local t = class_type[class]
+      sums[t] = (sums[t] or 0) + class_cost[class] * new_of[kind]
+    elseif judge ~= 'f' then
+      fits = false
     end
   end
   for t, sum in pairs(sums) do
@@ -532,17 +568,19 @@ for g = 1, group_count do
   if not fits then
     reply[g + 2] = one_by_one(group, counter)
   else
-    local verdicts = group.any_seen and {}
-    for e = 1, group.count do
-      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-      local kind = b1 * 256 + b2 + 1
-      if group.seen[e] then
-        local tally = counts[kind_range[kind]]
-        tally.duplicate = tally.duplicate + 1
-        verdicts[e] = 'd'
-      else
-        simple[kind] = simple[kind] + 1
-        if verdicts then
+    for _, kind in ipairs(own_kinds) do
+      simple[kind] = simple[kind] + new_of[kind]
+    end
+    local verdicts = any_seen and {}
+    if verdicts then
+      for e = 1, group.count do
+        local b1, b2 = byte(kinds, 2 * e - 1, 2 * e)
+        local kind = b1 * 256 + b2 + 1
+        if seen[e] then
+          local tally = counts[kind_range[kind]]
+          tally.duplicate = tally.duplicate + 1
+          verdicts[e] = 'd'
+        else
           verdicts[e] = class_judge[kind_class[kind]]
         end
       end
@@ -551,6 +589,9 @@ for g = 1, group_count do
       counter[t].charged = counter[t].charged + sum
     end
     reply[g + 2] = verdicts and table.concat(verdicts) or ''
+  end
+  for _, kind in ipairs(own_kinds) do
+    new_of[kind] = 0
   end
   group.counter = counter
 end
