@@ -126,7 +126,9 @@ impl Lane {
 
     /// Records that wait, those in a batch that has no answer yet among them.
     pub fn queued_of(&self, input: Input) -> usize {
-        let in_hand = self.in_hand().iter().filter(|record| record.partition.input == input).count();
+        // A batch holds one command or usage: asked for with every input, it must not look at each record.
+        let in_hand = self.in_hand();
+        let in_hand = in_hand.first().filter(|record| record.partition.input == input).map_or(0, |_| in_hand.len());
         let waiting = match input {
             Input::Usage => self.usage.len(),
             Input::Commands => self.commands.len(),
