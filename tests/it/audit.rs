@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::support::kafka::{Outgoing, Topics};
 use crate::support::meter::Meter;
-use crate::support::{service, until};
+use crate::support::redis::shared;
+use crate::support::until;
 use crate::walk::{CATALOGUE, put, reveal, reveal_event};
 
 const PARTITIONS: i32 = 3;
@@ -187,8 +188,7 @@ async fn each_change_by_hand_is_named() {
     meter.published().await;
     meter.audit();
     assert!(running.terminate().await.success());
-    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
-    let redis = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let redis = shared().await;
     let mut hand = ByHand { topics, meter, redis };
 
     let large = hand.key(Key::Account("large"));

@@ -24,6 +24,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+use crate::support::redis::shared;
 use crate::support::{dump, own_prefix, service};
 
 const HISTORIES: u64 = 2_000;
@@ -67,8 +68,7 @@ overage = "allow"
 #[tokio::test(flavor = "multi_thread")]
 async fn scripts_and_ledger_agree_on_random_histories() {
     let url = service("REDIS_URL");
-    let client = redis::Client::open(url.as_str()).expect("REDIS_URL is an address");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let mut connection = shared().await;
     let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
     let mut seen = BTreeMap::new();
     for seed in 0..HISTORIES {

@@ -8,13 +8,9 @@ use serde_json::{Value, json};
 
 use crate::support::kafka::{Topics, data};
 use crate::support::meter::{Meter, Running, SHARDS};
-use crate::support::{dump, service, until};
+use crate::support::redis::shared;
+use crate::support::{dump, until};
 use crate::walk::{CATALOGUE, put, reveal};
-
-async fn redis() -> MultiplexedConnection {
-    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
-    client.get_multiplexed_async_connection().await.expect("redis answers")
-}
 
 async fn delete(connection: &mut MultiplexedConnection, keys: Vec<String>) {
     let _: () = redis::cmd("DEL").arg(keys).query_async(connection).await.expect("redis answers");
@@ -67,7 +63,7 @@ async fn an_emptied_redis_is_rebuilt_from_the_log_with_the_same_decisions() {
     let published = |role: &str| topics.ends(role, 1)[0];
     let told = (published("denied"), published("dead-letter"), published("ledger"));
 
-    let mut connection = redis().await;
+    let mut connection = shared().await;
     let keys = dump::keys(&mut connection, &meter.prefix).await;
     delete(&mut connection, keys).await;
     let plan = meter.json(&["rebuild", "--dry-run", "--json"]);
@@ -96,7 +92,7 @@ async fn a_shard_that_has_lost_a_key_is_counted_anew() {
     let before = balances(&meter);
     let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
     let shard = store.keys().shard_of("beta");
-    let mut connection = redis().await;
+    let mut connection = shared().await;
     delete(&mut connection, vec![store.keys().spell(Key::Account("beta"))]).await;
     meter.json(&["rebuild", "--shard", &shard.to_string(), "--json"]);
     assert_eq!(balances(&meter), before);
@@ -120,7 +116,7 @@ async fn what_was_denied_stays_denied_though_redis_is_older_and_a_top_up_came_si
     meter.published().await;
     assert!(running.terminate().await.success());
     // The snapshot.
-    let mut connection = redis().await;
+    let mut connection = shared().await;
     let mut kept = Vec::new();
     for key in dump::keys(&mut connection, &meter.prefix).await {
         let dumped: Vec<u8> = redis::cmd("DUMP").arg(&key).query_async(&mut connection).await.expect("redis answers");

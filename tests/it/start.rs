@@ -5,13 +5,9 @@ use credit_meter::store::keys::Key;
 
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running};
-use crate::support::{dump, service, until};
+use crate::support::redis::shared;
+use crate::support::{dump, until};
 use crate::walk::{CATALOGUE, put, reveal};
-
-async fn redis() -> redis::aio::MultiplexedConnection {
-    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
-    client.get_multiplexed_async_connection().await.expect("redis answers")
-}
 
 /// A running meter that has applied one event.
 async fn in_use(test: &str) -> (Topics, Meter, Running) {
@@ -79,7 +75,7 @@ async fn a_first_start_may_leave_out_the_usage_that_was_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_redis_is_not_a_first_start() {
     let (_topics, meter) = used("emptied").await;
-    let mut connection = redis().await;
+    let mut connection = shared().await;
     let keys = dump::keys(&mut connection, &meter.prefix).await;
     let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
     refuses(&meter, &[], "redis holds no state").await;
@@ -92,7 +88,7 @@ async fn one_emptied_shard_or_another_number_of_shards_is_refused() {
     refuses(&meter, &[("REDIS__SHARDS", "5")], "redis.shards").await;
     let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
     let key = store.keys().spell(Key::Shard(2));
-    let mut connection = redis().await;
+    let mut connection = shared().await;
     let _: () = redis::cmd("DEL").arg(key).query_async(&mut connection).await.expect("redis answers");
     refuses(&meter, &[], "shard 2").await;
 }
@@ -100,7 +96,7 @@ async fn one_emptied_shard_or_another_number_of_shards_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_emptied_under_a_running_meter_halts_it() {
     let (topics, meter, running) = in_use("halt").await;
-    let mut connection = redis().await;
+    let mut connection = shared().await;
     let keys = dump::keys(&mut connection, &meter.prefix).await;
     let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
     topics.send("usage", &reveal("acme", "e2", 1)).await;
@@ -118,7 +114,7 @@ async fn an_account_that_vanished_halts_its_shard_and_is_not_made_anew() {
     let (topics, meter, running) = in_use("vanished").await;
     let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
     let key = store.keys().spell(Key::Account("acme"));
-    let mut connection = redis().await;
+    let mut connection = shared().await;
     let _: () = redis::cmd("DEL").arg(&key).query_async(&mut connection).await.expect("redis answers");
     // A new put would give a full allowance, and the event would be dead: neither happens.
     let mut again = put("acme", "basic");

@@ -3,11 +3,11 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use credit_meter::ledger::event::DAY_MS;
 use credit_meter::ledger::outcome::Outcome;
-use redis::aio::MultiplexedConnection;
 
 use crate::support::kafka::{Outgoing, Topics, header};
 use crate::support::meter::Meter;
-use crate::support::{dump, service, until};
+use crate::support::redis::shared;
+use crate::support::{dump, until};
 use crate::walk::{CATALOGUE, put, reveal};
 
 /// An event at a time of its own, in a topic that keeps the producer's time.
@@ -31,8 +31,7 @@ async fn tick(topics: &Topics, time_ms: i64, partition: i32) {
 }
 
 async fn day_sets(meter: &Meter) -> usize {
-    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
-    let mut connection: MultiplexedConnection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let mut connection = shared().await;
     dump::keys(&mut connection, &meter.prefix).await.iter().filter(|key| key.contains("}:d:")).count()
 }
 
@@ -94,8 +93,7 @@ async fn a_retry_is_never_charged_twice_and_old_days_are_forgotten() {
     assert!(running.terminate().await.success());
 
     // And a rebuild decides the same.
-    let client = redis::Client::open(service("REDIS_URL")).expect("an address");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("redis answers");
+    let mut connection = shared().await;
     let keys = dump::keys(&mut connection, &meter.prefix).await;
     let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
     meter.json(&["rebuild", "--json"]);

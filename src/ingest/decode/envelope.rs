@@ -397,7 +397,7 @@ mod tests {
                 }
             }
         }
-        assert!(read > 400, "only {read} were read");
+        assert!(read > 250, "only {read} were read");
         for text in ["2026-01-31 12:00:00Z", "2026-01-31t12:00:00Z", "2026/01-31T12:00:00Z", "é026-01-31T12:00:00Z", ""]
         {
             check(text);

@@ -6,7 +6,21 @@ use std::process::{Child, Command, Stdio};
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 
-use super::until;
+use super::{service, until};
+
+/// A connection that waits as long as a slow machine takes: the client's own bound is half a second.
+pub async fn connection(url: &str) -> MultiplexedConnection {
+    let config = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(std::time::Duration::from_secs(60)))
+        .set_response_timeout(Some(std::time::Duration::from_secs(60)));
+    let client = redis::Client::open(url).expect("an address");
+    client.get_multiplexed_async_connection_with_config(&config).await.expect("redis answers")
+}
+
+/// A connection to the Redis that all tests share.
+pub async fn shared() -> MultiplexedConnection {
+    connection(&service("REDIS_URL")).await
+}
 
 /// One server on a free port; killed when it is dropped.
 pub struct OwnRedis {
@@ -73,7 +87,8 @@ impl OwnRedis {
     /// The same, of a server that may be in no state to do it.
     pub async fn try_tell(&self, words: &[&str]) -> Option<redis::Value> {
         let client = redis::Client::open(self.url()).expect("an address");
-        let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(std::time::Duration::from_secs(5)));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.ok()?;
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.query_async(&mut connection).await.ok()
