@@ -1,7 +1,9 @@
 //! A Redis, or a Redis Cluster, of a test's own: it may be stopped, starved, killed and emptied.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
@@ -32,14 +34,35 @@ pub struct OwnRedis {
 
 impl OwnRedis {
     pub fn start(flags: &[&str]) -> OwnRedis {
-        OwnRedis::start_on(free_port(), flags)
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        loop {
+            let folder = tempfile::tempdir().expect("a folder");
+            let port = free_port();
+            let child = spawn(port, folder.path(), &flags, &[]);
+            let mut redis = OwnRedis { child, port, flags: flags.clone(), folder };
+            // Another process may have taken the port meanwhile: two clusters that meet become one.
+            if redis.serves() {
+                return redis;
+            }
+        }
     }
 
-    fn start_on(port: u16, flags: &[&str]) -> OwnRedis {
-        let folder = tempfile::tempdir().expect("a folder");
-        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let child = spawn(port, folder.path(), &flags, &[]);
-        OwnRedis { child, port, flags, folder }
+    /// Whether it is this process that answers on its port, and not another one that was faster.
+    fn serves(&mut self) -> bool {
+        let client = redis::Client::open(self.url()).expect("an address");
+        let own = format!("process_id:{}", self.child.id());
+        loop {
+            if self.child.try_wait().expect("it is a child").is_some() {
+                return false;
+            }
+            let info = client
+                .get_connection()
+                .and_then(|mut connection| redis::cmd("INFO").arg("server").query::<String>(&mut connection));
+            if info.is_ok_and(|info| info.lines().any(|line| line.trim_end() == own)) {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 
     pub fn address(&self) -> String {
@@ -123,11 +146,13 @@ fn spawn(port: u16, folder: &Path, flags: &[String], more: &[&str]) -> Child {
 /// Below the range from which the system takes ports for outgoing connections, so that a server that was killed
 /// finds its port free again.
 fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().expect("no test panics while it holds the ports");
     loop {
         let port = rand::random_range(15_000..21_000);
         // A cluster's nodes talk to one another 10,000 above.
         let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if free(port) && free(port + 10_000) {
+        if free(port) && free(port + 10_000) && given.insert(port) {
             return port;
         }
     }
