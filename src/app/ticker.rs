@@ -24,7 +24,7 @@ use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettab
 use crate::metrics;
 use crate::store::{ShardState, Store, StoreError};
 
-/// Ticks that wait for a partition that lags; beyond, the newer ones are left out.
+/// Ticks that wait for a partition that lags; beyond, those between the oldest and the newest are thinned out.
 const PENDING_MAX: usize = 100;
 /// A tick that waits longer is worth a word.
 const HELD_LONG: Duration = Duration::from_secs(60);
@@ -74,6 +74,15 @@ impl Tick {
     }
 }
 
+/// How far a shard has come.
+struct Moved {
+    /// Ticks that it has passed.
+    passed: usize,
+    held: Option<(Partition, Duration)>,
+    meter_time_ms: i64,
+    floor_ms: i64,
+}
+
 impl Ticker {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut pending = VecDeque::new();
@@ -112,42 +121,68 @@ impl Ticker {
         pending: &mut VecDeque<Tick>,
         forgotten: &mut BTreeMap<u32, i64>,
     ) -> Result<Option<(u32, Partition, Duration)>, TickError> {
-        if pending.len() < PENDING_MAX {
-            pending.push_back(self.tick().await?);
+        if pending.len() == PENDING_MAX {
+            pending.remove(1);
         }
+        pending.push_back(self.tick().await?);
         let mut held = None;
         let mut done = pending.len();
         let (mut meter_time_ms, mut floor_ms) = (i64::MAX, i64::MAX);
+        let mut failed = None;
         for shard in 0..self.config.redis.shards {
-            let state = self.store.shard_state(shard).await?;
-            // Ends only grow: what holds no tick back holds no earlier one back either.
-            let passed = pending.iter().take_while(|tick| tick.held_by(&state).is_none()).count();
-            if let Some(tick) = pending.get(passed) {
-                done = done.min(passed);
-                let by = tick.held_by(&state).expect("it is not passed");
-                held.get_or_insert((shard, by, tick.sent.elapsed()));
-            }
-            let mut at = (state.meter_time_ms, state.floor_ms);
-            if passed > 0 {
-                match self.store.move_time(shard, &pending[passed - 1].call).await? {
-                    TimeReply::At { meter_time_ms, floor_ms } => at = (meter_time_ms, floor_ms),
-                    TimeReply::Held(partition) => {
-                        held.get_or_insert((shard, partition, pending[passed - 1].sent.elapsed()));
-                    }
-                    TimeReply::OtherGeneration => {}
+            // One shard that cannot be reached holds back itself alone.
+            match self.shard(shard, pending, forgotten).await {
+                Ok(moved) => {
+                    done = done.min(moved.passed);
+                    held = held.or(moved.held.map(|(partition, since)| (shard, partition, since)));
+                    meter_time_ms = meter_time_ms.min(moved.meter_time_ms);
+                    floor_ms = floor_ms.min(moved.floor_ms);
+                }
+                Err(error) => {
+                    done = 0;
+                    failed = failed.or(Some(error));
                 }
             }
-            meter_time_ms = meter_time_ms.min(at.0);
-            floor_ms = floor_ms.min(at.1);
-            self.forget(shard, at.1, state.restamp_tolerance_ms, forgotten).await?;
         }
         pending.drain(..done);
+        if let Some(error) = failed {
+            return Err(error);
+        }
         metrics::set_meter_time(meter_time_ms, floor_ms);
         let topics = &self.config.kafka.topics;
         metrics::set_meter_time_held(
             held.map(|(_, partition, since)| (topic_of(topics, partition.input), partition.index, since)),
         );
         Ok(held)
+    }
+
+    /// Takes a shard as far as its positions allow.
+    async fn shard(
+        &self,
+        shard: u32,
+        pending: &VecDeque<Tick>,
+        forgotten: &mut BTreeMap<u32, i64>,
+    ) -> Result<Moved, TickError> {
+        let state = self.store.shard_state(shard).await?;
+        // Ends only grow: what holds no tick back holds no earlier one back either.
+        let passed = pending.iter().take_while(|tick| tick.held_by(&state).is_none()).count();
+        let waiting = pending.get(passed);
+        let held = waiting.and_then(|tick| Some((tick.held_by(&state)?, tick.sent.elapsed())));
+        let (meter_time_ms, floor_ms) = (state.meter_time_ms, state.floor_ms);
+        let mut moved = Moved { passed, held, meter_time_ms, floor_ms };
+        if let Some(tick) = passed.checked_sub(1).and_then(|last| pending.get(last)) {
+            match self.store.move_time(shard, &tick.call).await? {
+                TimeReply::At { meter_time_ms, floor_ms } => {
+                    (moved.meter_time_ms, moved.floor_ms) = (meter_time_ms, floor_ms);
+                }
+                TimeReply::Held(partition) => {
+                    moved.held.get_or_insert((partition, tick.sent.elapsed()));
+                }
+                TimeReply::OtherGeneration => {}
+            }
+        }
+        self.forget(shard, moved.floor_ms, state.restamp_tolerance_ms, forgotten).await?;
+        Ok(moved)
     }
 
     async fn tick(&self) -> Result<Tick, TickError> {
