@@ -279,7 +279,7 @@ impl Default for Time {
 
 impl Default for Batch {
     fn default() -> Batch {
-        Batch { max_events: 4000, max_bytes: 4 * 1024 * 1024, max_age: Duration::from_millis(5), queue_max: 200_000 }
+        Batch { max_events: 16_000, max_bytes: 16 * 1024 * 1024, max_age: Duration::from_millis(5), queue_max: 300_000 }
     }
 }
 

@@ -62,8 +62,8 @@ const CALL_REFUSALS: [&str; 25] = [
 const AUDIT_CLEAN: &str = "clean";
 const AUDIT_MISMATCHED: &str = "mismatched";
 const AUDIT_FAILED: &str = "failed";
-/// Up to a call's largest number of events, 4,000.
-const BATCH_BUCKETS: [f64; 10] = [1.0, 4.0, 16.0, 64.0, 256.0, 512.0, 1000.0, 2000.0, 3000.0, 4000.0];
+/// Up to a call's largest number of events, 20,000.
+const BATCH_BUCKETS: [f64; 10] = [1.0, 4.0, 16.0, 64.0, 256.0, 1000.0, 4000.0, 8000.0, 16000.0, 20000.0];
 /// From an empty range on a local Redis to a call that waits for a failover.
 const CALL_SECONDS_BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0];

@@ -166,10 +166,10 @@ mod tests {
         check(|config| config.redis.shards = 0, "redis.shards is 0: write 1 to 4096");
         check(|config| config.redis.shards = 4096, "");
         check(|config| config.redis.shards = 4097, "redis.shards is 4097: write 1 to 4096");
-        check(|config| config.batch.max_events = 0, "batch.max_events is 0: write 1 to 4000");
-        check(|config| config.batch.max_events = 4001, "batch.max_events is 4001: write 1 to 4000");
-        check(|config| config.batch.queue_max = 3999, "batch.queue_max is 3999: write 4000 to 100000000");
-        check(|config| config.batch.queue_max = 4000, "");
+        check(|config| config.batch.max_events = 0, "batch.max_events is 0: write 1 to 20000");
+        check(|config| config.batch.max_events = 20_001, "batch.max_events is 20001: write 1 to 20000");
+        check(|config| config.batch.queue_max = 15_999, "batch.queue_max is 15999: write 16000 to 100000000");
+        check(|config| config.batch.queue_max = 16_000, "");
         check(|config| config.batch.max_bytes = 0, "batch.max_bytes is 0: write 1 to 1073741824");
         check(|config| config.batch.max_age = 11 * SECOND, "batch.max_age is 11s: write 0s to 10s");
         check(|config| config.events.max_bytes = 0, "events.max_bytes is 0: write 1 to 1073741824");

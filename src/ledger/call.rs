@@ -15,8 +15,11 @@ use super::outcome::{DeadReason, Outcome, Verdict};
 
 /// The layout of what is stored. A program refuses a state with a newer one.
 pub const SCHEMA: u32 = 1;
-/// Events of a call. A script unpacks a range of arguments at once, and Lua's stack ends at 8,000.
-pub const CALL_EVENTS_MAX: usize = 4_000;
+/// Events of a call. More in a call are more to an account, which costs the same for one event as for many; but a script
+/// keeps everyone else waiting, about 3 µs an event.
+pub const CALL_EVENTS_MAX: usize = 20_000;
+/// Events of a run: a script unpacks them at once, and Lua's stack ends at 8,000.
+pub const RUN_EVENTS_MAX: usize = 4_000;
 /// Events named in one message to the denied topic.
 pub const DENIED_EVENTS_MAX: usize = 500;
 /// Bytes of the events named in one message to the denied topic.
@@ -162,10 +165,11 @@ pub struct Group {
 }
 
 impl Group {
-    /// The events in their order, cut where the days change that they ask for.
+    /// The events in their order, cut where the days change that they ask for, and where a run is full.
     pub fn runs(&self, restamp_tolerance_ms: i64) -> impl Iterator<Item = (Days, &[CallEvent])> {
         let days = move |event: &CallEvent| Days::of(event.event.time_ms, restamp_tolerance_ms);
-        self.events.chunk_by(move |a, b| days(a) == days(b)).map(move |run| (days(&run[0]), run))
+        let of_a_day = self.events.chunk_by(move |a, b| days(a) == days(b));
+        of_a_day.flat_map(|run| run.chunks(RUN_EVENTS_MAX)).map(move |run| (days(&run[0]), run))
     }
 }
 
@@ -369,5 +373,38 @@ impl Output {
 
     pub fn from_name(name: &str) -> Option<Output> {
         Output::ALL.into_iter().find(|output| output.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::event::{DAY_MS, Identity};
+
+    #[test]
+    fn a_run_ends_with_its_days_and_where_a_script_cannot_take_more() {
+        let event = |time_ms: i64| CallEvent {
+            range: 0,
+            class: 0,
+            offset: 0,
+            event: Arc::new(UsageEvent {
+                account: "a".into(),
+                source: "s".into(),
+                id: "1".into(),
+                time_ms,
+                dated_ms: time_ms,
+                action: "reveal".into(),
+                quantity: 1,
+                outcome: None,
+                identity: Identity::of("s", "1"),
+            }),
+        };
+        let noon = DAY_MS / 2;
+        let mut events = vec![event(noon); 2 * RUN_EVENTS_MAX + 1];
+        events.extend(vec![event(noon + DAY_MS); 3]);
+        let (account, overage, days) = ("a".into(), Overage::Reject, Vec::new());
+        let group = Group { account, version: 1, overage, days, events };
+        let runs: Vec<_> = group.runs(0).map(|(days, run)| (days.own, run.len())).collect();
+        assert_eq!(runs, [(0, RUN_EVENTS_MAX), (0, RUN_EVENTS_MAX), (0, 1), (1, 3)]);
     }
 }

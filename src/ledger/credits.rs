@@ -21,7 +21,7 @@ pub enum CreditsError {
 
 impl Credits {
     pub const ZERO: Credits = Credits(0);
-    /// The most that one event may cost: 10^8 credits. A call of 4,000 events then stays below 2^53
+    /// The most that one event may cost: 10^8 credits. A call of 20,000 events then stays below 2^53
     /// thousandths, the largest integer that a Lua number holds exactly.
     pub const EVENT_MAX: Credits = Credits(100_000_000_000);
     /// The most that a balance may hold: 10^12 credits, nine times below 2^53 thousandths.

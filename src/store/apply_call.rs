@@ -142,7 +142,7 @@ impl Kinds {
         for event in call.groups.iter().flat_map(|group| &group.events) {
             let pair = (event.range, event.class);
             if !kinds.index.contains_key(&pair) {
-                let next = u16::try_from(kinds.list.len()).expect("a call has at most 4,000 events");
+                let next = u16::try_from(kinds.list.len()).expect("a call has at most 20,000 events");
                 kinds.index.insert(pair, next);
                 kinds.list.push(pair);
             }
@@ -248,7 +248,7 @@ fn probe(input: &mut Input, keys: &Keys, account: &str, day: i64, layout: &Layou
     if touched.len() > 1 {
         for place in &places {
             let index = touched.binary_search(place).expect("every place is listed");
-            own.extend(u16::try_from(index).expect("a call has at most 4,000 events").to_be_bytes());
+            own.extend(u16::try_from(index).expect("a call has at most 20,000 events").to_be_bytes());
         }
     }
     input.text(own);
