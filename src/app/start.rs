@@ -65,6 +65,8 @@ pub enum StartError {
          left of it first"
     )]
     Leftovers { shard: u32 },
+    #[error("the ledger topic tells of a state that this program cannot read ({reason}): run the newer program")]
+    UnreadableState { reason: String },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -189,10 +191,11 @@ async fn committed(
 }
 
 /// The root that the ledger topic tells of.
-async fn last_root(config: &Config) -> Result<Option<Root>, BrokerError> {
+async fn last_root(config: &Config) -> Result<Option<Root>, StartError> {
     let config = config.clone();
     let line = tokio::task::spawn_blocking(move || state_line::last(&config)).await.expect("reading does not panic")?;
-    Ok(line.and_then(|line| serde_json::from_str(&line).ok()))
+    let unreadable = |error: serde_json::Error| StartError::UnreadableState { reason: error.to_string() };
+    line.map(|line| serde_json::from_str(&line).map_err(unreadable)).transpose()
 }
 
 /// What a rebuild finds.
@@ -205,7 +208,13 @@ pub struct Plan {
 }
 
 /// Finds out what is missing, and whether the log reaches back to it.
-pub async fn plan_rebuild(config: &Config, store: &Store, watermarks: &Watermarks) -> Result<Plan, StartError> {
+/// `wiped` are shards that will be emptied first.
+pub async fn plan_rebuild(
+    config: &Config,
+    store: &Store,
+    watermarks: &Watermarks,
+    wiped: &[u32],
+) -> Result<Plan, StartError> {
     let topics = &config.kafka.topics;
     let prefix = config.redis.prefix.clone();
     let usage_partitions = Cluster::new(&config.kafka)?.partitions(&topics.usage).await?;
@@ -224,8 +233,12 @@ pub async fn plan_rebuild(config: &Config, store: &Store, watermarks: &Watermark
     let mut empty = Vec::new();
     let mut states = Vec::new();
     for shard in 0..root.shards {
-        let state = store.shard_state(shard).await?;
+        let mut state = store.shard_state(shard).await?;
+        if wiped.contains(&shard) {
+            state = ShardState::default();
+        }
         match &state.generation {
+            None if wiped.contains(&shard) => empty.push(shard),
             None if store.has_keys(shard).await? => return Err(StartError::Leftovers { shard }),
             None => empty.push(shard),
             Some(stored) if *stored != root.generation => {
@@ -265,7 +278,15 @@ pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan) -> 
         first_start: true,
     };
     for shard in &plan.empty {
-        store.init(*shard, &call).await?;
+        match store.init(*shard, &call).await? {
+            InitReply::Ready => {}
+            InitReply::OtherCatalogue(stored) => {
+                let own = catalogue.id.version;
+                return Err(StartError::OtherCatalogue { own, stored: stored.version, hash: stored.hash });
+            }
+            // Another rebuild was quicker: the meter's own start says what is wrong, if anything is.
+            _ => {}
+        }
     }
     Ok(())
 }

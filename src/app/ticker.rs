@@ -30,6 +30,8 @@ const PENDING_MAX: usize = 100;
 const HELD_LONG: Duration = Duration::from_secs(60);
 /// Accounts whose days are looked at in one step.
 const FORGET_ACCOUNTS: usize = 200;
+/// Sets that one call deletes, unless one account alone has more.
+const FORGET_SETS: usize = 10_000;
 
 pub struct Ticker {
     pub config: Config,
@@ -72,6 +74,23 @@ impl Tick {
         let behind = |(partition, end): &&(Partition, Option<i64>)| end.is_some_and(|end| position(partition) < end);
         self.call.ends.iter().find(behind).map(|(partition, _)| *partition)
     }
+}
+
+/// Accounts for one call each: a busy day has thousands of sets, and each is a key of the call.
+fn in_parts(accounts: Vec<ForgetDays>) -> Vec<Vec<ForgetDays>> {
+    let mut parts: Vec<Vec<ForgetDays>> = Vec::new();
+    let mut sets = usize::MAX;
+    for account in accounts {
+        let gone = account.read.iter().filter(|(day, _)| account.gone.contains(day));
+        let own: usize = gone.map(|(_, layout)| layout.sets().count()).sum();
+        if sets.saturating_add(own) > FORGET_SETS {
+            parts.push(Vec::new());
+            sets = 0;
+        }
+        sets += own;
+        parts.last_mut().expect("one was begun").push(account);
+    }
+    parts
 }
 
 /// How far a shard has come.
@@ -253,8 +272,8 @@ impl Ticker {
             let (next, accounts) = self.store.days(shard, cursor, FORGET_ACCOUNTS).await?;
             let accounts = accounts.into_iter().map(|(account, read)| ForgetDays { gone: gone(&read), account, read });
             let accounts: Vec<_> = accounts.filter(|account| !account.gone.is_empty()).collect();
-            for accounts in accounts.chunks(FORGET_ACCOUNTS) {
-                let call = ForgetCall { generation: self.generation.clone(), accounts: accounts.to_vec() };
+            for accounts in in_parts(accounts) {
+                let call = ForgetCall { generation: self.generation.clone(), accounts };
                 changed += self.store.forget(shard, &call).await?.unwrap_or(0);
             }
             cursor = next;

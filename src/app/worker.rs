@@ -470,7 +470,7 @@ impl Worker {
         let applied = progress.iter().map(|each| each.applied).sum();
         if !self.halted.is_empty() {
             // The reason stands until the group assigns anew.
-        } else if applied != self.moved.applied || lag_total == 0 {
+        } else if applied != self.moved.applied || lag_total == 0 || self.parts.pipeline.recalling() {
             self.moved = Moved { applied, at: Instant::now() };
             self.parts.health.set(Check::Progress, Ok(()));
         } else if self.moved.at.elapsed() > STALL_AFTER {

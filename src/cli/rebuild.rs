@@ -4,7 +4,7 @@
 //! meter until everything is applied. Stopped, it goes on where it was: the positions are in Redis.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -24,6 +24,8 @@ use crate::store::{RedisStore, Store};
 
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A partition that is halted, or a meter that is stuck, does not get well by itself.
+const STANDSTILL_MAX: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Args)]
 pub struct RebuildArgs {
@@ -48,14 +50,10 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     let redis = &config.redis;
     let store = Store::Redis(RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout)?);
     let watermarks = Watermarks::new(&config.kafka)?;
-    for shard in args.shard.iter().filter(|_| !args.dry_run) {
-        if *shard >= redis.shards {
-            bail!("--shard {shard}: there are {} shards, counted from 0", redis.shards);
-        }
-        let keys = store.wipe(*shard).await?;
-        eprintln!("shard {shard}: {keys} keys deleted");
+    if let Some(shard) = args.shard.iter().find(|shard| **shard >= redis.shards) {
+        bail!("--shard {shard}: there are {} shards, counted from 0", redis.shards);
     }
-    let plan = start::plan_rebuild(config, &store, &watermarks).await?;
+    let plan = start::plan_rebuild(config, &store, &watermarks, &args.shard).await?;
     if args.dry_run {
         let report =
             Report { generation: plan.root.generation.clone(), made: plan.empty.clone(), records: plan.records };
@@ -64,15 +62,24 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
         })?;
         return Ok(Ended::Well);
     }
+    // Only now: what the log cannot give back is not deleted.
+    for shard in &args.shard {
+        let keys = store.wipe(*shard).await?;
+        eprintln!("shard {shard}: {keys} keys deleted");
+    }
     start::make_missing(&catalogue, &store, &plan).await?;
     eprintln!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
-    let meter = tokio::spawn(app::run(config.clone(), catalogue, store.clone(), health.clone(), stop.clone()));
+    let mut meter = tokio::spawn(app::run(config.clone(), catalogue, store.clone(), health.clone(), stop.clone()));
     let progress = ProgressBar::new(plan.records.max(0) as u64);
     let caught_up = follow(config, &store, &watermarks, &health, &progress);
     let ended = tokio::select! {
         ended = caught_up => ended,
+        ended = &mut meter => {
+            ended.context("the meter")??;
+            bail!("the meter has ended before everything was applied; the same command goes on from where it was");
+        }
         _ = tokio::signal::ctrl_c() => bail!("stopped; the same command goes on from where it was"),
     };
     stop.cancel();
@@ -94,28 +101,40 @@ async fn follow(
     health: &Health,
     progress: &ProgressBar,
 ) -> anyhow::Result<()> {
-    let topics = &config.kafka.topics;
+    let mut stands_since: Option<Instant> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        for check in [Check::Shards, Check::Progress] {
-            if let Err(reason) = health.state(check) {
-                bail!("{reason}");
+        health.alive().map_err(anyhow::Error::msg)?;
+        health.state(Check::Shards).map_err(anyhow::Error::msg)?;
+        match health.state(Check::Progress) {
+            Ok(()) => stands_since = None,
+            Err(reason) if stands_since.get_or_insert_with(Instant::now).elapsed() > STANDSTILL_MAX => {
+                bail!("{reason}")
             }
+            Err(_) => {}
         }
-        let usage = Cluster::new(&config.kafka)?.partitions(&topics.usage).await?;
-        let partitions = (0..usage).map(Partition::usage).chain([Partition::COMMANDS]);
-        let mut waiting = 0;
-        for partition in partitions {
-            let (_, end) = watermarks.range(topic_of(topics, partition.input), partition.index).await?;
-            let mut lowest = i64::MAX;
-            for shard in 0..config.redis.shards {
-                lowest = lowest.min(start::position(&store.shard_state(shard).await?, partition));
-            }
-            waiting += (end - lowest).max(0);
-        }
+        // Kafka or Redis may be away for a moment: the meter waits for them, and so does this.
+        let Ok(waiting) = waiting(config, store, watermarks).await else { continue };
         progress.set_position(progress.length().unwrap_or(0).saturating_sub(waiting as u64));
         if waiting == 0 {
             return Ok(());
         }
     }
+}
+
+/// Records that some shard has not applied.
+async fn waiting(config: &Config, store: &Store, watermarks: &Watermarks) -> anyhow::Result<i64> {
+    let topics = &config.kafka.topics;
+    let usage = Cluster::new(&config.kafka)?.partitions(&topics.usage).await?;
+    let partitions = (0..usage).map(Partition::usage).chain([Partition::COMMANDS]);
+    let mut waiting = 0;
+    for partition in partitions {
+        let (_, end) = watermarks.range(topic_of(topics, partition.input), partition.index).await?;
+        let mut lowest = i64::MAX;
+        for shard in 0..config.redis.shards {
+            lowest = lowest.min(start::position(&store.shard_state(shard).await?, partition));
+        }
+        waiting += (end - lowest).max(0);
+    }
+    Ok(waiting)
 }

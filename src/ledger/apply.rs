@@ -135,7 +135,8 @@ impl Shard {
         let identity = event.event.identity;
         let in_day =
             |day: i64| self.seen.get(&(group.account.clone(), day)).is_some_and(|sets| sets.contains(identity));
-        let duplicate = in_day(days.own) || days.neighbour.is_some_and(in_day);
+        let repeat = call.classes[event.class].judge == Judge::Repeat;
+        let duplicate = repeat || in_day(days.own) || days.neighbour.is_some_and(in_day);
         // Each event is remembered in its own day, a duplicate too: the next retry may be nearer to that one.
         let (layout, _) = layouts_of(&group.days, days);
         let begun = self.seen.entry((group.account.clone(), days.own)).or_insert_with(|| DaySets::new(layout.clone()));
@@ -171,6 +172,7 @@ fn judge(counter: &Counter, class: &Class, overage: Overage) -> (Verdict, Credit
         Judge::Free => return (Verdict::Free, Credits::ZERO),
         Judge::Denied(denial) => return (Verdict::Denied(denial), Credits::ZERO),
         Judge::Capped => return (Verdict::Capped, Credits::ZERO),
+        Judge::Repeat => return (Verdict::Duplicate, Credits::ZERO),
         Judge::Charge => {}
     }
     let Some(remaining) = counter.remaining() else {

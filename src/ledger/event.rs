@@ -104,6 +104,8 @@ pub enum Judge {
     Denied(Denial),
     /// The same: the class costs what was charged then.
     Capped,
+    /// The same call holds an earlier attempt at the event, in the neighbouring day.
+    Repeat,
 }
 
 impl Judge {

@@ -106,15 +106,22 @@ impl Relay {
         if !entries.is_empty() {
             failpoint::reached(Failpoint::BeforePublish);
         }
+        let mut failed = None;
         let mut acknowledgements = Vec::new();
         for (_, entry) in &entries {
-            acknowledgements.push(self.enqueue(entry).await?);
+            match self.enqueue(entry).await {
+                Ok(acknowledgement) => acknowledgements.push(acknowledgement),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
-        let mut failed = None;
+        let refused = failed.is_some();
         for (acknowledgement, (entry_id, entry)) in acknowledgements.into_iter().zip(&entries) {
             // All are waited for: none is under way any more once this returns.
             match acknowledgement.await {
-                Ok(_) if failed.is_none() => {
+                Ok(_) if failed.is_none() || refused => {
                     metrics::record_published(self.topic(entry.output), 1);
                     published.push(entry_id.clone());
                 }

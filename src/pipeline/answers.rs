@@ -125,8 +125,8 @@ impl Pipeline {
 
     /// Usage waits for the commands that may make its account.
     pub(super) fn unknown(&mut self, now_ms: u64, shard: u32, batch: Batch, commands: i64, effects: &mut Vec<Effect>) {
-        let (commands_end, records) = (batch.commands_end, batch.records.len());
-        self.lane(shard).put_back(batch, now_ms);
+        let commands_end = batch.commands_end;
+        let records = self.lane(shard).put_back(batch, now_ms);
         // The commands must move for the wait to end, and it asks too often for a probe to see where they are.
         self.follow(shard, Partition::COMMANDS, commands, effects);
         let id = self.next_id();

@@ -11,6 +11,7 @@ use crate::ledger::account::AccountView;
 use crate::ledger::call::{ApplyCall, CallEvent, Change, CommandCall, Group, Note, Partition, Range, Stamp};
 use crate::ledger::catalogue::{Catalogue, Overage};
 use crate::ledger::command::{Command, decide};
+use crate::ledger::credits::Credits;
 use crate::ledger::day::{CallDay, Layout};
 use crate::ledger::event::{Class, Days, Judge, UsageEvent, cost, price};
 use crate::ledger::outcome::DeadReason;
@@ -115,6 +116,15 @@ fn call_days(group: &Group, known: Option<&BTreeMap<i64, Layout>>, stamp: &Stamp
     days
 }
 
+/// What an event is to the events before it in its call.
+enum Repeat {
+    New,
+    /// The shard need not hear of it.
+    Known,
+    /// It repeats one of the neighbouring day, and must be remembered in its own: the next attempt may be near to it alone.
+    OfAnotherDay,
+}
+
 struct Builder<'a> {
     batch: &'a Batch,
     catalogue: &'a Catalogue,
@@ -196,9 +206,20 @@ impl<'a> Builder<'a> {
         };
         let range = self.range(record.partition);
         let known = self.call.groups[group].version > 0;
-        if known && (self.recorded.elsewhere(record, event) || self.repeats(group, event)) {
-            self.call.ranges[range].repeats += 1;
-            return;
+        let mut class = class;
+        if known {
+            let repeat = if self.recorded.elsewhere(record, event) { Repeat::Known } else { self.repeat(group, event) };
+            match repeat {
+                Repeat::New => {}
+                Repeat::Known => {
+                    self.call.ranges[range].repeats += 1;
+                    return;
+                }
+                Repeat::OfAnotherDay => {
+                    let judged = self.call.classes[class].clone();
+                    class = self.class(Class { judge: Judge::Repeat, cost: Credits::ZERO, ..judged });
+                }
+            }
         }
         self.call.groups[group].events.push(CallEvent { range, class, offset: record.offset, event: event.clone() });
     }
@@ -243,14 +264,15 @@ impl<'a> Builder<'a> {
     }
 
     /// Whether the call holds the event already; the rule is the one by which the shard remembers.
-    fn repeats(&mut self, group: usize, event: &UsageEvent) -> bool {
+    fn repeat(&mut self, group: usize, event: &UsageEvent) -> Repeat {
         let days = Days::of(event.time_ms, self.call.stamp.restamp_tolerance_ms);
         let before = self.in_call.entry((group, event.identity.member)).or_default();
-        let repeat = before.iter().any(|day| *day == days.own || Some(*day) == days.neighbour);
-        if !repeat {
-            before.push(days.own);
+        if before.contains(&days.own) {
+            return Repeat::Known;
         }
-        repeat
+        let repeat = before.iter().any(|day| Some(*day) == days.neighbour);
+        before.push(days.own);
+        if repeat { Repeat::OfAnotherDay } else { Repeat::New }
     }
 
     fn found(&mut self, record: &Record, reason: DeadReason) {

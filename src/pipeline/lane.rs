@@ -308,7 +308,9 @@ impl Lane {
     }
 
     /// Puts a batch back in front, as if it had never been cut.
-    pub fn put_back(&mut self, batch: Batch, now_ms: u64) {
+    /// The number of records that are in the lane again: those of a partition that was halted meanwhile are not.
+    pub fn put_back(&mut self, batch: Batch, now_ms: u64) -> usize {
+        let mut back = 0;
         for range in &batch.ranges {
             if let Some(mark) = self.marks.get_mut(&range.partition) {
                 mark.sent = range.from;
@@ -318,6 +320,7 @@ impl Lane {
             // A partition that was halted meanwhile has no mark any more.
             let Some(mark) = self.marks.get_mut(&record.partition) else { continue };
             mark.queued += 1;
+            back += 1;
             if record.partition.input == Input::Commands {
                 self.commands.push_front(record);
             } else {
@@ -326,6 +329,7 @@ impl Lane {
                 self.usage.push_front(record);
             }
         }
+        back
     }
 
     /// The shard is further than the worker believed: what it has applied is dropped.

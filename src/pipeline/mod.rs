@@ -168,6 +168,11 @@ impl Pipeline {
         self.partitions.iter().map(progress).collect()
     }
 
+    /// Whether nothing new is sent until it is known what was published.
+    pub fn recalling(&self) -> bool {
+        self.forgetful || self.recalling.is_some()
+    }
+
     /// Cuts no more batches; what is under way is answered and finished.
     pub fn stop_cutting(&mut self) {
         self.stopping = true;

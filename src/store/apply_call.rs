@@ -22,7 +22,7 @@ pub struct ApplyScript<'a> {
 
 impl Script for ApplyScript<'_> {
     const NAME: &'static str = "apply";
-    const SOURCE: &'static str = include_str!("lua/apply.lua");
+    const SOURCE: &'static str = concat!(include_str!("lua/apply.lua"), include_str!("lua/apply_decide.lua"));
     type Reply = Reply<Applied>;
 
     fn input(&self, keys: &Keys) -> Input {
@@ -85,6 +85,7 @@ impl Script for ApplyScript<'_> {
                 Judge::Denied(Denial::InsufficientCredits) => "I",
                 Judge::Denied(Denial::OverageLimit) => "O",
                 Judge::Capped => "P",
+                Judge::Repeat => "R",
             });
         }
         let class_types: Vec<u8> = call.classes.iter().map(|class| type_of(&class.credit_type) as u8).collect();

@@ -138,7 +138,8 @@ pub fn store_error(error: &RedisError, place: &str, keys: &str) -> StoreError {
     let (code, detail) = (told.code(), told.details().unwrap_or("").trim_end());
     let refusal = Refusal::of(code, detail);
     let told = format!("{code} {detail}").trim_end().to_owned();
-    let in_script = detail.contains("user_script:");
+    // One that was killed had not written: Redis kills no other.
+    let in_script = detail.contains("user_script:") && !detail.contains("Script killed by user");
     if code == "WRONGTYPE" || (refusal == Refusal::Other && in_script) {
         return StoreError::Broken(format!(
             "redis at {place} told {told}: a key under {keys} is not what the meter wrote, or a script has a fault; \

@@ -13,7 +13,8 @@
 --         dead:   n, then n x (range, offset, reason, '1' if its dead letter is in Kafka)
 --         types:  n, then n x name
 --         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled, or
---                the verdict in upper case: it stands already, and nothing is published about it again)
+--                the verdict in upper case: it stands already, and nothing is published about it again; 'R': the
+--                call holds an earlier attempt, of the neighbouring day)
 --         kinds:  n, then n x (range, class): what an event's two bytes in `kinds` stand for
 --         groups: n, then n x (account, version, overage: 'reject' | 'cap' | 'allow', overage limit,
 --                 oldest date, types (a byte each), kinds (two bytes an event),
@@ -124,8 +125,10 @@ for t = 1, type_count do
 end
 local class_count = take_number()
 local class_action, class_type, class_cost, class_judge = {}, {}, {}, {}
+local holds_repeats = false
 for c = 1, class_count do
   class_action[c], class_type[c], class_cost[c], class_judge[c] = take(), take_number() + 1, take_number(), take()
+  holds_repeats = holds_repeats or class_judge[c] == 'R'
 end
 local kind_count = take_number()
 local kind_range, kind_class = {}, {}
@@ -366,6 +369,14 @@ for g = 1, group_count do
       end
     end
   end
+  if holds_repeats then
+    for e = 1, group.count do
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      if class_judge[kind_class[b1 * 256 + b2 + 1]] == 'R' then
+        seen[e] = true
+      end
+    end
+  end
   group.days = days
   group.seen, group.any_seen = seen, next(seen) ~= nil
 end
@@ -385,286 +396,4 @@ if #growing > 0 then
   end
   return reply
 end
-
--- Decide.
-local function credits(thousandths)
-  if not thousandths then
-    return 'null'
-  end
-  local whole, fraction = math.floor(thousandths / 1000), thousandths % 1000
-  local text = format('%.0f', whole)
-  if fraction == 0 then
-    return text
-  end
-  return text .. '.' .. string.gsub(format('%03d', fraction), '0+$', '')
-end
-
-local counts = {}
-for r = 1, range_count do
-  counts[r] = { dead_lettered = 0, duplicate = repeats[r], denied = 0, free = 0, capped = 0, charged = 0 }
-end
-for d = 1, dead_count do
-  counts[dead_range[d]].dead_lettered = counts[dead_range[d]].dead_lettered + 1
-end
-local simple = {}
-for k = 1, kind_count do
-  simple[k] = 0
-end
-
-local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped' }
-local LETTERS = { 'e', 'i', 'o' }
-local RECORDED = { E = 1, I = 2, O = 3, P = 4 }
-local messages = {}
-
--- Gives an event's line, later events after earlier ones: only those that a message names are taken out of the text.
-local function lines_of(group)
-  local lines, line, start = group.lines, 1, 1
-  return function(event)
-    while line < event do
-      start = string.find(lines, '\n', start, true) + 1
-      line = line + 1
-    end
-    return string.sub(lines, start, (string.find(lines, '\n', start, true) or 0) - 1)
-  end
-end
-
--- Decides a group's events one by one.
-local function one_by_one(group, counter)
-  local verdicts, by_reason = {}, { {}, {}, {}, {} }
-  local line_of = lines_of(group)
-  for e = 1, group.count do
-    local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-    local kind = b1 * 256 + b2 + 1
-    local range, class = kind_range[kind], kind_class[kind]
-    local tally = counts[range]
-    if group.seen[e] then
-      tally.duplicate = tally.duplicate + 1
-      verdicts[e] = 'd'
-    elseif class_judge[class] == 'f' then
-      tally.free = tally.free + 1
-      verdicts[e] = 'f'
-    else
-      local cost, c = class_cost[class], counter[class_type[class]]
-      local remaining, reason, uncovered = nil, nil, 0
-      local recorded = RECORDED[class_judge[class]]
-      if not c.unlimited then
-        remaining = math.max(0, c.usable - c.charged)
-      end
-      if recorded then
-        reason = recorded
-      elseif class_judge[class] == 'e' then
-        reason = 1
-      elseif c.unlimited then
-        if c.charged + cost > BALANCE_MAX then
-          reason = 3
-        end
-      elseif cost > remaining then
-        if group.overage == 'reject' then
-          reason = 2
-        elseif group.overage == 'cap' then
-          reason, uncovered = 4, cost - remaining
-        elseif c.charged + cost - c.usable > group.limit then
-          reason = 3
-        end
-      end
-      if not reason then
-        c.charged = c.charged + cost
-        tally.charged = tally.charged + 1
-        verdicts[e] = 'c'
-      elseif reason == 4 then
-        c.charged = c.charged + cost - uncovered
-        tally.capped = tally.capped + 1
-        verdicts[e] = 'p'
-      else
-        tally.denied = tally.denied + 1
-        verdicts[e] = LETTERS[reason]
-      end
-      if reason and not recorded then
-        local offset, named = match(line_of(e), '^(%d+) %-?%d+ (.*)$')
-        local index = match(partition[range], ':(%d+)$')
-        local text = '{' .. named .. ',"topic":' .. topic_text .. ',"partition":' .. index .. ',"offset":' .. offset
-          .. ',"action":"' .. class_action[class] .. '","credit_type":"' .. type_name[class_type[class]]
-          .. '","required":' .. credits(cost) .. ',"remaining":' .. credits(remaining)
-        if reason == 4 then
-          text = text .. ',"uncovered":' .. credits(uncovered)
-        end
-        text = text .. '}'
-        local list = by_reason[reason]
-        local last = list[#list]
-        if not last or #last.events == DENIED_EVENTS_MAX or last.bytes + #text > DENIED_BYTES_MAX then
-          last = {
-            account = group.account, reason = REASONS[reason], events = {},
-            id = topic .. '/' .. index .. '/' .. offset .. '/' .. REASONS[reason],
-          }
-          last.bytes = #('{"reason":"' .. last.reason .. '","events":[') - 1
-          list[#list + 1] = last
-        end
-        last.events[#last.events + 1] = text
-        last.bytes = last.bytes + #text + 1
-      end
-    end
-  end
-  for reason = 1, 4 do
-    for _, message in ipairs(by_reason[reason]) do
-      messages[#messages + 1] = message
-    end
-  end
-  return table.concat(verdicts)
-end
-
-local reply = { 'applied', '' }
--- New events of the group in hand, by kind.
-local new_of = {}
-for k = 1, kind_count do
-  new_of[k] = 0
-end
-for g = 1, group_count do
-  local group = groups[g]
-  local stored = group.stored
-  local counter = {}
-  for i = 1, #group.types do
-    local granted, charged, expired = stored[3 * i], tonumber(stored[3 * i + 1] or '0'), tonumber(stored[3 * i + 2] or '0')
-    local c = { charged = charged, was = charged, unlimited = granted == 'unlimited' }
-    if not c.unlimited then
-      c.usable = tonumber(granted or '0') - expired
-      assert(c.usable >= 0 and charged >= 0 and c.usable <= BALANCE_MAX, 'apply: a counter is broken')
-    end
-    counter[byte(group.types, i) + 1] = c
-  end
-  -- Count the group's new events by kind and add their costs up: where the sums fit, every event fits.
-  local seen, any_seen, kinds = group.seen, group.any_seen, group.kinds
-  local own_kinds = {}
-  for e = 1, group.count do
-    if not (any_seen and seen[e]) then
-      local b1, b2 = byte(kinds, 2 * e - 1, 2 * e)
-      local kind = b1 * 256 + b2 + 1
-      local n = new_of[kind]
-      if n == 0 then
-        own_kinds[#own_kinds + 1] = kind
-      end
-      new_of[kind] = n + 1
-    end
-  end
-  local sums, fits = {}, true
-  for _, kind in ipairs(own_kinds) do
-    local class = kind_class[kind]
-    local judge = class_judge[class]
-    if judge == 'c' then
-      local t = class_type[class]
-      sums[t] = (sums[t] or 0) + class_cost[class] * new_of[kind]
-    elseif judge ~= 'f' then
-      fits = false
-    end
-  end
-  for t, sum in pairs(sums) do
-    local c = counter[t]
-    if c.unlimited then
-      fits = fits and c.charged + sum <= BALANCE_MAX
-    else
-      local limit = group.overage == 'allow' and group.limit or 0
-      fits = fits and c.charged + sum - c.usable <= limit
-    end
-  end
-  if not fits then
-    reply[g + 2] = one_by_one(group, counter)
-  else
-    for _, kind in ipairs(own_kinds) do
-      simple[kind] = simple[kind] + new_of[kind]
-    end
-    local verdicts = any_seen and {}
-    if verdicts then
-      for e = 1, group.count do
-        local b1, b2 = byte(kinds, 2 * e - 1, 2 * e)
-        local kind = b1 * 256 + b2 + 1
-        if seen[e] then
-          local tally = counts[kind_range[kind]]
-          tally.duplicate = tally.duplicate + 1
-          verdicts[e] = 'd'
-        else
-          verdicts[e] = class_judge[kind_class[kind]]
-        end
-      end
-    end
-    for t, sum in pairs(sums) do
-      counter[t].charged = counter[t].charged + sum
-    end
-    reply[g + 2] = verdicts and table.concat(verdicts) or ''
-  end
-  for _, kind in ipairs(own_kinds) do
-    new_of[kind] = 0
-  end
-  group.counter = counter
-end
-for k = 1, kind_count do
-  local tally = counts[kind_range[k]]
-  local outcome = class_judge[kind_class[k]] == 'f' and 'free' or 'charged'
-  tally[outcome] = tally[outcome] + simple[k]
-end
-
--- Where the shard is afterwards.
-local moved = {}
-for r = 1, range_count do
-  moved[#moved + 1] = fields[7 * (r - 1) + 1]
-  moved[#moved + 1] = to[r]
-  if anchor[r] ~= '' then
-    local n = #moved
-    moved[n + 1], moved[n + 2] = 'anchor:' .. partition[r], anchor[r]
-    moved[n + 3], moved[n + 4] = 'reached:' .. partition[r], reached[r]
-  end
-  for i, outcome in ipairs(TOTALS) do
-    local n = counts[r][outcome]
-    if n > 0 then
-      moved[#moved + 1] = fields[7 * (r - 1) + 1 + i]
-      moved[#moved + 1] = format('%.0f', tonumber(fence[FENCE + 7 * (r - 1) + 1 + i] or '0') + n)
-    end
-  end
-end
-if tonumber(restamp_tolerance) > tonumber(fence[5]) then
-  moved[#moved + 1] = 'restamp_tolerance_ms'
-  moved[#moved + 1] = restamp_tolerance
-end
-
--- Write. Nothing below can fail: every key was read above as the type that it is written as.
-for g = 1, group_count do
-  local group = groups[g]
-  local changed = {}
-  for t, c in pairs(group.counter) do
-    if c.charged ~= c.was then
-      changed[#changed + 1] = type_name[t] .. '.charged'
-      changed[#changed + 1] = format('%.0f', c.charged)
-    end
-  end
-  local days = group.stored[2] or ''
-  local had_days = days
-  for _, run in ipairs(group.runs) do
-    local probe = run.probes[run.newest]
-    for s in pairs(probe.new) do
-      if probe.lists then
-        redis.call('SADD', KEYS[probe.key + s], unpack(probe.lists[s]))
-      else
-        redis.call('SADD', KEYS[probe.key + s], unpack(ARGV, run.first, run.first + run.count - 1))
-      end
-    end
-    if not run.stored and not layout_of(days, run.day) then
-      days = days .. ' ' .. run.day .. ':' .. run.layout
-    end
-  end
-  if days ~= had_days then
-    changed[#changed + 1] = 'days'
-    changed[#changed + 1] = days
-  end
-  if #changed > 0 then
-    redis.call('HSET', group.key, unpack(changed))
-  end
-end
-for _, message in ipairs(messages) do
-  redis.call('XADD', KEYS[3], '*', 'output', 'denied', 'id', message.id, 'type', 'credits.denied.v1',
-    'account', message.account,
-    'data', '{"reason":"' .. message.reason .. '","events":[' .. table.concat(message.events, ',') .. ']}')
-end
-redis.call('HSET', KEYS[1], unpack(moved))
-for _, note in ipairs(in_ranges) do
-  redis.call('HDEL', KEYS[2], note[3])
-end
-reply[2] = tostring(outbox_entries + #messages)
-return reply
+-- It goes on in apply_decide.lua: the two are one script.
