@@ -284,3 +284,73 @@ impl<'a> Builder<'a> {
         position.expect("a batch's ranges hold its records")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::account::AccountConfig;
+    use crate::ledger::cycle::Cycle;
+    use crate::ledger::event::{DAY_MS, Identity};
+
+    #[test]
+    fn a_retry_over_midnight_in_the_same_call_is_remembered_in_its_own_day() {
+        let catalogue = Catalogue::parse(include_str!("../../config/catalogue.toml")).unwrap();
+        let stamp = Arc::new(Stamp {
+            generation: "g".into(),
+            catalogue: catalogue.id.clone(),
+            usage_topic: "u".into(),
+            restamp_tolerance_ms: 600_000,
+            outbox_max: 10,
+            set_members_max: 512,
+        });
+        let config = AccountConfig {
+            plan: "basic".into(),
+            anchor: "1970-01-01".parse().unwrap(),
+            interval: None,
+            timezone: chrono_tz::UTC,
+            addons: Vec::new(),
+            thresholds: None,
+            overage: None,
+        };
+        let cycle = Cycle { number: 0, start_ms: 0, end_ms: 100 * DAY_MS };
+        let view = AccountView { version: 1, config, cycle, grants: Vec::new(), days: BTreeMap::new() };
+        let accounts: Accounts = [(Arc::from("acme"), view)].into_iter().collect();
+        let record = |offset: i64, time_ms: i64| Record {
+            partition: Partition::usage(0),
+            offset,
+            append_ms: time_ms,
+            bytes: 1,
+            fingerprint: 0,
+            body: Body::Usage(Arc::new(UsageEvent {
+                account: "acme".into(),
+                source: "s".into(),
+                id: "1".into(),
+                time_ms,
+                dated_ms: time_ms,
+                action: "reveal_email".into(),
+                quantity: 1,
+                outcome: None,
+                identity: Identity::of("s", "1"),
+            })),
+        };
+        let minute = 60_000;
+        // Before midnight, after it, and again: only the last is nothing new to the shard.
+        let records =
+            vec![record(0, DAY_MS - 2 * minute), record(1, DAY_MS + 5 * minute), record(2, DAY_MS + 9 * minute)];
+        let ranges = vec![Range { partition: Partition::usage(0), from: 0, to: 3, repeats: 0, last: None }];
+        let batch = Batch { records, ranges, commands_end: None };
+        let call = batch.call(&Known {
+            stamp: &stamp,
+            catalogue: &catalogue,
+            accounts: &accounts,
+            dead: &DeadNotes::new(),
+            recorded: &Recorded::default(),
+            commands_first: None,
+            others: Vec::new(),
+        });
+        let Call::Apply(call) = call else { panic!("it is usage") };
+        let judged: Vec<_> = call.groups[0].events.iter().map(|event| call.classes[event.class].judge).collect();
+        assert_eq!(judged, [Judge::Charge, Judge::Repeat]);
+        assert_eq!(call.ranges[0].repeats, 1);
+    }
+}
