@@ -180,10 +180,15 @@ impl Meter {
                 recorded: &Recorded::default(),
                 commands_first: None,
                 others: Vec::new(),
+                late_after_ms: 0,
             });
             let stale = match call {
                 Call::Apply(call) => match self.store.apply(0, &call).await? {
                     Reply::Applied(_) => return Ok(()),
+                    Reply::Stale(stale) => stale,
+                    other => bail!("unexpected: {other:?}"),
+                },
+                Call::Roll(call) => match self.store.roll(0, &call).await? {
                     Reply::Stale(stale) => stale,
                     other => bail!("unexpected: {other:?}"),
                 },

@@ -111,11 +111,11 @@ fn scripts_take_keys_from_keys_and_never_read_a_clock() {
 
 #[test]
 fn scripts_write_last() {
-    for (name, parts) in [("apply", &["apply", "apply_decide"][..]), ("command", &["command"])] {
+    for (name, parts) in [("apply", &["apply", "apply_late", "apply_decide"][..]), ("command", &["command"]), ("roll", &["roll"])] {
         let part = |name: &&str| text(Path::new(&format!("src/store/lua/{name}.lua")));
         let text: String = parts.iter().map(part).collect();
         let (before, after) = text.split_once("\n-- Write. Nothing below can fail").expect("the write phase is marked");
-        for word in ["'SADD'", "'ZADD'", "'XADD'", "'HDEL'", "'DEL'", "'XDEL'", "'SET'"] {
+        for word in ["'SADD'", "'ZADD'", "'XADD'", "'HDEL'", "'DEL'", "'XDEL'", "'SET'", "write_account(", "publish("] {
             assert!(!before.contains(word), "{name}.lua writes with {word} before its write phase");
         }
         // Notes and the layout of a day that is full are the writes of refused calls; each stands right before its return.

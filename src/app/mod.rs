@@ -144,6 +144,7 @@ pub async fn run(
             records: config.events.dead_letters_max,
             among: config.events.dead_letters_among as i64,
         },
+        late_after_ms: config.events.late_after.as_millis() as i64,
     };
     let pipeline = Pipeline::new(settings, stamp, Arc::new(catalogue));
     let worker = worker::Worker::new(worker::Parts {

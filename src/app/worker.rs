@@ -355,6 +355,7 @@ impl Worker {
                     store.apply(shard, call).await.map(Answer::Apply)
                 }
                 Call::Command(call) => store.command(shard, call).await.map(Answer::Command),
+                Call::Roll(call) => store.roll(shard, call).await.map(Answer::Roll),
             };
             let answer = match answer {
                 Ok(answer) => {

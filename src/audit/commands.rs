@@ -1,22 +1,25 @@
-//! Accounts as the log of commands makes them: with the ledger's decisions, and sums of its own.
+//! Accounts as the log of commands and time make them: with the ledger's decisions, and sums of its own.
 
 use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
-use crate::ledger::account::{AccountConfig, AccountView, Counter, Grant, add_grant};
+use crate::ledger::account::{AccountView, Life};
 use crate::ledger::call::Change;
-use crate::ledger::catalogue::Catalogue;
+use crate::ledger::catalogue::{Amount, Catalogue};
 use crate::ledger::command::{Command, decide};
-use crate::ledger::cycle::Cycle;
+use crate::ledger::credits::Credits;
+use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
+use crate::ledger::roll::{MeterTime, steps_until};
 
 /// An account after the commands that were folded so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Commanded {
+    /// What is left of grants is not known here, only what was granted.
     pub view: Option<AccountView>,
-    /// What was granted; nothing is charged here.
-    pub counters: BTreeMap<String, Counter>,
+    /// Credits that adjustments took as used, by cycle and credit type.
+    pub taken: BTreeMap<(i32, String), Credits>,
     /// Commands that were applied, by the half of their identity that is remembered; with the other half.
     pub applied: FxHashMap<i64, u64>,
     /// Commands that were taken for others, since the remembered halves are the same.
@@ -25,50 +28,84 @@ pub struct Commanded {
 
 impl Commanded {
     /// Folds the next command, and says how it must have ended.
-    pub fn fold(&mut self, catalogue: &Catalogue, command: &Command) -> Outcome {
+    pub fn fold(&mut self, catalogue: &Catalogue, command: &Command, offset: i64, append_ms: i64) -> Outcome {
         let identity = command.identity;
         if let Some(other) = self.applied.get(&identity.member) {
             self.collisions += u64::from(*other != identity.other);
             return Outcome::Duplicate;
         }
-        let applied = match decide(catalogue, self.view.as_ref(), command) {
-            Change::Refuse(_) => None,
-            Change::Grant(grant) => self.grant(std::slice::from_ref(&grant)),
-            Change::Put { config, opens, grants, .. } => self.put(*config, opens, &grants),
-        };
-        if applied.is_none() {
+        // Whatever the log held before a renewal was applied before it.
+        self.pass(catalogue, |view| view.next_change_ms().is_some_and(|at_ms| at_ms <= append_ms));
+        if self.change(decide(catalogue, self.view.as_ref(), command), offset).is_none() {
             return Outcome::Refused;
         }
         self.applied.insert(identity.member, identity.other);
         Outcome::Applied
     }
 
-    fn put(&mut self, config: AccountConfig, opens: Option<Cycle>, grants: &[Grant]) -> Option<()> {
-        let before = self.view.clone();
-        let version = before.as_ref().map_or(0, |view| view.version) + 1;
-        self.view = match (&before, opens) {
-            (_, Some(cycle)) => Some(AccountView { version, config, cycle, grants: Vec::new(), days: BTreeMap::new() }),
-            (Some(view), None) => Some(AccountView { version, config, ..view.clone() }),
-            (None, None) => unreachable!("the first put opens a cycle"),
-        };
-        let granted = self.grant(grants);
-        if granted.is_none() {
-            self.view = before;
+    /// Lets time pass, as long as a condition holds.
+    pub fn pass(&mut self, catalogue: &Catalogue, goes_on: impl Fn(&AccountView) -> bool) {
+        let Some(view) = &mut self.view else { return };
+        while goes_on(view) {
+            let Some(at_ms) = view.next_change_ms() else { return };
+            let steps = steps_until(catalogue, view, at_ms, MeterTime::default());
+            if steps.is_empty() {
+                return;
+            }
+            steps.iter().for_each(|step| view.take(step));
         }
-        granted
     }
 
-    /// `None`: a balance would exceed its bound, and nothing is granted.
-    fn grant(&mut self, grants: &[Grant]) -> Option<()> {
-        let mut counters = self.counters.clone();
-        for grant in grants {
-            counters.entry(grant.credit_type.clone()).or_default().grant(grant.amount)?;
+    /// `None`: it is refused.
+    fn change(&mut self, change: Change, offset: i64) -> Option<()> {
+        let mut view = self.view.clone();
+        match change {
+            Change::Refuse(_) => return None,
+            Change::Put { config, next, opens, grants, .. } => {
+                let config = *config;
+                let opened = opens.map(|cycle| AccountView::opened(config.clone(), cycle));
+                let account = view.get_or_insert_with(|| opened.expect("the first put opens a cycle"));
+                account.config = config;
+                account.next = next.map(|next| *next);
+                for (credit_type, kind, amount) in grants {
+                    grant(account, &credit_type, kind, amount)?;
+                }
+            }
+            Change::Grant(lot) => {
+                let account = view.as_mut()?;
+                if lot.begun {
+                    grant(account, &lot.credit_type, lot.kind, Amount::Limited(lot.left))?;
+                }
+                account.lots.insert(offset, lot);
+            }
+            Change::Void { created } => {
+                view.as_mut()?.lots.remove(&created);
+            }
+            Change::Adjust { credit_type, amount, adds: true, .. } => {
+                grant(view.as_mut()?, &credit_type, GrantKind::Adjusted, Amount::Limited(amount))?;
+            }
+            Change::Adjust { credit_type, amount, adds: false, .. } => {
+                let number = view.as_ref()?.cycle.number;
+                *self.taken.entry((number, credit_type)).or_default() += amount;
+            }
+            Change::Close { at_ms, .. } => {
+                let account = view.as_mut()?;
+                account.life = Life::Closing;
+                account.cycle.end_ms = at_ms;
+                account.next = None;
+            }
         }
-        self.counters = counters;
-        let view = self.view.as_mut().expect("credits are granted to an account");
-        for grant in grants {
-            add_grant(&mut view.grants, grant.clone());
-        }
+        self.view = view;
         Some(())
+    }
+}
+
+/// `None`: the balance would exceed its bound.
+fn grant(account: &mut AccountView, credit_type: &str, kind: GrantKind, amount: Amount) -> Option<()> {
+    let granted = &mut account.pools.entry(credit_type.to_owned()).or_default().granted;
+    granted.add(kind, amount);
+    match granted.total() {
+        Amount::Limited(sum) if sum > Credits::BALANCE_MAX => None,
+        Amount::Limited(_) | Amount::Unlimited => Some(()),
     }
 }

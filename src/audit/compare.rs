@@ -13,10 +13,12 @@ use super::report::{Difference, Named, RECORDS_MAX, Report, Topics};
 use super::resolve::{Between, Item, Priced, Resolver, Sums, early_ways};
 use super::slices::Slice;
 use super::totals::Totals;
-use crate::ledger::account::{AccountView, Counter};
+use crate::ledger::account::{AccountView, Life};
 use crate::ledger::call::{Input, Partition};
+use crate::ledger::catalogue::Amount;
 use crate::ledger::credits::Credits;
 use crate::ledger::event::{Class, DAY_MS};
+use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::shard::shard_of;
 use crate::ledger::time::forgettable;
@@ -40,6 +42,7 @@ impl Comparison<'_> {
         order.sort_unstable();
         for name in &order {
             let folded = accounts.get_mut(name).expect("it is a key");
+            self.follow(folded);
             folded.attempts.sort_unstable_by_key(|kept| (kept.identity.member, kept.partition, kept.offset));
             self.account(name, folded);
         }
@@ -100,6 +103,14 @@ impl Comparison<'_> {
                 self.remembered(name, folded, stored, &sums);
             }
         }
+    }
+
+    /// Lets time pass for an account until the renewals that Redis has seen.
+    fn follow(&self, folded: &mut Folded) {
+        let Some(Ok(found)) = folded.stored.as_ref().map(|stored| parse_view(&stored.fields)) else { return };
+        folded.commanded.pass(self.resolver.catalogue, |view| {
+            view.cycle.number < found.cycle.number || view.life == Life::Closing && found.life == Life::Closed
+        });
     }
 
     /// Adds an account's usage up, and tells of records that are explained twice or not at all.
@@ -176,7 +187,6 @@ impl Comparison<'_> {
                 self.differs(name, folded, what, expected, found, Vec::new());
             }
         };
-        differs("version", view.version.to_string(), found.version.to_string());
         differs("cycle", cycle(view), cycle(&found));
         let fields = |view: &AccountView| view.config.to_fields().into_iter().collect::<BTreeMap<String, String>>();
         let (expected, stored_fields) = (fields(view), fields(&found));
@@ -185,14 +195,15 @@ impl Comparison<'_> {
             let shown = |fields: &BTreeMap<String, String>| fields.get(field).cloned().unwrap_or("none".to_owned());
             differs(field, shown(&expected), shown(&stored_fields));
         }
-        let grants = |view: &AccountView| {
-            let grants = view.grants.iter().map(|grant| {
-                let id = grant.command_id.as_deref().unwrap_or("");
-                format!("{} {} {} {id}", grant.kind.name(), grant.amount, grant.credit_type)
-            });
-            grants.map(|grant| grant.trim_end().to_owned()).collect::<Vec<_>>().join(", ")
+        differs("life", view.life.name().to_owned(), found.life.name().to_owned());
+        let lots = |view: &AccountView| {
+            let lots =
+                view.lots.iter().map(|(created, lot)| (*created, lot.kind, lot.credit_type.clone(), lot.expires_ms));
+            lots.collect::<std::collections::BTreeSet<_>>()
         };
-        differs("grants", grants(view), grants(&found));
+        // Some may have ended since the last renewal.
+        let unknown: Vec<_> = lots(&found).difference(&lots(view)).map(|(created, ..)| created.to_string()).collect();
+        differs("top-ups and promos that no command gave", String::new(), unknown.join(", "));
         let applied = folded.commanded.applied.len() as u64;
         differs("commands remembered", applied.to_string(), stored.commands.to_string());
     }
@@ -204,35 +215,60 @@ impl Comparison<'_> {
                 return self.differs(name, folded, "counters", "readable".to_owned(), error.to_string(), Vec::new());
             }
         };
-        let mut types: Vec<&String> = folded.commanded.counters.keys().chain(sums.charged.keys()).collect();
-        types.extend(found.keys());
+        let Ok(stored_view) = parse_view(&stored.fields) else { return };
+        let Some(view) = &folded.commanded.view else { return };
+        let mut types: Vec<&String> = view.pools.keys().chain(found.keys()).collect();
+        types.extend(sums.charged.keys().filter(|(cycle, _)| cycle.is_none()).map(|(_, credit_type)| credit_type));
         types.sort_unstable();
         types.dedup();
-        let counter =
-            |counters: &BTreeMap<String, Counter>, name: &str| counters.get(name).copied().unwrap_or_default();
         for credit_type in types {
-            let (expected, found) = (counter(&folded.commanded.counters, credit_type), counter(&found, credit_type));
-            let mut differs = |part: &str, expected: String, found: String, records: Vec<Named>| {
-                self.differs(name, folded, &format!("{credit_type}.{part}"), expected, found, records);
+            let pool = |view: &AccountView| view.pools.get(credit_type).copied().unwrap_or_default();
+            let (expected, pool) = (pool(view).granted, pool(&stored_view));
+            let counter = found.get(credit_type).copied().unwrap_or_default();
+            let mut differs = |part: &str, expected: String, found: String| {
+                self.differs(name, folded, &format!("{credit_type}.{part}"), expected, found, Vec::new());
             };
-            if expected.granted != found.granted {
-                differs("granted", expected.granted.to_string(), found.granted.to_string(), Vec::new());
+            for kind in [GrantKind::Plan, GrantKind::Addon, GrantKind::Adjusted] {
+                if expected.of(kind) != pool.granted.of(kind) {
+                    let part = format!("granted by {}", kind.name());
+                    differs(&part, expected.of(kind).to_string(), pool.granted.of(kind).to_string());
+                }
             }
-            if expected.expired != found.expired {
-                differs("expired", expected.expired.to_string(), found.expired.to_string(), Vec::new());
+            if counter.granted != pool.granted.total() {
+                differs("granted", pool.granted.total().to_string(), counter.granted.to_string());
             }
-            let charged = sums.charged.get(credit_type).copied().unwrap_or_default();
-            if !charged.holds(found.charged) {
-                let records = self.charged_records(name, folded, credit_type, charged, found.charged);
-                self.differs(
-                    name,
-                    folded,
-                    &format!("{credit_type}.charged"),
-                    charged.to_string(),
-                    found.charged.to_string(),
-                    records,
-                );
+            let lots = stored_view.lots.values().filter(|lot| lot.begun && lot.credit_type == *credit_type);
+            let left = lots.fold(pool.left, |sum, lot| sum + lot.left);
+            if let Amount::Limited(granted) = counter.granted
+                && !(left >= Credits::ZERO && left <= granted - counter.expired)
+            {
+                differs("left of grants", format!("at most {}", granted - counter.expired), left.to_string());
             }
+            self.charged(name, folded, (None, credit_type), sums, counter.charged);
+        }
+        for (number, closed) in &stored_view.closed {
+            for (credit_type, counter) in &closed.counters {
+                self.charged(name, folded, (Some(*number), credit_type), sums, counter.charged);
+            }
+        }
+    }
+
+    /// What was charged in a cycle (`None`: the open one).
+    fn charged(&mut self, name: &str, folded: &Folded, place: (Option<i32>, &String), sums: &Sums, found: Credits) {
+        let (cycle, credit_type) = place;
+        let open = folded.commanded.view.as_ref().map(|view| view.cycle.number);
+        let key = (cycle, credit_type.clone());
+        let taken = cycle.or(open).and_then(|number| folded.commanded.taken.get(&(number, credit_type.clone())));
+        let taken = taken.copied().unwrap_or_default();
+        let charged = sums.charged.get(&key).copied().unwrap_or_default();
+        let charged = Between { min: charged.min + taken, max: charged.max + taken };
+        if !charged.holds(found) {
+            let records = self.charged_records(name, folded, place, charged, found);
+            let what = match cycle {
+                None => format!("{credit_type}.charged"),
+                Some(number) => format!("{credit_type}.charged in cycle {number}"),
+            };
+            self.differs(name, folded, &what, charged.to_string(), found.to_string(), records);
         }
     }
 
@@ -260,12 +296,13 @@ impl Comparison<'_> {
         &mut self,
         name: &str,
         folded: &Folded,
-        credit_type: &str,
+        (cycle, credit_type): (Option<i32>, &String),
         expected: Between<Credits>,
         found: Credits,
     ) -> Vec<Named> {
         let off = if found > expected.max { found - expected.max } else { expected.min - found };
-        let of_type = |class: &Class| class.credit_type == credit_type && class.cost > Credits::ZERO;
+        let of_type =
+            |class: &Class| (class.cycle, &class.credit_type) == (cycle, credit_type) && class.cost > Credits::ZERO;
         let same = self.records_where(name, folded, |class, attempt, decided| {
             let uncovered = match attempt.decision {
                 Some(Decision::Capped { uncovered }) => uncovered,

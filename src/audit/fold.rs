@@ -153,7 +153,7 @@ impl<'a> Fold<'a> {
         }
         let catalogue = self.catalogue;
         let Some(account) = self.account(&command.account, record) else { return };
-        let outcome = account.commanded.fold(catalogue, command);
+        let outcome = account.commanded.fold(catalogue, command, record.offset, record.append_ms);
         if self.is_early(shard, record.partition, record.offset) {
             self.totals.add(shard, record.partition, outcome);
         }

@@ -10,7 +10,7 @@ use super::recorded::{Decision, Denials, Told};
 use crate::ledger::call::Partition;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
-use crate::ledger::event::{Class, Days, Judge, price};
+use crate::ledger::event::{Class, Days, Judge, price, terms_at};
 use crate::ledger::outcome::{DeadReason, Denial, Outcome};
 
 /// An attempt with its price and what a denial says of it.
@@ -22,6 +22,9 @@ pub struct Priced {
     pub early: bool,
     pub decision: Option<Decision>,
 }
+
+/// Prices of an account: by kind, and the cycle that holds the date.
+type Prices = FxHashMap<(u32, Result<Option<i32>, DeadReason>), Result<u32, DeadReason>>;
 
 /// What an account's records are, one after the other.
 pub enum Item<'a> {
@@ -69,8 +72,8 @@ impl<'a> Resolver<'a> {
         denials: &mut Denials,
         mut visit: impl FnMut(&Resolver<'_>, Item<'_>),
     ) {
-        // By kind, and whether the date lies in the cycle: nothing else decides a price.
-        let mut prices: FxHashMap<(u32, bool), Result<u32, DeadReason>> = FxHashMap::default();
+        // By kind and cycle: nothing else decides a price.
+        let mut prices = Prices::default();
         let mut attempts = Vec::new();
         for group in folded.attempts.chunk_by(|a, b| a.identity.member == b.identity.member) {
             attempts.clear();
@@ -124,15 +127,10 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn price(
-        &mut self,
-        folded: &Folded,
-        kept: &Kept,
-        prices: &mut FxHashMap<(u32, bool), Result<u32, DeadReason>>,
-    ) -> Result<u32, DeadReason> {
+    fn price(&mut self, folded: &Folded, kept: &Kept, prices: &mut Prices) -> Result<u32, DeadReason> {
         let view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
         let dated_ms = kept.time_ms.min(kept.append_ms);
-        let key = (kept.kind, view.cycle.holds(dated_ms));
+        let key = (kept.kind, terms_at(view, dated_ms).map(|(_, cycle)| cycle));
         if let Some(known) = prices.get(&key) {
             return *known;
         }
@@ -198,7 +196,8 @@ impl<T: PartialEq + std::fmt::Display> std::fmt::Display for Between<T> {
 /// An account's sums.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sums {
-    pub charged: BTreeMap<String, Between<Credits>>,
+    /// By closed cycle (`None`: the open one) and credit type.
+    pub charged: BTreeMap<(Option<i32>, String), Between<Credits>>,
     /// Identities that are remembered, by UTC day.
     pub remembered: BTreeMap<i64, Between<u64>>,
     /// Events whose price depends on the reading.
@@ -218,22 +217,23 @@ impl Sums {
             self.remembered.entry(attempt.days.own).or_default().add(1, 1);
             return;
         }
-        let mut charged: BTreeMap<&str, Vec<Credits>> = BTreeMap::new();
+        let mut charged: BTreeMap<(Option<i32>, &str), Vec<Credits>> = BTreeMap::new();
         for (number, reading) in readings.iter().enumerate() {
             for (attempt, decided) in attempts.iter().zip(reading) {
                 let ended = resolver.ended(attempt, *decided);
-                let credit_type = resolver.classes[attempt.class as usize].credit_type.as_str();
-                let sums = charged.entry(credit_type).or_insert_with(|| vec![Credits::ZERO; readings.len()]);
+                let class = &resolver.classes[attempt.class as usize];
+                let key = (class.cycle, class.credit_type.as_str());
+                let sums = charged.entry(key).or_insert_with(|| vec![Credits::ZERO; readings.len()]);
                 sums[number] += ended.charged;
             }
         }
         let mut ambiguous = false;
-        for (credit_type, sums) in charged {
+        for ((cycle, credit_type), sums) in charged {
             let (min, max) = (sums.iter().min().copied(), sums.iter().max().copied());
             let (Some(min), Some(max)) = (min, max) else { continue };
             ambiguous |= min != max;
             if max > Credits::ZERO {
-                self.charged.entry(credit_type.to_owned()).or_default().add(min, max);
+                self.charged.entry((cycle, credit_type.to_owned())).or_default().add(min, max);
             }
         }
         self.ambiguous += u64::from(ambiguous);
@@ -253,11 +253,8 @@ impl Sums {
     }
 
     fn charge(&mut self, resolver: &Resolver<'_>, attempt: &Priced, min: Credits, max: Credits) {
-        let credit_type = resolver.classes[attempt.class as usize].credit_type.as_str();
-        match self.charged.get_mut(credit_type) {
-            Some(between) => between.add(min, max),
-            None => self.charged.entry(credit_type.to_owned()).or_default().add(min, max),
-        }
+        let class = &resolver.classes[attempt.class as usize];
+        self.charged.entry((class.cycle, class.credit_type.clone())).or_default().add(min, max);
     }
 }
 

@@ -12,11 +12,12 @@ use super::output::{self, Output};
 use super::request::{self, Request};
 use super::{Ended, state, values};
 use crate::config::Config;
-use crate::ledger::account::{AccountView, Addon, Grant, GrantKind};
+use crate::ledger::account::{AccountConfig, AccountView, Addon, Life};
 use crate::ledger::catalogue::{Amount, Overage, Threshold};
 use crate::ledger::command::{ACCOUNT_PUT, GRANT};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::{Cycle, Interval};
+use crate::ledger::grants::{GrantKind, Lot};
 
 #[derive(Debug, Subcommand)]
 pub enum AccountCommand {
@@ -208,6 +209,10 @@ struct Shown<'a> {
     version: u64,
     #[serde(flatten)]
     config: AccountData,
+    /// What waits for the renewal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<AccountData>,
+    life: &'static str,
     cycle: CycleShown,
     grants: Vec<GrantShown<'a>>,
 }
@@ -218,38 +223,75 @@ struct GrantShown<'a> {
     credit_type: &'a str,
     /// `null`: unlimited.
     amount: Option<Credits>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    command_id: Option<&'a str>,
+    #[serde(flatten)]
+    lot: Option<LotShown<'a>>,
 }
 
-impl<'a> From<&'a Grant> for GrantShown<'a> {
-    fn from(grant: &'a Grant) -> GrantShown<'a> {
-        let amount = match grant.amount {
+/// A top-up or promo; `amount` is then what was left of it when grants were last settled.
+#[derive(Serialize)]
+struct LotShown<'a> {
+    command_id: &'a str,
+    priority: u32,
+    effective_at: String,
+    /// `null`: the end of the cycle in which it begins.
+    expires_at: Option<String>,
+    begun: bool,
+}
+
+impl<'a> From<&'a Lot> for GrantShown<'a> {
+    fn from(lot: &'a Lot) -> GrantShown<'a> {
+        let shown = LotShown {
+            command_id: &lot.command_id,
+            priority: lot.priority,
+            effective_at: output::time(lot.effective_ms),
+            expires_at: lot.expires_ms.map(output::time),
+            begun: lot.begun,
+        };
+        let (kind, credit_type) = (lot.kind.name(), lot.credit_type.as_str());
+        GrantShown { kind, credit_type, amount: Some(lot.left), lot: Some(shown) }
+    }
+}
+
+/// What plan, add-ons and adjustments gave in the open cycle, and what came from the one before.
+fn pools(view: &AccountView) -> impl Iterator<Item = GrantShown<'_>> {
+    let given = view.pools.iter().flat_map(|(credit_type, pool)| {
+        GrantKind::ALL.into_iter().map(move |kind| (credit_type, kind, pool.granted.of(kind)))
+    });
+    given.filter_map(|(credit_type, kind, amount)| {
+        let lot = matches!(kind, GrantKind::Topup | GrantKind::Promo);
+        let amount = match amount {
+            Amount::Limited(Credits::ZERO) => return None,
             Amount::Limited(amount) => Some(amount),
             Amount::Unlimited => None,
         };
-        let (kind, credit_type) = (grant.kind.name(), grant.credit_type.as_str());
-        GrantShown { kind, credit_type, amount, command_id: grant.command_id.as_deref() }
+        (!lot).then_some(GrantShown { kind: kind.name(), credit_type, amount, lot: None })
+    })
+}
+
+impl From<&AccountConfig> for AccountData {
+    fn from(config: &AccountConfig) -> AccountData {
+        AccountData {
+            plan: config.plan.clone(),
+            anchor: config.anchor,
+            interval: config.interval.map(Interval::name),
+            timezone: Some(config.timezone.name()),
+            addons: config.addons.iter().cloned().map(AddonData::from).collect(),
+            thresholds: config.thresholds.as_deref().map(texts),
+            overage: config.overage.map(OverageData::from),
+        }
     }
 }
 
 impl<'a> Shown<'a> {
     fn of(account: &'a str, view: &'a AccountView) -> Shown<'a> {
-        let config = &view.config;
         Shown {
             account,
             version: view.version,
-            config: AccountData {
-                plan: config.plan.clone(),
-                anchor: config.anchor,
-                interval: config.interval.map(Interval::name),
-                timezone: Some(config.timezone.name()),
-                addons: config.addons.iter().cloned().map(AddonData::from).collect(),
-                thresholds: config.thresholds.as_deref().map(texts),
-                overage: config.overage.map(OverageData::from),
-            },
+            config: AccountData::from(&view.config),
+            next: view.next.as_ref().map(AccountData::from),
+            life: view.life.name(),
             cycle: view.cycle.into(),
-            grants: view.grants.iter().map(GrantShown::from).collect(),
+            grants: pools(view).chain(view.lots.values().map(GrantShown::from)).collect(),
         }
     }
 
@@ -261,6 +303,10 @@ impl<'a> Shown<'a> {
             format!("anchor    {}, {}", config.anchor, config.timezone.unwrap_or("UTC")),
             format!("cycle     {}: {} to {}", self.cycle.number, self.cycle.start, self.cycle.end),
         ];
+        if self.life != Life::Open.name() {
+            lines.push(format!("closed    {}", self.cycle.end));
+        }
+        lines.extend(self.next.as_ref().map(|next| format!("renewal   brings plan {}", next.plan)));
         lines.extend(config.interval.map(|interval| format!("interval  {interval}")));
         lines.extend(config.addons.iter().map(|addon| format!("addon     {} {}", addon.credit_type, addon.amount)));
         lines.extend(config.thresholds.as_ref().map(|all| format!("alerts    {}", all.join(", "))));
@@ -270,7 +316,9 @@ impl<'a> Shown<'a> {
         }));
         lines.extend(self.grants.iter().map(|grant| {
             let amount = grant.amount.map_or("unlimited".to_owned(), |amount| amount.to_string());
-            format!("grant     {} {} {amount}", grant.kind, grant.credit_type)
+            let until = grant.lot.as_ref().and_then(|lot| lot.expires_at.as_ref());
+            let until = until.map_or(String::new(), |until| format!(" until {until}"));
+            format!("grant     {} {} {amount}{until}", grant.kind, grant.credit_type)
         }));
         lines.join("\n")
     }
@@ -298,27 +346,43 @@ mod tests {
 
     #[test]
     fn an_account_is_shown_in_credits() {
-        let view = AccountView {
-            days: Default::default(),
-            version: 2,
-            config: AccountConfig {
-                plan: "basic".into(),
-                anchor: "2026-01-31".parse().unwrap(),
-                interval: None,
-                timezone: Tz::UTC,
-                addons: vec![],
-                thresholds: None,
-                overage: Some(Overage::Allow { limit: None }),
-            },
-            cycle: Cycle { number: 1, start_ms: 1_772_236_800_000, end_ms: 1_774_915_200_000 },
-            grants: vec![Grant {
-                kind: GrantKind::Topup,
-                credit_type: "email".into(),
-                amount: Amount::Limited(Credits::from_thousandths(1500)),
-                command_id: Some("c-1".into()),
-            }],
+        let config = AccountConfig {
+            plan: "basic".into(),
+            anchor: "2026-01-31".parse().unwrap(),
+            interval: None,
+            timezone: Tz::UTC,
+            addons: vec![],
+            thresholds: None,
+            overage: Some(Overage::Allow { limit: None }),
         };
-        let json = r#"{"account":"team-1","version":2,"plan":"basic","anchor":"2026-01-31","timezone":"UTC","overage":"allow","cycle":{"number":1,"start":"2026-02-28T00:00:00Z","end":"2026-03-31T00:00:00Z"},"grants":[{"kind":"topup","credit_type":"email","amount":1.5,"command_id":"c-1"}]}"#;
+        let lot = Lot {
+            kind: GrantKind::Topup,
+            credit_type: "email".into(),
+            left: Credits::from_thousandths(1500),
+            priority: 100,
+            effective_ms: 1_772_236_800_000,
+            expires_ms: None,
+            begun: true,
+            command_id: "c-1".into(),
+        };
+        let view = AccountView {
+            version: 2,
+            config,
+            next: None,
+            life: Life::Open,
+            since_ms: 1_772_236_800_000,
+            cycle: Cycle { number: 1, start_ms: 1_772_236_800_000, end_ms: 1_774_915_200_000 },
+            pools: Default::default(),
+            lots: [(7, lot)].into_iter().collect(),
+            closed: Default::default(),
+            days: Default::default(),
+        };
+        let json = concat!(
+            r#"{"account":"team-1","version":2,"plan":"basic","anchor":"2026-01-31","timezone":"UTC","overage":"allow","#,
+            r#""life":"open","cycle":{"number":1,"start":"2026-02-28T00:00:00Z","end":"2026-03-31T00:00:00Z"},"#,
+            r#""grants":[{"kind":"topup","credit_type":"email","amount":1.5,"command_id":"c-1","priority":100,"#,
+            r#""effective_at":"2026-02-28T00:00:00Z","expires_at":null,"begun":true}]}"#
+        );
         assert_eq!(serde_json::to_string(&Shown::of("team-1", &view)).unwrap(), json);
     }
 }

@@ -132,10 +132,8 @@ mod tests {
 
     fn state() -> AccountState {
         AccountState {
-            view: AccountView {
-                days: Default::default(),
-                version: 1,
-                config: AccountConfig {
+            view: AccountView::opened(
+                AccountConfig {
                     plan: "organization".into(),
                     anchor: "2026-01-31".parse().unwrap(),
                     interval: None,
@@ -144,9 +142,8 @@ mod tests {
                     thresholds: None,
                     overage: None,
                 },
-                cycle: Cycle { number: 1, start_ms: 1_772_236_800_000, end_ms: 1_774_915_200_000 },
-                grants: vec![],
-            },
+                Cycle { number: 1, start_ms: 1_772_236_800_000, end_ms: 1_774_915_200_000 },
+            ),
             counters: vec![
                 (
                     "email".into(),

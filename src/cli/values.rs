@@ -2,10 +2,11 @@
 
 use chrono_tz::Tz;
 
-use crate::ledger::account::{Addon, GrantKind};
+use crate::ledger::account::Addon;
 use crate::ledger::catalogue::{Overage, Threshold};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Interval;
+use crate::ledger::grants::GrantKind;
 
 /// As long as the meter takes a subject or an id.
 const NAME_BYTES_MAX: usize = 256;
@@ -76,7 +77,7 @@ pub fn timezone(text: &str) -> Result<Tz, String> {
 pub fn grant_kind(text: &str) -> Result<GrantKind, String> {
     match GrantKind::from_name(text) {
         Some(kind @ (GrantKind::Topup | GrantKind::Promo)) => Ok(kind),
-        Some(GrantKind::Plan | GrantKind::Addon) | None => Err("it must be topup or promo".to_owned()),
+        _ => Err("it must be topup or promo".to_owned()),
     }
 }
 

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 
-use super::catalogue::{Amount, Catalogue, Overage, Plan, Threshold};
+use super::catalogue::{Amount, Overage, Plan, Threshold};
+use super::closed::ClosedCycle;
 use super::credits::Credits;
 use super::cycle::{Calendar, Cycle, Interval};
 use super::day::Layout;
+use super::grants::{GrantKind, Lots, Pool};
 
 /// What `account.put` sets.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,62 +45,12 @@ impl AccountConfig {
         self.overage.unwrap_or(plan.overage)
     }
 
-    /// Whether two configurations count the same cycles on the same plan.
-    pub fn same_terms(&self, other: &AccountConfig, catalogue: &Catalogue) -> bool {
-        let terms = |config: &AccountConfig| {
-            let plan = catalogue.plans.get(&config.plan)?;
-            Some((config.plan.clone(), config.calendar(plan)))
-        };
-        terms(self) == terms(other)
-    }
-}
-
-/// Where credits come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum GrantKind {
-    Plan,
-    Addon,
-    Topup,
-    Promo,
-}
-
-impl GrantKind {
-    pub const ALL: [GrantKind; 4] = [GrantKind::Plan, GrantKind::Addon, GrantKind::Topup, GrantKind::Promo];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            GrantKind::Plan => "plan",
-            GrantKind::Addon => "addon",
-            GrantKind::Topup => "topup",
-            GrantKind::Promo => "promo",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<GrantKind> {
-        GrantKind::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-}
-
-/// Credits given in the open cycle.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    pub kind: GrantKind,
-    pub credit_type: String,
-    pub amount: Amount,
-    /// The command that gave it, for those that can be voided one by one: top-ups and promos.
-    pub command_id: Option<String>,
-}
-
-/// Adds a grant to those of a cycle. What the plan and the add-ons give is one sum a credit type; they come
-/// first, in the order of kind and credit type, then top-ups and promos in the order in which they were given.
-pub fn add_grant(grants: &mut Vec<Grant>, grant: Grant) {
-    if grant.command_id.is_some() {
-        return grants.push(grant);
-    }
-    let place = |each: &Grant| (each.command_id.is_some(), each.kind, each.credit_type.clone());
-    match grants.binary_search_by_key(&place(&grant), place) {
-        Ok(index) => grants[index].amount = grants[index].amount.plus(grant.amount),
-        Err(index) => grants.insert(index, grant),
+    /// What plan and add-ons give at a renewal, in the order of kinds and types.
+    pub fn grants(&self, plan: &Plan) -> Vec<(String, GrantKind, Amount)> {
+        let allowance = plan.allowance.iter().map(|(name, amount)| (name.clone(), GrantKind::Plan, *amount));
+        let addons = self.addons.iter();
+        let addons = addons.map(|each| (each.credit_type.clone(), GrantKind::Addon, Amount::Limited(each.amount)));
+        allowance.chain(addons).collect()
     }
 }
 
@@ -169,20 +121,89 @@ impl Counter {
     }
 }
 
-/// An account as a worker knows it: enough to price its events and to judge commands to it.
+/// Whether an account goes on after its cycle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Open,
+    /// Its cycle ends when it was closed, and that has not been carried out yet.
+    Closing,
+    Closed,
+}
+
+impl Life {
+    pub const ALL: [Life; 3] = [Life::Open, Life::Closing, Life::Closed];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Life::Open => "open",
+            Life::Closing => "closing",
+            Life::Closed => "closed",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Life> {
+        Life::ALL.into_iter().find(|life| life.name() == name)
+    }
+}
+
+/// An account as a worker knows it: enough to price its events, to judge commands to it, and to know what time does
+/// to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AccountView {
-    /// Counts `account.put` and `account.close`: a worker that holds an older one is stale.
+    /// Counts every change but usage: a worker that holds an older one is stale.
     pub version: u64,
     pub config: AccountConfig,
+    /// What waits for the renewal.
+    pub next: Option<AccountConfig>,
+    pub life: Life,
+    /// When its first cycle started.
+    pub since_ms: i64,
+    /// The open cycle, or the last one of a closed account.
     pub cycle: Cycle,
-    /// In the open cycle; see [`add_grant`].
-    pub grants: Vec<Grant>,
+    pub pools: BTreeMap<String, Pool>,
+    pub lots: Lots,
+    pub closed: BTreeMap<i32, ClosedCycle>,
     /// The days whose identities are kept, as far as the worker knows.
     pub days: BTreeMap<i64, Layout>,
 }
 
+impl AccountView {
+    /// An account as its first put makes it, before its grants.
+    pub fn opened(config: AccountConfig, cycle: Cycle) -> AccountView {
+        AccountView {
+            version: 0,
+            config,
+            next: None,
+            life: Life::Open,
+            since_ms: cycle.start_ms,
+            cycle,
+            pools: BTreeMap::new(),
+            lots: Lots::new(),
+            closed: BTreeMap::new(),
+            days: BTreeMap::new(),
+        }
+    }
+}
+
 /// The stored form: a field each, short, so that Redis keeps an account's hash packed.
+impl Overage {
+    pub fn to_stored(self) -> String {
+        match self {
+            Overage::Reject => "reject".to_owned(),
+            Overage::Cap => "cap".to_owned(),
+            Overage::Allow { limit: None } => "allow".to_owned(),
+            Overage::Allow { limit: Some(limit) } => format!("allow:{}", limit.thousandths()),
+        }
+    }
+
+    pub fn from_stored(text: &str) -> Option<Overage> {
+        match text.strip_prefix("allow:") {
+            Some(limit) => Some(Overage::Allow { limit: Some(Credits::from_thousandths(limit.parse().ok()?)) }),
+            None => Overage::parse(text),
+        }
+    }
+}
+
 impl AccountConfig {
     pub fn to_fields(&self) -> Vec<(String, String)> {
         let mut fields = vec![
@@ -198,13 +219,7 @@ impl AccountConfig {
             fields.push(("thresholds".to_owned(), thresholds.join(", ")));
         }
         if let Some(overage) = self.overage {
-            let overage = match overage {
-                Overage::Reject => "reject".to_owned(),
-                Overage::Cap => "cap".to_owned(),
-                Overage::Allow { limit: None } => "allow".to_owned(),
-                Overage::Allow { limit: Some(limit) } => format!("allow {}", limit.thousandths()),
-            };
-            fields.push(("overage".to_owned(), overage));
+            fields.push(("overage".to_owned(), overage.to_stored()));
         }
         for addon in &self.addons {
             fields.push((format!("addon:{}", addon.credit_type), addon.amount.thousandths().to_string()));
@@ -226,13 +241,7 @@ impl AccountConfig {
             let texts = texts.split(", ").filter(|text| !text.is_empty());
             texts.map(|text| Threshold::parse(text).ok_or_else(|| bad("thresholds"))).collect()
         });
-        let overage = field("overage").map(|text| match text.split_once(' ') {
-            Some(("allow", limit)) => {
-                let limit = limit.parse().map_err(|_| bad("overage"))?;
-                Ok(Overage::Allow { limit: Some(Credits::from_thousandths(limit)) })
-            }
-            _ => Overage::parse(text).ok_or_else(|| bad("overage")),
-        });
+        let overage = field("overage").map(|text| Overage::from_stored(text).ok_or_else(|| bad("overage")));
         let interval = field("interval").map(|name| Interval::from_name(name).ok_or_else(|| bad("interval")));
         Ok(AccountConfig {
             plan: field("plan").ok_or_else(|| bad("plan"))?.to_owned(),

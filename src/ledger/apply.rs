@@ -3,17 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use super::account::Counter;
+use super::account::Balance;
 use super::call::{
     Applied, ApplyCall, CallEvent, DENIED_BYTES_MAX, DENIED_EVENTS_MAX, Group, Note, OutboxEntry, Output, Reply,
     StaleAccount,
 };
-use super::catalogue::{Amount, Overage};
+use super::catalogue::Overage;
 use super::credits::Credits;
 use super::day::{DaySets, layouts_of};
 use super::event::{Class, Days, Judge};
 use super::outcome::{DeadReason, Denial, Outcome, Verdict};
-use super::shard::Shard;
+use super::shard::{Account, Shard};
 
 impl Shard {
     /// Applies usage events, or changes nothing and says why.
@@ -147,26 +147,47 @@ impl Shard {
             return Verdict::Duplicate;
         }
         let class = &call.classes[event.class];
-        let counter = account.counters.entry(class.credit_type.clone()).or_default();
-        let (verdict, uncovered) = judge(counter, class, group.overage);
-        let remaining = counter.remaining();
+        let (verdict, uncovered, remaining) = match class.cycle {
+            _ if class.judge == Judge::Free => (Verdict::Free, Credits::ZERO, None),
+            Some(number) => account.use_late(number, class, event.event.dated_ms),
+            None => account.use_now(class, group.overage),
+        };
         match verdict {
             _ if class.judge.recorded() => {}
             Verdict::Denied(_) => denied.add(verdict, event, class, remaining, None),
             Verdict::Capped => denied.add(verdict, event, class, remaining, Some(uncovered)),
             Verdict::Charged | Verdict::Free | Verdict::Duplicate => {}
         }
-        if matches!(verdict, Verdict::Charged | Verdict::Capped) {
-            counter.charged += class.cost - uncovered;
-        } else if *counter == Counter::default() {
-            account.counters.remove(&class.credit_type);
-        }
         verdict
     }
 }
 
-/// Whether a cost is charged, and how much of it is not covered.
-fn judge(counter: &Counter, class: &Class, overage: Overage) -> (Verdict, Credits) {
+impl Account {
+    /// Decides an event of the open cycle, and charges it. The remaining credits are those before it.
+    fn use_now(&mut self, class: &Class, overage: Overage) -> (Verdict, Credits, Option<Credits>) {
+        let mut counter = self.counters.get(&class.credit_type).copied().unwrap_or_default();
+        let Balance { remaining, overage: over, .. } = counter.balance();
+        let (verdict, uncovered) = judge(class, remaining, counter.charged, over, overage);
+        match verdict {
+            Verdict::Charged | Verdict::Capped => {
+                counter.charged += class.cost - uncovered;
+                self.counters.insert(class.credit_type.clone(), counter);
+            }
+            Verdict::Denied(_) => *self.denied.entry(class.credit_type.clone()).or_default() += 1,
+            Verdict::Free | Verdict::Duplicate => {}
+        }
+        (verdict, uncovered, remaining)
+    }
+}
+
+/// Whether a cost is charged, and how much of it is not covered. `over` is what was charged beyond the grants before.
+pub(super) fn judge(
+    class: &Class,
+    remaining: Option<Credits>,
+    charged: Credits,
+    over: Credits,
+    overage: Overage,
+) -> (Verdict, Credits) {
     match class.judge {
         Judge::NotEntitled => return (Verdict::Denied(Denial::NotEntitled), Credits::ZERO),
         Judge::Free => return (Verdict::Free, Credits::ZERO),
@@ -175,9 +196,9 @@ fn judge(counter: &Counter, class: &Class, overage: Overage) -> (Verdict, Credit
         Judge::Repeat => return (Verdict::Duplicate, Credits::ZERO),
         Judge::Charge => {}
     }
-    let Some(remaining) = counter.remaining() else {
+    let Some(remaining) = remaining else {
         // Only counted, but the count must stay exact.
-        if counter.charged + class.cost > Credits::BALANCE_MAX {
+        if charged + class.cost > Credits::BALANCE_MAX {
             return (Verdict::Denied(Denial::OverageLimit), Credits::ZERO);
         }
         return (Verdict::Charged, Credits::ZERO);
@@ -189,8 +210,7 @@ fn judge(counter: &Counter, class: &Class, overage: Overage) -> (Verdict, Credit
         Overage::Reject => (Verdict::Denied(Denial::InsufficientCredits), Credits::ZERO),
         Overage::Cap => (Verdict::Capped, class.cost - remaining),
         Overage::Allow { limit } => {
-            let Amount::Limited(granted) = counter.granted else { unreachable!("a balance has a limit") };
-            let beyond = counter.charged + class.cost - (granted - counter.expired);
+            let beyond = over + class.cost - remaining;
             let limit = limit.unwrap_or(Credits::BALANCE_MAX);
             if beyond > limit {
                 return (Verdict::Denied(Denial::OverageLimit), Credits::ZERO);
@@ -292,9 +312,11 @@ pub fn json_text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::account::Counter;
+    use crate::ledger::catalogue::Amount;
 
     fn class(judge: Judge, cost: i64) -> Class {
-        Class { action: "reveal".into(), credit_type: "email".into(), cost: Credits::whole(cost), judge }
+        Class { action: "reveal".into(), credit_type: "email".into(), cost: Credits::whole(cost), judge, cycle: None }
     }
 
     #[test]
@@ -311,11 +333,9 @@ mod tests {
                 expired: Credits::ZERO,
             };
             let row = format!("granted {granted} charged {charged} {judge:?} {cost} {overage:?}");
-            assert_eq!(
-                super::judge(&counter, &class(judge, cost), overage),
-                (verdict, Credits::whole(uncovered)),
-                "{row}"
-            );
+            let Balance { remaining, overage: over, .. } = counter.balance();
+            let judged = super::judge(&class(judge, cost), remaining, counter.charged, over, overage);
+            assert_eq!(judged, (verdict, Credits::whole(uncovered)), "{row}");
         };
         // granted charged judge cost policy | verdict uncovered
         check(10, 0, Charge, 10, reject, Verdict::Charged, 0);
@@ -337,8 +357,7 @@ mod tests {
 
     #[test]
     fn an_unlimited_type_only_counts_and_stays_exact() {
-        let counter = |charged| Counter { granted: Amount::Unlimited, charged, expired: Credits::ZERO };
-        let judged = |charged| super::judge(&counter(charged), &class(Judge::Charge, 1), Overage::Reject).0;
+        let judged = |charged| super::judge(&class(Judge::Charge, 1), None, charged, Credits::ZERO, Overage::Reject).0;
         assert_eq!(judged(Credits::ZERO), Verdict::Charged);
         assert_eq!(judged(Credits::BALANCE_MAX), Verdict::Denied(Denial::OverageLimit));
     }

@@ -6,11 +6,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::account::{AccountConfig, AccountView, Grant};
-use super::catalogue::{CatalogueId, Overage};
+use super::account::{AccountConfig, AccountView};
+use super::catalogue::{Amount, CatalogueId, Overage};
+use super::credits::Credits;
 use super::cycle::Cycle;
 use super::day::CallDay;
 use super::event::{Class, Days, UsageEvent};
+use super::grants::{GrantKind, Lot};
 use super::outcome::{DeadReason, Outcome, Verdict};
 
 /// The layout of what is stored. A program refuses a state with a newer one.
@@ -215,13 +217,38 @@ pub enum Change {
     /// Creates the account with its first cycle, or sets its configuration in place of another.
     Put {
         config: Box<AccountConfig>,
-        replaces: Option<Box<AccountConfig>>,
+        /// What waits for the renewal.
+        next: Option<Box<AccountConfig>>,
+        replaces: Option<Box<Replaced>>,
         opens: Option<Cycle>,
-        grants: Vec<Grant>,
+        grants: Vec<(String, GrantKind, Amount)>,
     },
-    Grant(Grant),
+    /// A top-up or promo.
+    Grant(Lot),
+    /// Takes back what is left of the lot that a command has given.
+    Void { created: i64 },
+    Adjust {
+        credit_type: String,
+        amount: Credits,
+        adds: bool,
+        /// As JSON text.
+        reason: String,
+    },
+    /// Ends the account's cycle, and opens no other.
+    Close {
+        at_ms: i64,
+        /// What has waited for a renewal that does not come.
+        next: Option<Box<AccountConfig>>,
+    },
     /// Nothing, and the ledger says why.
     Refuse(Refusal),
+}
+
+/// The configuration that a put replaces.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replaced {
+    pub config: AccountConfig,
+    pub next: Option<AccountConfig>,
 }
 
 /// Why a command is refused.
@@ -238,21 +265,23 @@ pub enum RefusalReason {
     UnknownPlan,
     UnknownCreditType,
     UnsupportedField,
-    /// The change takes effect at a renewal.
-    ChangeNeedsRollover,
-    CycleNotOpen,
+    AccountClosed,
+    /// No top-up or promo of this command has anything left.
+    UnknownGrant,
+    TooManyGrants,
     BalanceTooLarge,
 }
 
 impl RefusalReason {
-    pub const ALL: [RefusalReason; 8] = [
+    pub const ALL: [RefusalReason; 9] = [
         RefusalReason::InvalidCommand,
         RefusalReason::UnknownAccount,
         RefusalReason::UnknownPlan,
         RefusalReason::UnknownCreditType,
         RefusalReason::UnsupportedField,
-        RefusalReason::ChangeNeedsRollover,
-        RefusalReason::CycleNotOpen,
+        RefusalReason::AccountClosed,
+        RefusalReason::UnknownGrant,
+        RefusalReason::TooManyGrants,
         RefusalReason::BalanceTooLarge,
     ];
 
@@ -267,8 +296,9 @@ impl RefusalReason {
             RefusalReason::UnknownPlan => "unknown_plan",
             RefusalReason::UnknownCreditType => "unknown_credit_type",
             RefusalReason::UnsupportedField => "unsupported_field",
-            RefusalReason::ChangeNeedsRollover => "change_needs_rollover",
-            RefusalReason::CycleNotOpen => "cycle_not_open",
+            RefusalReason::AccountClosed => "account_closed",
+            RefusalReason::UnknownGrant => "unknown_grant",
+            RefusalReason::TooManyGrants => "too_many_grants",
             RefusalReason::BalanceTooLarge => "balance_too_large",
         }
     }
@@ -359,15 +389,17 @@ pub struct OutboxEntry {
 pub enum Output {
     Denied,
     Ledger,
+    Cycles,
 }
 
 impl Output {
-    pub const ALL: [Output; 2] = [Output::Denied, Output::Ledger];
+    pub const ALL: [Output; 3] = [Output::Denied, Output::Ledger, Output::Cycles];
 
     pub const fn name(self) -> &'static str {
         match self {
             Output::Denied => "denied",
             Output::Ledger => "ledger",
+            Output::Cycles => "cycles",
         }
     }
 

@@ -51,6 +51,19 @@ pub struct Plan {
     pub thresholds: Vec<Threshold>,
 }
 
+impl Plan {
+    /// Whether nobody loses anything who changes to it from another plan.
+    pub fn allows_all_of(&self, other: &Plan) -> bool {
+        let at_least = |(credit_type, amount): (&String, &Amount)| match (self.allowance.get(credit_type), amount) {
+            (Some(Amount::Unlimited), _) => true,
+            (Some(Amount::Limited(own)), Amount::Limited(other)) => own >= other,
+            (None, Amount::Limited(other)) => *other == Credits::ZERO,
+            (_, Amount::Unlimited) => false,
+        };
+        other.allowance.iter().all(at_least) && other.actions.iter().all(|action| self.actions.contains(action))
+    }
+}
+
 /// An amount of a credit type that an account may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
@@ -220,6 +233,7 @@ impl Checker<'_> {
             self.name(name, "credit type")?;
             credit_types.push(name.get_ref().clone());
         }
+        credit_types.sort_unstable();
         let mut actions = BTreeMap::new();
         for (name, action) in written.actions {
             self.name(&name, "action")?;

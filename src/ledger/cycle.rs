@@ -32,7 +32,7 @@ impl Interval {
         Interval::ALL.into_iter().find(|interval| interval.name() == name)
     }
 
-    const fn months(self) -> i32 {
+    pub const fn months(self) -> i32 {
         match self {
             Interval::Monthly => 1,
             Interval::Quarterly => 3,

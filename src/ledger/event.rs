@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use super::account::AccountView;
+use super::account::{AccountView, Life};
 use super::catalogue::{Action, Catalogue};
 use super::credits::Credits;
 use super::outcome::{DeadReason, Denial};
@@ -93,6 +93,8 @@ pub struct Class {
     pub credit_type: String,
     pub cost: Credits,
     pub judge: Judge,
+    /// The closed cycle that it is charged to; `None`: the open one.
+    pub cycle: Option<i32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,10 +127,8 @@ pub fn cost<'a>(catalogue: &'a Catalogue, event: &UsageEvent) -> Result<(&'a Act
 /// Prices an event for its account.
 pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -> Result<Class, DeadReason> {
     let (action, cost) = cost(catalogue, event)?;
-    if !account.cycle.holds(event.dated_ms) {
-        return Err(DeadReason::CycleNotOpen);
-    }
-    let plan = catalogue.plans.get(&account.config.plan);
+    let (plan, cycle) = terms_at(account, event.dated_ms)?;
+    let plan = catalogue.plans.get(plan);
     let entitled = plan.is_some_and(|plan| plan.actions.iter().any(|name| **name == *event.action));
     let found_nothing =
         event.outcome.as_deref().is_some_and(|outcome| action.free_outcomes.iter().any(|free| free == outcome));
@@ -140,7 +140,25 @@ pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -
         Judge::Charge
     };
     let cost = if judge == Judge::Free { Credits::ZERO } else { cost };
-    Ok(Class { action: event.action.clone(), credit_type: action.credit_type.clone(), cost, judge })
+    Ok(Class { action: event.action.clone(), credit_type: action.credit_type.clone(), cost, judge, cycle })
+}
+
+/// The plan that an account had at a time, and the closed cycle that holds it; `None`: the open one does.
+pub fn terms_at(account: &AccountView, dated_ms: i64) -> Result<(&str, Option<i32>), DeadReason> {
+    if account.life != Life::Closed && account.cycle.holds(dated_ms) {
+        return Ok((&account.config.plan, None));
+    }
+    if let Some((number, closed)) = account.closed.iter().find(|(_, closed)| closed.holds(dated_ms)) {
+        return Ok((&closed.plan, Some(*number)));
+    }
+    Err(match dated_ms {
+        _ if dated_ms < account.since_ms => DeadReason::BeforeAccount,
+        // Its cycle was forgotten, since the floor had passed it.
+        _ if dated_ms < account.cycle.end_ms => DeadReason::TooLate,
+        _ if account.life == Life::Closed => DeadReason::AccountClosed,
+        // The pipeline rolls the account first, so that no calendar names a cycle for it.
+        _ => DeadReason::CycleNotOpen,
+    })
 }
 
 #[cfg(test)]

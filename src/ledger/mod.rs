@@ -11,6 +11,8 @@ pub mod apply;
 pub mod call;
 /// The price list: credit types, actions, plans.
 pub mod catalogue;
+/// Closed cycles, and late use of them.
+pub mod closed;
 /// Commands to accounts, and what they change.
 pub mod command;
 /// Amounts: integers of a thousandth of a credit.
@@ -21,8 +23,12 @@ pub mod cycle;
 pub mod day;
 /// A usage event, its identity and its price.
 pub mod event;
+/// Credits given, and the order in which they burn.
+pub mod grants;
 /// What a record can end as, and why.
 pub mod outcome;
+/// What time does to an account: lots, cycles, statements.
+pub mod roll;
 /// One shard: the fence, the accounts and what was already seen.
 pub mod shard;
 /// Meter time, the floor, and what is forgotten below it.

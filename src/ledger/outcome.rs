@@ -186,7 +186,11 @@ dead_reasons! {
     TooEarly = "too_early",
     /// the event is dated below the floor (meter time less events.late_after); settle it by an adjustment
     TooLate = "too_late",
-    /// the event is dated outside the account's open cycle
+    /// the event is dated before the account's first cycle; settle it by an adjustment
+    BeforeAccount = "before_account",
+    /// the event is dated after the account was closed
+    AccountClosed = "account_closed",
+    /// no calendar names a cycle for the event's date
     CycleNotOpen = "cycle_not_open",
 }
 

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::account::{AccountConfig, AccountView, Counter, Grant};
+use super::account::{AccountConfig, AccountView, Counter, Life};
 use super::call::{Anchor, Note, OutboxEntry, Partition, Range, Reply, SCHEMA, Stamp};
-use super::catalogue::CatalogueId;
+use super::catalogue::{Amount, CatalogueId};
+use super::closed::ClosedCycle;
+use super::credits::Credits;
 use super::cycle::Cycle;
 use super::day::{DaySets, Layout};
+use super::grants::{GrantKind, Lots, Pool};
 use super::outcome::{DeadReason, Outcome};
 
 /// The state of one shard. `None` of it exists before [`Shard::init`].
@@ -53,9 +56,18 @@ pub struct Fence {
 pub struct Account {
     pub version: u64,
     pub config: AccountConfig,
+    /// What waits for the renewal.
+    pub next: Option<AccountConfig>,
+    pub life: Life,
+    pub since_ms: i64,
     pub cycle: Cycle,
-    pub grants: Vec<Grant>,
     pub counters: BTreeMap<String, Counter>,
+    pub pools: BTreeMap<String, Pool>,
+    pub lots: Lots,
+    /// Events that were denied in the open cycle, by credit type.
+    pub denied: BTreeMap<String, u64>,
+    /// Cycles to which late use may still be charged, by number.
+    pub closed: BTreeMap<i32, ClosedCycle>,
     /// Days whose identities are kept, with their sets.
     pub days: BTreeMap<i64, Layout>,
 }
@@ -65,12 +77,54 @@ impl Account {
         AccountView {
             version: self.version,
             config: self.config.clone(),
+            next: self.next.clone(),
+            life: self.life,
+            since_ms: self.since_ms,
             cycle: self.cycle,
-            grants: self.grants.clone(),
+            // One of nothing is not stored.
+            pools: self
+                .pools
+                .iter()
+                .filter(|(_, pool)| **pool != Pool::default())
+                .map(|(k, v)| (k.clone(), *v))
+                .collect(),
+            lots: self.lots.clone(),
+            closed: self.closed.clone(),
             days: self.days.clone(),
         }
     }
+
+    /// Adds to what was granted, and gives what remained before and remains now; `None` where the balance would exceed
+    /// its bound.
+    pub fn grant(&mut self, credit_type: &str, kind: GrantKind, amount: Amount) -> Option<Remaining> {
+        let counter = self.counters.entry(credit_type.to_owned()).or_default();
+        let before = counter.remaining();
+        counter.grant(amount)?;
+        let after = counter.remaining();
+        let pool = self.pools.entry(credit_type.to_owned()).or_default();
+        pool.granted.add(kind, amount);
+        if let Amount::Limited(credits) = amount
+            && !matches!(kind, GrantKind::Topup | GrantKind::Promo)
+        {
+            pool.left += credits;
+        }
+        Some((before, after))
+    }
+
+    /// As much of an amount as the balance can take.
+    pub fn fitting(&self, credit_type: &str, amount: Amount) -> Amount {
+        let granted = self.counters.get(credit_type).copied().unwrap_or_default().granted;
+        match (amount, granted) {
+            (Amount::Limited(more), Amount::Limited(granted)) => {
+                Amount::Limited(more.min(Credits::BALANCE_MAX - granted))
+            }
+            (amount, _) => amount,
+        }
+    }
 }
+
+/// What remained before a change, and after it; `None` where the type is unlimited.
+pub type Remaining = (Option<Credits>, Option<Credits>);
 
 /// Makes a shard, or checks that it is the one the worker believes.
 #[derive(Clone, Debug, PartialEq)]

@@ -158,6 +158,7 @@ impl Relay {
         match output {
             Output::Denied => &self.topics.denied,
             Output::Ledger => &self.topics.ledger,
+            Output::Cycles => &self.topics.cycles,
         }
     }
 }

@@ -42,12 +42,19 @@ impl Pipeline {
                 let report = Report::of(&batch, &call, &[], Some(commanded.outcome));
                 self.applied(shard, &batch, report, commanded.outbox, effects);
             }
-            Answer::Apply(Reply::OutboxFull { entries }) | Answer::Command(Reply::OutboxFull { entries }) => {
+            Answer::Apply(Reply::OutboxFull { entries })
+            | Answer::Command(Reply::OutboxFull { entries })
+            | Answer::Roll(Reply::OutboxFull { entries }) => {
                 effects.push(Effect::Refused { shard, kind: "outbox_full" });
                 effects.push(Effect::Outbox { shard, entries });
                 let at_ms = now_ms + RETRY_MAX_MS / 10;
                 self.lane(shard).work = Work::Retry { at_ms, batch, call, attempts };
             }
+            Answer::Roll(Reply::Stale(shown)) => {
+                self.learn(shown);
+                self.send(now_ms, shard, batch, effects);
+            }
+            Answer::Roll(reply) => self.refused(now_ms, shard, batch, reply, effects),
             Answer::Apply(reply) => self.refused(now_ms, shard, batch, reply, effects),
             Answer::Command(reply) => self.refused(now_ms, shard, batch, reply, effects),
         }
@@ -88,7 +95,7 @@ impl Pipeline {
             }
             Reply::Stale(stale) => {
                 self.learn(stale);
-                self.send(shard, batch, effects);
+                self.send(now_ms, shard, batch, effects);
             }
             Reply::Unknown { commands_position } => self.unknown(now_ms, shard, batch, commands_position, effects),
             Reply::Dead(notes) => {
@@ -125,10 +132,15 @@ impl Pipeline {
 
     /// Usage waits for the commands that may make its account.
     pub(super) fn unknown(&mut self, now_ms: u64, shard: u32, batch: Batch, commands: i64, effects: &mut Vec<Effect>) {
+        // The commands must move for the wait to end, and it asks too often for a probe to see where they are.
+        self.hold(now_ms, shard, batch, effects);
+        self.follow(shard, Partition::COMMANDS, commands, effects);
+    }
+
+    /// Puts a batch back until the commands that lay before it are applied.
+    pub(super) fn hold(&mut self, now_ms: u64, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
         let commands_end = batch.commands_end;
         let records = self.lane(shard).put_back(batch, now_ms);
-        // The commands must move for the wait to end, and it asks too often for a probe to see where they are.
-        self.follow(shard, Partition::COMMANDS, commands, effects);
         let id = self.next_id();
         self.lane(shard).hold = Some(Hold { id, commands_end, retry_at_ms: now_ms + RETRY_MIN_MS, records });
         if commands_end.is_none() {

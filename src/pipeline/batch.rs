@@ -15,6 +15,7 @@ use crate::ledger::credits::Credits;
 use crate::ledger::day::{CallDay, Layout};
 use crate::ledger::event::{Class, Days, Judge, UsageEvent, cost, price};
 use crate::ledger::outcome::DeadReason;
+use crate::ledger::roll::{MeterTime, RollAccount, RollCall, STEPS_MAX, steps_until};
 
 /// Accounts as the worker last saw them. The shard says when one is stale.
 pub type Accounts = FxHashMap<Arc<str>, AccountView>;
@@ -33,6 +34,8 @@ pub struct Batch {
 pub enum Call {
     Apply(Arc<ApplyCall>),
     Command(Arc<CommandCall>),
+    /// What time has changed in accounts of the batch comes first.
+    Roll(Arc<RollCall>),
 }
 
 impl Call {
@@ -40,6 +43,7 @@ impl Call {
         match self {
             Call::Apply(_) => "apply",
             Call::Command(_) => "command",
+            Call::Roll(_) => "roll",
         }
     }
 }
@@ -58,16 +62,55 @@ pub struct Known<'a> {
     pub commands_first: Option<i64>,
     /// See [`ApplyCall::others`].
     pub others: Vec<(Partition, i64)>,
+    /// See [`RollCall::late_after_ms`].
+    pub late_after_ms: i64,
 }
+
+/// Accounts of a batch that time changes first, with the time up to which it does.
+type Due<'a> = BTreeMap<&'a str, i64>;
 
 impl Batch {
     pub fn call(&self, known: &Known) -> Call {
-        if let [record @ Record { body: Body::Command(command), partition, offset, .. }] = self.records.as_slice()
+        if let [record @ Record { body: Body::Command(command), partition, offset, append_ms, .. }] =
+            self.records.as_slice()
             && !known.dead.contains_key(&(*partition, *offset))
         {
-            return Call::Command(Arc::new(self.command(known, record, command)));
+            // By its append time: what the log held before a renewal takes effect before it.
+            let account = known.accounts.get(&command.account);
+            let due = account.filter(|account| account.is_due(*append_ms));
+            let due = due.map(|_| (&*command.account, *append_ms)).into_iter().collect();
+            return match self.roll(known, due, None) {
+                Some(roll) => Call::Roll(Arc::new(roll)),
+                None => Call::Command(Arc::new(self.command(known, record, command))),
+            };
         }
-        Call::Apply(Arc::new(Builder::new(self, known).build()))
+        let mut builder = Builder::new(self, known);
+        builder.add();
+        match self.roll(known, std::mem::take(&mut builder.due), self.commands_end) {
+            Some(roll) => Call::Roll(Arc::new(roll)),
+            None => Call::Apply(Arc::new(builder.build())),
+        }
+    }
+
+    fn roll(&self, known: &Known, due: Due, commands_first: Option<i64>) -> Option<RollCall> {
+        let mut steps_left = STEPS_MAX;
+        let mut accounts = Vec::new();
+        for (name, until_ms) in due {
+            let (account, view) = known.accounts.get_key_value(name)?;
+            let mut steps = steps_until(known.catalogue, view, until_ms, MeterTime::default());
+            steps.truncate(steps_left);
+            steps_left -= steps.len();
+            if !steps.is_empty() {
+                accounts.push(RollAccount { account: account.clone(), version: view.version, steps });
+            }
+        }
+        (!accounts.is_empty()).then(|| RollCall {
+            stamp: known.stamp.clone(),
+            commands_first,
+            late_after_ms: known.late_after_ms,
+            credit_types: known.catalogue.credit_types.clone(),
+            accounts,
+        })
     }
 
     fn command(&self, known: &Known, record: &Record, command: &Command) -> CommandCall {
@@ -135,6 +178,7 @@ struct Builder<'a> {
     class_of: HashMap<Class, usize>,
     /// Days of the events that are in the call, by account and identity.
     in_call: FxHashMap<(usize, i64), Vec<i64>>,
+    due: Due<'a>,
 }
 
 impl<'a> Builder<'a> {
@@ -162,10 +206,11 @@ impl<'a> Builder<'a> {
             group_of: FxHashMap::default(),
             class_of: HashMap::new(),
             in_call: FxHashMap::default(),
+            due: Due::new(),
         }
     }
 
-    fn build(mut self) -> ApplyCall {
+    fn add(&mut self) {
         let noted: std::collections::HashSet<_> =
             self.call.dead.iter().map(|note| (note.partition, note.offset)).collect();
         let batch = self.batch;
@@ -177,6 +222,9 @@ impl<'a> Builder<'a> {
                 Body::Tick => unreachable!("a tick has no lane"),
             }
         }
+    }
+
+    fn build(mut self) -> ApplyCall {
         for group in &mut self.call.groups {
             let known = self.accounts.get(&group.account).map(|account| &account.days);
             group.days = call_days(group, known, &self.call.stamp);
@@ -198,6 +246,16 @@ impl<'a> Builder<'a> {
         let class = match self.accounts.get(&event.account) {
             // The shard answers with the account, or says that it has none.
             None => 0,
+            Some(account) if account.is_due(event.dated_ms) => {
+                if let Some(until_ms) = self.due.get_mut(&*event.account) {
+                    *until_ms = event.dated_ms.max(*until_ms);
+                } else if steps_until(self.catalogue, account, event.dated_ms, MeterTime::default()).is_empty() {
+                    return self.found(record, DeadReason::CycleNotOpen);
+                } else {
+                    self.due.insert(&event.account, event.dated_ms);
+                }
+                return;
+            }
             Some(account) => match price(self.catalogue, account, event) {
                 // The group stays, so that the shard checks the account by which this was judged.
                 Err(reason) => return self.found(record, reason),
@@ -313,7 +371,7 @@ mod tests {
             overage: None,
         };
         let cycle = Cycle { number: 0, start_ms: 0, end_ms: 100 * DAY_MS };
-        let view = AccountView { version: 1, config, cycle, grants: Vec::new(), days: BTreeMap::new() };
+        let view = AccountView { version: 1, ..AccountView::opened(config, cycle) };
         let accounts: Accounts = [(Arc::from("acme"), view)].into_iter().collect();
         let record = |offset: i64, time_ms: i64| Record {
             partition: Partition::usage(0),
@@ -347,6 +405,7 @@ mod tests {
             recorded: &Recorded::default(),
             commands_first: None,
             others: Vec::new(),
+            late_after_ms: 0,
         });
         let Call::Apply(call) = call else { panic!("it is usage") };
         let judged: Vec<_> = call.groups[0].events.iter().map(|event| call.classes[event.class].judge).collect();

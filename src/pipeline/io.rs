@@ -70,6 +70,7 @@ pub enum Input {
 pub enum Answer {
     Apply(Reply<Applied>),
     Command(Reply<Commanded>),
+    Roll(Reply<()>),
     /// Nothing was applied, or nobody knows.
     None,
     /// The shard's data or a script has a fault: the same call would only fail again.

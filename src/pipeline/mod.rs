@@ -40,6 +40,8 @@ pub struct Settings {
     /// Records that wait before the worker stops reading.
     pub queue_max: usize,
     pub dead_limit: DeadLimit,
+    /// How long after its end a closed cycle is looked at again.
+    pub late_after_ms: i64,
 }
 
 /// Beyond so many dead records among so many offsets of a partition it halts: a bad price list or program must not
@@ -117,7 +119,7 @@ impl Pipeline {
                 }
             }
             Input::Recalled { id, published, commands_end } => self.recalled(id, published, commands_end),
-            Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(shard, id, &mut effects),
+            Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(now_ms, shard, id, &mut effects),
             Input::Probe => self.probe(&mut effects),
             Input::Positions { shard, id, generation, positions } => {
                 self.probed(shard, id, generation, &positions, &mut effects);
@@ -260,7 +262,7 @@ impl Pipeline {
             Work::Idle if self.forgetful || self.recalling.is_some() => {}
             Work::Idle => {
                 if let Some(batch) = lane.cut(bounds, now_ms, read) {
-                    self.send(shard, batch, effects);
+                    self.send(now_ms, shard, batch, effects);
                 }
             }
             Work::Retry { at_ms, .. } if now_ms >= *at_ms => {
@@ -272,7 +274,7 @@ impl Pipeline {
         }
     }
 
-    fn send(&mut self, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
+    fn send(&mut self, now_ms: u64, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
         let lane = &mut self.lanes[shard as usize];
         for record in &batch.records {
             if let Some(Decision::Dead(reason)) = self.recorded.of(record) {
@@ -288,12 +290,20 @@ impl Pipeline {
             recorded: &self.recorded,
             commands_first: lane.commands_first,
             others: lane.others(&batch.ranges),
+            late_after_ms: self.settings.late_after_ms,
         });
         // Before they are noted: a note decides for ever.
         let found = match &call {
             Call::Apply(call) => call.found.clone(),
-            Call::Command(_) => Vec::new(),
+            Call::Command(_) | Call::Roll(_) => Vec::new(),
         };
+        if let Call::Roll(roll) = &call
+            && roll.commands_first.is_none()
+            && batch.records.iter().any(|record| record.partition.input == Topic::Usage)
+        {
+            // What was ordered before a renewal comes before it.
+            return self.hold(now_ms, shard, batch, effects);
+        }
         if let Some(partition) = self.too_many_dead(&found) {
             self.lane(shard).put_back(batch, 0);
             return self.halt_partition(partition, effects);
@@ -314,13 +324,13 @@ impl Pipeline {
         self.last_id
     }
 
-    fn dead_letters_produced(&mut self, shard: u32, id: u64, effects: &mut Vec<Effect>) {
+    fn dead_letters_produced(&mut self, now_ms: u64, shard: u32, id: u64, effects: &mut Vec<Effect>) {
         let lane = self.lane(shard);
         if !matches!(&lane.work, Work::DeadLetters { id: current, .. } if *current == id) {
             return;
         }
         if let Work::DeadLetters { batch, .. } = std::mem::take(&mut lane.work) {
-            self.send(shard, batch, effects);
+            self.send(now_ms, shard, batch, effects);
         }
     }
 

@@ -22,7 +22,12 @@ pub struct ApplyScript<'a> {
 
 impl Script for ApplyScript<'_> {
     const NAME: &'static str = "apply";
-    const SOURCE: &'static str = concat!(include_str!("lua/apply.lua"), include_str!("lua/apply_decide.lua"));
+    const SOURCE: &'static str = concat!(
+        include_str!("lua/account.lua"),
+        include_str!("lua/apply.lua"),
+        include_str!("lua/apply_late.lua"),
+        include_str!("lua/apply_decide.lua"),
+    );
     type Reply = Reply<Applied>;
 
     fn input(&self, keys: &Keys) -> Input {
@@ -87,6 +92,7 @@ impl Script for ApplyScript<'_> {
                 Judge::Capped => "P",
                 Judge::Repeat => "R",
             });
+            input.text(class.cycle.map(|number| number.to_string()).unwrap_or_default());
         }
         let class_types: Vec<u8> = call.classes.iter().map(|class| type_of(&class.credit_type) as u8).collect();
         let kinds = Kinds::of(call);

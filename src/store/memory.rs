@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{AccountState, DaysPage, Root, ShardState, TakeCall, Taken};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
+use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply, Shard, shard_of};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 
@@ -41,6 +42,10 @@ impl MemoryStore {
 
     pub fn command(&self, shard: u32, call: &CommandCall) -> Reply<Commanded> {
         self.shard(shard).command(call)
+    }
+
+    pub fn roll(&self, shard: u32, call: &RollCall) -> Reply<()> {
+        self.shard(shard).roll(call)
     }
 
     pub fn take(&self, shard: u32, call: &TakeCall) -> Taken {

@@ -36,6 +36,7 @@ use crate::ledger::call::{Anchor, Applied, ApplyCall, CommandCall, Commanded, Ou
 use crate::ledger::catalogue::CatalogueId;
 use crate::ledger::day::Layout;
 use crate::ledger::outcome::Outcome;
+use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 use crate::metrics;
@@ -179,6 +180,10 @@ impl Store {
 
     pub async fn command(&self, shard: u32, call: &CommandCall) -> Result<Reply<Commanded>, StoreError> {
         either!(self, store => store.command(shard, call))
+    }
+
+    pub async fn roll(&self, shard: u32, call: &RollCall) -> Result<Reply<()>, StoreError> {
+        either!(self, store => store.roll(shard, call))
     }
 
     pub async fn take(&self, shard: u32, call: &TakeCall) -> Result<Taken, StoreError> {

@@ -14,13 +14,14 @@ use super::durable::{Durable, OwnConnections};
 use super::keys::{Key, Keys, slot_of};
 use super::nodes::{Node, Nodes, Request};
 use super::scripts::{
-    ALL, CommandScript, ForgetScript, InitScript, RootScript, Script, TakeScript, TimeScript, WipeScript,
+    ALL, CommandScript, ForgetScript, InitScript, RollScript, RootScript, Script, TakeScript, TimeScript, WipeScript,
 };
 use super::stored::{parse_counters, parse_days, parse_root, parse_shard, parse_view};
 use super::words::Fields;
 use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
+use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 
@@ -81,6 +82,10 @@ impl RedisStore {
             _ => {}
         }
         Ok(reply)
+    }
+
+    pub async fn roll(&self, shard: u32, call: &RollCall) -> Result<Reply<()>, StoreError> {
+        self.run(&RollScript { shard, call }).await
     }
 
     pub async fn command(&self, shard: u32, call: &CommandCall) -> Result<Reply<Commanded>, StoreError> {

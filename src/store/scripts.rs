@@ -7,17 +7,19 @@ use std::sync::Arc;
 use super::apply_call::ApplyScript;
 use super::keys::{Key, Keys};
 use super::look::LookScript;
-use super::stored::{number, parse_note, parse_root, parse_view};
+use super::stored::{PENDING, number, parse_note, parse_root, parse_view};
 use super::words::{Fields, Input, Words};
 use super::{Root, StoreError, TakeCall, Taken};
-use crate::ledger::account::Grant;
+use crate::ledger::account::AccountConfig;
 use crate::ledger::apply::json_text;
 use crate::ledger::call::{
     Change, CommandCall, Commanded, OutboxEntry, Output, Partition, Reply, SCHEMA, StaleAccount,
 };
 use crate::ledger::catalogue::{Amount, CatalogueId};
 use crate::ledger::day::Layout;
+use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
+use crate::ledger::roll::{RollCall, Step, cycle_text};
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply};
 
@@ -32,11 +34,12 @@ pub trait Script {
 }
 
 /// All scripts, to be loaded on each connection.
-pub const ALL: [(&str, &str); 9] = [
+pub const ALL: [(&str, &str); 10] = [
     (RootScript::NAME, RootScript::SOURCE),
     (InitScript::NAME, InitScript::SOURCE),
     (ApplyScript::NAME, ApplyScript::SOURCE),
     (CommandScript::NAME, CommandScript::SOURCE),
+    (RollScript::NAME, RollScript::SOURCE),
     (TakeScript::NAME, TakeScript::SOURCE),
     (TimeScript::NAME, TimeScript::SOURCE),
     (ForgetScript::NAME, ForgetScript::SOURCE),
@@ -115,7 +118,7 @@ pub struct CommandScript<'a> {
 
 impl Script for CommandScript<'_> {
     const NAME: &'static str = "command";
-    const SOURCE: &'static str = include_str!("lua/command.lua");
+    const SOURCE: &'static str = concat!(include_str!("lua/account.lua"), include_str!("lua/command.lua"));
     type Reply = Reply<Commanded>;
 
     fn input(&self, keys: &Keys) -> Input {
@@ -148,24 +151,39 @@ impl Script for CommandScript<'_> {
                 input.text(refusal.reason.name());
                 input.text(json_text(&refusal.message));
             }
-            Change::Put { config, replaces, opens, grants } => {
+            Change::Put { config, next, replaces, opens, grants } => {
                 input.text("put");
-                input.text(opens.map(|cycle| cycle.end_ms.to_string()).unwrap_or_default());
-                let mut set = config.to_fields();
-                let kept: Vec<&str> = set.iter().map(|(field, _)| field.as_str()).collect();
-                let old = replaces.as_ref().map(|old| old.to_fields()).unwrap_or_default();
-                let clear: Vec<String> = old.into_iter().map(|(field, _)| field).collect();
-                let clear: Vec<String> = clear.into_iter().filter(|field| !kept.contains(&field.as_str())).collect();
+                input.text(if opens.is_some() { "1" } else { "" });
                 if let Some(cycle) = opens {
-                    let cycle = format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms);
-                    set.push(("cycle".to_owned(), cycle));
+                    input.number(cycle.number);
+                    input.number(cycle.start_ms);
+                    input.number(cycle.end_ms);
                 }
-                change(&mut input, &set, &clear, grants, call.range.to - 1);
+                let replaces = replaces.as_deref().map(|old| (&old.config, old.next.as_ref()));
+                configure(&mut input, Some((config, next.as_deref())), replaces);
+                give(&mut input, grants);
             }
-            Change::Grant(grant) => {
+            Change::Grant(lot) => {
                 input.text("grant");
-                input.text("");
-                change(&mut input, &[], &[], std::slice::from_ref(grant), call.range.to - 1);
+                input.text(lot.to_string());
+            }
+            Change::Void { created } => {
+                input.text("void");
+                input.number(*created);
+            }
+            Change::Adjust { credit_type, amount, adds, reason } => {
+                input.text("adjust");
+                input.text(credit_type);
+                input.number(amount.thousandths());
+                input.text(if *adds { "1" } else { "" });
+                input.text(reason);
+            }
+            Change::Close { at_ms, next } => {
+                input.text("close");
+                input.number(*at_ms);
+                let gone: Vec<_> = next.iter().flat_map(|next| next.to_fields()).collect();
+                input.number(gone.len());
+                gone.iter().for_each(|(field, _)| input.text(pending(field)));
             }
         }
         input
@@ -182,29 +200,125 @@ impl Script for CommandScript<'_> {
     }
 }
 
-fn change(input: &mut Input, set: &[(String, String)], clear: &[String], grants: &[Grant], offset: i64) {
+/// An account's configuration, and what waits for its renewal.
+type Configured<'a> = (&'a AccountConfig, Option<&'a AccountConfig>);
+
+/// The name of a field that waits for the renewal.
+fn pending(field: &str) -> String {
+    format!("{PENDING}{field}")
+}
+
+/// The fields to set and to clear, so that one configuration takes the place of another.
+fn configure(input: &mut Input, new: Option<Configured>, old: Option<Configured>) {
+    let fields = |(config, next): Configured| {
+        let next = next.map(AccountConfig::to_fields).unwrap_or_default().into_iter();
+        let next = next.map(|(field, value)| (pending(&field), value));
+        config.to_fields().into_iter().chain(next).collect::<Vec<_>>()
+    };
+    let set = new.map(fields).unwrap_or_default();
+    let mut clear = old.map(fields).unwrap_or_default();
+    clear.retain(|(field, _)| set.iter().all(|(kept, _)| kept != field));
     input.number(set.len());
-    for (field, value) in set {
+    for (field, value) in &set {
         input.text(field);
         input.text(value);
     }
     input.number(clear.len());
-    for field in clear {
-        input.text(field);
-    }
+    clear.iter().for_each(|(field, _)| input.text(field));
+}
+
+fn give(input: &mut Input, grants: &[(String, GrantKind, Amount)]) {
     input.number(grants.len());
-    for grant in grants {
-        let amount = match grant.amount {
-            Amount::Limited(amount) => amount.thousandths().to_string(),
-            Amount::Unlimited => "unlimited".to_owned(),
-        };
-        let own =
-            grant.command_id.as_ref().map(|id| format!("{} {} {amount} {id}", grant.kind.name(), grant.credit_type));
-        input.text(grant.kind.name());
-        input.text(&grant.credit_type);
-        input.text(amount);
-        input.text(if own.is_some() { format!("grant:{offset}") } else { String::new() });
-        input.text(own.unwrap_or_default());
+    for (credit_type, kind, amount) in grants {
+        input.text(credit_type);
+        input.text(kind.name());
+        match amount {
+            Amount::Limited(amount) => input.number(amount.thousandths()),
+            Amount::Unlimited => input.text("unlimited"),
+        }
+    }
+}
+
+pub struct RollScript<'a> {
+    pub shard: u32,
+    pub call: &'a RollCall,
+}
+
+impl Script for RollScript<'_> {
+    const NAME: &'static str = "roll";
+    const SOURCE: &'static str = concat!(include_str!("lua/account.lua"), include_str!("lua/roll.lua"));
+    type Reply = Reply<()>;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let call = self.call;
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.key(keys, Key::Outbox(self.shard));
+        input.key(keys, Key::Due(self.shard));
+        input.text(&call.stamp.generation);
+        input.number(call.stamp.catalogue.version);
+        input.text(&call.stamp.catalogue.hash);
+        input.text(call.commands_first.map(|first| first.to_string()).unwrap_or_default());
+        input.number(call.stamp.outbox_max);
+        input.number(call.late_after_ms);
+        input.number(call.credit_types.len());
+        call.credit_types.iter().for_each(|name| input.text(name));
+        input.number(call.accounts.len());
+        for roll in &call.accounts {
+            input.key(keys, Key::Account(&roll.account));
+            input.text(roll.account.as_bytes());
+            input.number(roll.version);
+            input.number(roll.steps.len());
+            roll.steps.iter().for_each(|step| write_step(&mut input, step));
+        }
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<Reply<()>, StoreError> {
+        let code = fields.text()?;
+        let accounts = self.call.accounts.iter().map(|roll| roll.account.clone()).collect();
+        refused(Self::NAME, &code, fields, accounts)
+    }
+}
+
+fn write_step(input: &mut Input, step: &Step) {
+    match step {
+        Step::Lots { at_ms } => {
+            input.text("lots");
+            input.number(*at_ms);
+        }
+        Step::Restate { number, cycle } => {
+            input.text("restate");
+            input.number(*number);
+            input.text(cycle_text(*cycle));
+        }
+        Step::Forget { number } => {
+            input.text("forget");
+            input.number(*number);
+        }
+        Step::Renew { closes, opens } => {
+            input.text("renew");
+            input.number(closes.cycle.number);
+            input.text(cycle_text(closes.cycle));
+            input.text(&closes.plan);
+            input.text(closes.overage.to_stored());
+            input.number(closes.carry_over.len());
+            for (credit_type, most) in &closes.carry_over {
+                input.text(credit_type);
+                input.number(most.thousandths());
+            }
+            let Some(opens) = opens else { return input.text("") };
+            input.text("1");
+            input.number(opens.cycle.number);
+            input.number(opens.cycle.start_ms);
+            input.number(opens.cycle.end_ms);
+            input.text(cycle_text(opens.cycle));
+            input.text(&opens.plan);
+            give(input, &opens.grants);
+            let config = opens.config.as_ref();
+            let old = config.map(|(next, old)| (&**old, Some(&**next)));
+            configure(input, config.map(|(next, _)| (&**next, None)), old);
+        }
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::{Root, ShardState, StoreError};
-use crate::ledger::account::{AccountConfig, AccountView, Counter, Grant, GrantKind, add_grant};
+use crate::ledger::account::{AccountConfig, AccountView, Counter, Life};
 use crate::ledger::call::{Anchor, Note, Partition};
-use crate::ledger::catalogue::{Amount, CatalogueId};
+use crate::ledger::catalogue::{Amount, CatalogueId, Overage};
+use crate::ledger::closed::{ClosedCounter, ClosedCycle};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Cycle;
 use crate::ledger::day::Layout;
+use crate::ledger::grants::{Granted, Lot, Lots, Pool};
 use crate::ledger::outcome::{DeadReason, Outcome};
 
 pub fn parse_root(text: &str) -> Result<Root, StoreError> {
@@ -56,30 +58,92 @@ fn parse_total(text: &str) -> Option<(Partition, Outcome)> {
     Some((Partition::parse(partition)?, Outcome::from_name(outcome)?))
 }
 
-/// Reads an account's configuration, cycle and grants from its hash.
+/// What stands before a field that waits for the renewal.
+pub const PENDING: &str = ">";
+
+/// Reads an account as a worker knows it from its hash.
 pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, StoreError> {
     let field = |name: &str| fields.get(name).map_or("", String::as_str);
     let mut parts = field("cycle").split(' ');
     let mut part = || parts.next().ok_or_else(|| StoreError::Broken(format!("cycle `{}`", field("cycle"))));
     let cycle = Cycle { number: number(part()?)?, start_ms: number(part()?)?, end_ms: number(part()?)? };
-    let mut grants = Vec::new();
-    let mut bought = Vec::new();
+    let (mut pools, mut lots, mut closed) = (BTreeMap::new(), Lots::new(), BTreeMap::new());
+    let mut closed_counters = Vec::new();
+    let mut pending = BTreeMap::new();
     for (name, value) in fields {
         let broken = || StoreError::Broken(format!("`{name}` is `{value}`"));
-        if let Some(offset) = name.strip_prefix("grant:") {
-            bought.push((number::<i64>(offset)?, parse_grant(value).ok_or_else(broken)?));
-        } else if let Some((credit_type, part)) = name.split_once('.')
-            && let Some(kind) = GrantKind::from_name(part)
-        {
-            let amount = parse_amount(value).ok_or_else(broken)?;
-            add_grant(&mut grants, Grant { kind, credit_type: credit_type.to_owned(), amount, command_id: None });
+        if let Some(name) = name.strip_prefix(PENDING) {
+            pending.insert(name.to_owned(), value.clone());
+        } else if let Some(created) = name.strip_prefix("lot:") {
+            lots.insert(number(created)?, Lot::parse(value).ok_or_else(broken)?);
+        } else if let Some(name) = name.strip_prefix("closed:") {
+            match name.split_once(':') {
+                None => {
+                    closed.insert(number::<i32>(name)?, parse_closed(value).ok_or_else(broken)?);
+                }
+                Some((of, credit_type)) => {
+                    let counter = parse_closed_counter(value).ok_or_else(broken)?;
+                    closed_counters.push((number::<i32>(of)?, credit_type.to_owned(), counter));
+                }
+            }
+        } else if let Some(credit_type) = name.strip_suffix(".pool") {
+            pools.insert(credit_type.to_owned(), parse_pool(value).ok_or_else(broken)?);
         }
     }
-    bought.sort_by_key(|(offset, _)| *offset);
-    grants.extend(bought.into_iter().map(|(_, grant)| grant));
-    let config = AccountConfig::from_fields(fields).map_err(StoreError::Broken)?;
-    let days = parse_days(field("days"))?.into_iter().collect();
-    Ok(AccountView { version: number(field("version"))?, config, cycle, grants, days })
+    for (of, credit_type, counter) in closed_counters {
+        let cycle = closed.get_mut(&of).ok_or_else(|| StoreError::Broken(format!("there is no cycle {of}")))?;
+        cycle.counters.insert(credit_type, counter);
+    }
+    let next = (!pending.is_empty()).then(|| AccountConfig::from_fields(&pending));
+    let life = if field("life").is_empty() { Life::Open.name() } else { field("life") };
+    Ok(AccountView {
+        version: number(field("version"))?,
+        config: AccountConfig::from_fields(fields).map_err(StoreError::Broken)?,
+        next: next.transpose().map_err(StoreError::Broken)?,
+        life: Life::from_name(life).ok_or_else(|| StoreError::Broken(format!("life `{life}`")))?,
+        since_ms: number(field("since"))?,
+        cycle,
+        pools,
+        lots,
+        closed,
+        days: parse_days(field("days"))?.into_iter().collect(),
+    })
+}
+
+fn parse_pool(text: &str) -> Option<Pool> {
+    let mut words = text.split(' ');
+    Some(Pool { granted: Granted::parse(&mut words)?, left: thousandths(words.next()?)? })
+}
+
+fn parse_closed(text: &str) -> Option<ClosedCycle> {
+    let mut words = text.split(' ');
+    Some(ClosedCycle {
+        start_ms: words.next()?.parse().ok()?,
+        end_ms: words.next()?.parse().ok()?,
+        keep_ms: words.next()?.parse().ok()?,
+        stated_ms: words.next()?.parse().ok()?,
+        restate: words.next()? == "1",
+        revision: words.next()?.parse().ok()?,
+        overage: Overage::from_stored(words.next()?)?,
+        plan: words.next()?.to_owned(),
+        counters: BTreeMap::new(),
+    })
+}
+
+fn parse_closed_counter(text: &str) -> Option<ClosedCounter> {
+    let mut words = text.split(' ');
+    Some(ClosedCounter {
+        granted: Granted::parse(&mut words)?,
+        charged: thousandths(words.next()?)?,
+        expired: thousandths(words.next()?)?,
+        moved: thousandths(words.next()?)?,
+        spare: thousandths(words.next()?)?,
+        denied: words.next()?.parse().ok()?,
+    })
+}
+
+fn thousandths(text: &str) -> Option<Credits> {
+    text.parse().ok().map(Credits::from_thousandths)
 }
 
 /// The days whose identities an account keeps, in the order in which they began.
@@ -98,7 +162,7 @@ pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<Stri
     let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
     for (name, value) in fields {
         let Some((credit_type, part)) = name.split_once('.') else { continue };
-        if GrantKind::from_name(part).is_some() {
+        if matches!(part, "pool" | "denied") {
             continue;
         }
         let counter = counters.entry(credit_type.to_owned()).or_default();
@@ -115,14 +179,10 @@ pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<Stri
     Ok(counters)
 }
 
-fn parse_grant(text: &str) -> Option<Grant> {
-    let mut parts = text.splitn(4, ' ');
-    Some(Grant {
-        kind: GrantKind::from_name(parts.next()?)?,
-        credit_type: parts.next()?.to_owned(),
-        amount: parse_amount(parts.next()?)?,
-        command_id: Some(parts.next()?.to_owned()),
-    })
+/// Events that were denied in the open cycle, by credit type.
+pub fn parse_denied(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String, u64>, StoreError> {
+    let denied = fields.iter().filter_map(|(name, value)| Some((name.strip_suffix(".denied")?, value)));
+    denied.map(|(credit_type, value)| Ok((credit_type.to_owned(), number(value)?))).collect()
 }
 
 pub fn parse_amount(text: &str) -> Option<Amount> {

@@ -1,18 +1,23 @@
 //! The project's conscience: the scripts in a real Redis and the ledger give the same answers and end in the
 //! same state, over random histories of commands, batches, duplicates, restamped retries, resends, overlaps,
-//! gaps, stale versions, dead notes and full outboxes.
+//! gaps, stale versions, dead notes and full outboxes, over renewals, lots that begin and end, late use, restatements.
+
+/// Events and commands of a history.
+#[path = "lua_vs_ledger/made_up.rs"]
+mod made_up;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use credit_meter::ledger::account::{AccountConfig, AccountView, Addon, GrantKind};
+use credit_meter::ledger::account::AccountView;
 use credit_meter::ledger::call::{Anchor, LastRead, Partition, Range, RefusalReason, Reply, StaleAccount, Stamp};
-use credit_meter::ledger::catalogue::{Catalogue, CatalogueId, Overage};
-use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody, GRANT, refuse};
+use credit_meter::ledger::catalogue::{Amount, Catalogue, CatalogueId};
+use credit_meter::ledger::command::{Command, refuse};
 use credit_meter::ledger::credits::Credits;
-use credit_meter::ledger::event::{DAY_MS, Identity, UsageEvent};
-use credit_meter::ledger::outcome::{DeadReason, Denial};
+use credit_meter::ledger::event::{DAY_MS, UsageEvent};
+use credit_meter::ledger::outcome::Denial;
+use credit_meter::ledger::roll::{MeterTime, RollAccount, RollCall, Step, steps_until};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
 use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
@@ -28,10 +33,11 @@ use crate::support::redis::shared;
 use crate::support::{dump, own_prefix, service};
 
 const HISTORIES: u64 = 2_000;
-const STEPS: usize = 14;
+const STEPS: usize = 16;
 /// 10 March 2026: the midnight around which events lie.
 const MIDNIGHT_MS: i64 = 1_773_100_800_000;
 const MINUTE_MS: i64 = 60_000;
+const LATE_AFTER_MS: i64 = 7 * MINUTE_MS;
 
 const CATALOGUE: &str = r#"
 version = 3
@@ -58,6 +64,14 @@ interval = "monthly"
 allowance = { email = 5 }
 actions = ["reveal_email", "reveal_phone", "verify"]
 overage = { allow = { limit = 6 } }
+[plans.large]
+interval = "monthly"
+allowance = { email = 30, phone = 9 }
+actions = ["reveal_email", "reveal_phone", "verify"]
+[plans.yearly]
+interval = "annual"
+allowance = { email = 300, phone = 90 }
+actions = ["reveal_email", "reveal_phone", "verify"]
 [plans.unlimited]
 interval = "monthly"
 allowance = { email = "unlimited", phone = 10 }
@@ -77,6 +91,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         for _ in 0..STEPS {
             history.step(&mut connection).await;
+            history.check_books();
         }
         history.end(&mut connection).await;
         let stored = dump::normal(dump::shard(&mut connection, &prefix).await);
@@ -113,6 +128,13 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "time_moved",
         "time_other_generation",
         "forgotten",
+        "rolled",
+        "renewed",
+        "lots_passed",
+        "account_closed",
+        "restated",
+        "cycle_forgotten",
+        "late",
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count >= 20), "{kind} hardly occurs: {seen:?}");
     }
@@ -183,22 +205,22 @@ impl<'a> History<'a> {
 
     async fn step(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
         match self.rng.random_range(0..100) {
-            0..25 => {
+            0..27 => {
                 let command = self.command();
                 let offset = self.positions[&Partition::COMMANDS] + self.rng.random_range(0..2);
-                let record = self.record(Partition::COMMANDS, offset, Body::Command(Box::new(command)));
+                let record = self.command_record(offset, command);
                 self.submit(vec![record]).await;
             }
-            25..75 => {
+            27..73 => {
                 let records = self.usage();
                 self.submit(records).await;
             }
-            75..82 => {
+            73..79 => {
                 if let Some(call) = self.last.clone() {
                     self.send(&call).await; // a resend, whatever was applied since
                 }
             }
-            82..88 => {
+            79..84 => {
                 let mut call = self.last.clone();
                 if let Some(Call::Apply(apply)) = &mut call {
                     let by = self.rng.random_range(-3..=3);
@@ -212,10 +234,11 @@ impl<'a> History<'a> {
                     self.send_if_fenced(&call).await;
                 }
             }
-            88..92 => self.other_stamp().await,
-            92..93 => self.move_time().await,
-            93..94 | 96..98 => self.forget().await,
-            94..96 => {
+            84..87 => self.other_stamp().await,
+            87..90 => self.move_time().await,
+            90..92 => self.forget().await,
+            94..98 => self.sweep().await,
+            92..94 => {
                 let floor_ms = MIDNIGHT_MS - self.rng.random_range(0..8) * MINUTE_MS;
                 self.raise_floor(floor_ms, connection).await;
             }
@@ -234,6 +257,39 @@ impl<'a> History<'a> {
         let _: () = set.query_async(connection).await.expect("redis answers");
     }
 
+    /// What was granted is used, expired, remains or has gone on, in every cycle.
+    fn check_books(&self) {
+        let seed = self.seed;
+        for (name, account) in &self.shard.accounts {
+            for (credit_type, counter) in &account.counters {
+                let pool = account.pools.get(credit_type).copied().unwrap_or_default();
+                assert_eq!(counter.granted, pool.granted.total(), "seed {seed}: {name} {credit_type}");
+                let balance = counter.balance();
+                let (Some(granted), Some(remaining)) = (balance.granted, balance.remaining) else { continue };
+                assert_eq!(granted, balance.used + balance.expired + remaining, "seed {seed}: {name} {credit_type}");
+                let lots = account.lots.values().filter(|lot| lot.begun && lot.credit_type == *credit_type);
+                let lots: Vec<Credits> = lots.map(|lot| lot.left).collect();
+                let left = lots.iter().fold(pool.left, |sum, left| sum + *left);
+                let sound = lots.iter().chain([&pool.left]).all(|left| *left >= Credits::ZERO);
+                assert!(
+                    sound && left >= remaining && left <= granted - balance.expired,
+                    "seed {seed}: {name} {account:#?}"
+                );
+            }
+            for closed in account.closed.values() {
+                for counter in closed.counters.values() {
+                    let Amount::Limited(granted) = counter.granted.total() else { continue };
+                    let used = counter.charged - counter.overage();
+                    assert_eq!(granted, used + counter.expired + counter.moved, "seed {seed}: {name} {closed:#?}");
+                    assert!(
+                        counter.spare >= Credits::ZERO && counter.spare <= counter.expired,
+                        "seed {seed}: {closed:#?}"
+                    );
+                }
+            }
+        }
+    }
+
     /// Sometimes the days around midnight end, and then the history.
     async fn end(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
         if self.rng.random_bool(0.3) {
@@ -241,6 +297,7 @@ impl<'a> History<'a> {
                 MIDNIGHT_MS + self.rng.random_range(0..2) * DAY_MS + self.rng.random_range(9..12) * MINUTE_MS;
             self.raise_floor(floor_ms, connection).await;
             self.forget().await;
+            self.sweep().await;
             self.step(connection).await;
             self.step(connection).await;
         }
@@ -274,7 +331,7 @@ impl<'a> History<'a> {
             *position += i64::from(self.rng.random_bool(0.05)); // an older state came back
         }
         let mut batch = Batch { records, ranges, commands_end: None };
-        for _ in 0..8 {
+        for _ in 0..16 {
             let call = batch.call(&Known {
                 stamp: &self.stamp,
                 catalogue: self.catalogue,
@@ -283,7 +340,17 @@ impl<'a> History<'a> {
                 recorded: &recorded,
                 commands_first,
                 others: others.clone(),
+                late_after_ms: LATE_AFTER_MS,
             });
+            if let Call::Roll(roll) = &call
+                && batch.commands_end.is_none()
+                && roll.commands_first.is_none()
+                && batch.records[0].partition != Partition::COMMANDS
+            {
+                // The worker asks first what the commands topic held.
+                batch.commands_end = Some(self.positions[&Partition::COMMANDS] + self.rng.random_range(0..2));
+                continue;
+            }
             let reply = self.send(&call).await;
             self.last = Some(call);
             match reply {
@@ -316,6 +383,7 @@ impl<'a> History<'a> {
                     }
                 }
                 Reply::OutboxFull { .. } => self.take().await,
+
                 other => panic!("seed {}: unexpected {other:?}", self.seed),
             }
         }
@@ -399,6 +467,35 @@ impl<'a> History<'a> {
         *self.replies.entry("forgotten").or_insert(0) += stored.unwrap_or(0);
     }
 
+    /// What the sweeper does, with a view that may be old.
+    async fn sweep(&mut self) {
+        let fence = self.shard.fence.as_ref().expect("it is made");
+        let meter = MeterTime { now_ms: fence.meter_time_ms, floor_ms: fence.floor_ms };
+        // Sometimes meter time was further when the worker asked.
+        let ahead = MeterTime { now_ms: meter.now_ms.max(MIDNIGHT_MS) + 2 * MINUTE_MS, ..meter };
+        let meter = if self.rng.random_bool(0.5) { meter } else { ahead };
+        let mut views: Vec<_> =
+            self.shard.accounts.iter().map(|(name, account)| (name.clone(), account.view())).collect();
+        views.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let accounts = views.into_iter().map(|(account, view)| {
+            let steps = steps_until(self.catalogue, &view, meter.now_ms, meter);
+            let version = view.version - u64::from(self.rng.random_bool(0.1));
+            RollAccount { account, version, steps }
+        });
+        let call = RollCall {
+            stamp: self.stamp.clone(),
+            commands_first: None,
+            late_after_ms: LATE_AFTER_MS,
+            credit_types: self.catalogue.credit_types.clone(),
+            accounts: accounts.filter(|roll| !roll.steps.is_empty()).collect(),
+        };
+        let call = Call::Roll(Arc::new(call));
+        self.send(&call).await;
+        if self.rng.random_bool(0.3) {
+            self.send(&call).await; // another sweeper
+        }
+    }
+
     async fn submit_one(&mut self) {
         let records = self.usage();
         self.submit(records).await;
@@ -425,8 +522,28 @@ impl<'a> History<'a> {
                     for verdict in &applied.verdicts {
                         *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
                     }
+                    let late = call.groups.iter().flat_map(|group| &group.events);
+                    let late = late.filter(|event| call.classes[event.class].cycle.is_some()).count();
+                    *self.replies.entry("late").or_insert(0) += late as u64;
                 }
                 (stored.kind(), without_answer(stored))
+            }
+            Call::Roll(call) => {
+                let stored = self.store.roll(0, call).await.expect("redis answers");
+                let expected = self.shard.roll(call);
+                assert_eq!(stored, expected, "seed {seed}: {call:#?}");
+                let steps = call.accounts.iter().flat_map(|roll| &roll.steps);
+                for step in steps {
+                    let kind = match step {
+                        Step::Lots { .. } => "lots_passed",
+                        Step::Renew { opens: Some(_), .. } => "renewed",
+                        Step::Renew { opens: None, .. } => "account_closed",
+                        Step::Restate { .. } => "restated",
+                        Step::Forget { .. } => "cycle_forgotten",
+                    };
+                    *self.replies.entry(kind).or_insert(0) += 1;
+                }
+                (if matches!(stored, Reply::Stale(_)) { "rolled" } else { stored.kind() }, stored)
             }
             Call::Command(call) => {
                 let stored = self.store.command(0, call).await.expect("redis answers");
@@ -469,6 +586,7 @@ impl<'a> History<'a> {
                 call.stamp = stamp;
                 place(&mut call.range, self.shard.position(Partition::COMMANDS));
             }
+            Call::Roll(call) => Arc::make_mut(call).stamp = stamp,
         }
         self.send(&call).await;
     }
@@ -497,109 +615,10 @@ impl<'a> History<'a> {
         *self.replies.entry("taken").or_insert(0) += self.published.len() as u64;
     }
 
-    fn record(&self, partition: Partition, offset: i64, body: Body) -> Record {
-        Record { partition, offset, append_ms: MIDNIGHT_MS, bytes: 100, fingerprint: offset as u64, body }
-    }
-
-    fn usage(&mut self) -> Vec<Record> {
-        let mut next = self.positions.clone();
-        let count = self.rng.random_range(1..25);
-        (0..count)
-            .map(|_| {
-                let partition = Partition::usage(self.rng.random_range(0..2));
-                let offset = next[&partition] + i64::from(self.rng.random_range(0..10) == 0);
-                next.insert(partition, offset + 1);
-                let body = if self.rng.random_bool(0.02) {
-                    Body::Dead { reason: DeadReason::InvalidJson, account: None }
-                } else {
-                    Body::Usage(self.event())
-                };
-                self.record(partition, offset, body)
-            })
-            .collect()
-    }
-
-    fn event(&mut self) -> Arc<UsageEvent> {
-        let rng = &mut self.rng;
-        if !self.sent.is_empty() && rng.random_bool(0.25) {
-            let mut event = (**self.sent.choose(rng).expect("some were sent")).clone();
-            event.time_ms += rng.random_range(-8..=8) * MINUTE_MS; // a restamped retry
-            event.dated_ms = event.time_ms.min(MIDNIGHT_MS + 12 * MINUTE_MS);
-            return Arc::new(event);
-        }
-        let account = *["a", "b", "c", "d \"}{", "nobody"].choose(rng).expect("not empty");
-        let action =
-            *["reveal_email", "reveal_email", "reveal_phone", "verify", "unheard_of"].choose(rng).expect("not empty");
-        let time_ms = match rng.random_range(0..30) {
-            0 => MIDNIGHT_MS + 40 * DAY_MS,
-            1 => MIDNIGHT_MS - 40 * DAY_MS,
-            2 => MIDNIGHT_MS + DAY_MS / 2,
-            _ => MIDNIGHT_MS + rng.random_range(-15..15) * MINUTE_MS,
-        };
-        let id = format!("é\n\"{}", rng.random_range(0..10_000));
-        let event = Arc::new(UsageEvent {
-            account: account.into(),
-            source: "s/1".into(),
-            identity: Identity::of("s/1", &id),
-            id: id.into(),
-            time_ms,
-            dated_ms: time_ms,
-            action: action.into(),
-            quantity: *[1, 1, 1, 2, 3, 100_000_000, 1_000_000_000].choose(rng).expect("not empty"),
-            outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
-        });
-        self.sent.push(event.clone());
-        event
-    }
-
-    fn command(&mut self) -> Command {
-        let rng = &mut self.rng;
-        if !self.commands.is_empty() && rng.random_bool(0.15) {
-            return self.commands.choose(rng).expect("some were sent").clone();
-        }
-        let account = *["a", "b", "c", "d \"}{"].choose(rng).expect("not empty");
-        let credit_type = *["email", "phone", "fax"].choose(rng).expect("not empty");
-        let amount =
-            Credits::from_thousandths(*[500, 3_000, 10_000, 999_999_999_999_000].choose(rng).expect("not empty"));
-        let id = format!("\"c{}\"", rng.random_range(0..100_000));
-        let put = rng.random_bool(0.6);
-        let body = if rng.random_bool(0.05) {
-            Err(refuse(RefusalReason::InvalidCommand, "amount is \"x\"".into()))
-        } else if put {
-            let plan = *["small", "capped", "allowed", "unlimited", "none"].choose(rng).expect("not empty");
-            Ok(CommandBody::Put(Box::new(AccountConfig {
-                plan: plan.into(),
-                anchor: "2026-03-01".parse().expect("a date"),
-                interval: None,
-                timezone: chrono_tz::UTC,
-                addons: if rng.random_bool(0.5) {
-                    vec![Addon { credit_type: credit_type.into(), amount }]
-                } else {
-                    vec![]
-                },
-                thresholds: None,
-                overage: if rng.random_bool(0.2) { Some(Overage::Allow { limit: None }) } else { None },
-            })))
-        } else {
-            let kind = if rng.random_bool(0.5) { GrantKind::Topup } else { GrantKind::Promo };
-            Ok(CommandBody::Grant { credit_type: credit_type.into(), amount, kind })
-        };
-        let command = Command {
-            account: account.into(),
-            identity: Identity::of("cli", &id),
-            id,
-            time_ms: MIDNIGHT_MS,
-            command_type: if put { ACCOUNT_PUT } else { GRANT },
-            body,
-        };
-        self.commands.push(command.clone());
-        command
-    }
-
     async fn check_due(&self, connection: &mut redis::aio::MultiplexedConnection) {
         let due = dump::due(connection, &self.keys.spell(Key::Due(0))).await;
-        let ends = self.shard.accounts.iter().map(|(name, account)| (name.clone(), account.cycle.end_ms));
-        assert_eq!(due, ends.collect(), "seed {}: every open account is due at its cycle's end", self.seed);
+        let own = self.shard.accounts.iter().map(|(name, account)| (name.clone(), account.due_ms()));
+        assert_eq!(due, own.collect(), "seed {}: every account is due when time changes it next", self.seed);
     }
 }
 

@@ -195,8 +195,13 @@ impl World {
 
     fn add_worker(&mut self) {
         let bounds = Bounds { max_events: self.rng.random_range(1..20), max_bytes: 2_000, max_age_ms: 5 };
-        let settings =
-            Settings { shards: SHARDS, bounds, queue_max: 100, dead_limit: DeadLimit { records: 1_000, among: 1_000 } };
+        let settings = Settings {
+            shards: SHARDS,
+            bounds,
+            queue_max: 100,
+            dead_limit: DeadLimit { records: 1_000, among: 1_000 },
+            late_after_ms: 259_200_000,
+        };
         self.workers.push(Worker {
             pipeline: Pipeline::new(settings, self.stamp.clone(), self.catalogue.clone()),
             cursors: BTreeMap::new(),
@@ -325,6 +330,10 @@ impl World {
             Call::Command(call) => {
                 let reply = target.command(call);
                 (reply.kind(), Answer::Command(reply))
+            }
+            Call::Roll(call) => {
+                let reply = target.roll(call);
+                ("roll", Answer::Roll(reply))
             }
         };
         self.meet(kind);

@@ -1,4 +1,4 @@
-//! `credits.account.put.v1` and `credits.grant.v1`: what billing asks.
+//! Accounts, grants and adjustments: what billing asks.
 //!
 //! An event whose envelope is bad is a dead letter. One whose data are bad is a command that is refused, so that its
 //! sender gets an answer that names the field and the remedy.
@@ -11,15 +11,21 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Object};
 use super::{Fault, Faults, Raw, Settings, SharedTexts, TICK, clip, envelope};
-use crate::ledger::account::{AccountConfig, Addon, GrantKind};
+use crate::ledger::account::{AccountConfig, Addon};
 use crate::ledger::call::{Refusal, RefusalReason};
 use crate::ledger::catalogue::{Overage, Threshold};
-use crate::ledger::command::{ACCOUNT_PUT, Command, CommandBody, GRANT, refuse};
+use crate::ledger::command::{
+    ACCOUNT_CLOSE, ACCOUNT_PUT, ADJUST, Command, CommandBody, GRANT, GRANT_VOID, GrantBody, refuse,
+};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Interval;
 use crate::ledger::event::Identity;
+use crate::ledger::grants::{GrantKind, PRIORITY_DEFAULT};
 use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::Body;
+
+/// No reason: round number.
+const PRIORITY_MAX: u32 = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,10 +88,32 @@ struct GrantData<'a> {
     expires_at: Option<&'a RawValue>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrantVoidData<'a> {
+    #[serde(borrow)]
+    grant: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdjustData<'a> {
+    #[serde(borrow)]
+    credit_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    amount: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reason: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CloseData {}
+
 pub fn read(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Body, Fault> {
     let event = envelope::read::<&RawValue>(raw, settings.max_bytes)?;
     let mut faults = Faults::default();
-    let envelope = event.attributes.check(&[ACCOUNT_PUT, GRANT, TICK], &mut faults);
+    let envelope = event.attributes.check(&[ACCOUNT_PUT, ACCOUNT_CLOSE, GRANT, GRANT_VOID, ADJUST, TICK], &mut faults);
     if envelope.event_type == TICK {
         faults.none()?;
         return Ok(Body::Tick);
@@ -97,9 +125,15 @@ pub fn read(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result
     };
     faults.none()?;
     let body = match data.map(RawValue::get) {
+        None if envelope.event_type == ACCOUNT_CLOSE => Ok(CommandBody::Close),
         None => Err(invalid("data is missing".to_owned())),
-        Some(data) if envelope.event_type == GRANT => grant(data),
-        Some(data) => put(data),
+        Some(data) => match envelope.event_type {
+            GRANT => grant(data),
+            GRANT_VOID => grant_void(data),
+            ADJUST => adjust(data),
+            ACCOUNT_CLOSE => object("data", data).map(|CloseData {}| CommandBody::Close),
+            _ => put(data),
+        },
     };
     Ok(Body::Command(Box::new(Command {
         account: texts.share(&envelope.subject),
@@ -128,16 +162,53 @@ fn put(data: &str) -> Result<CommandBody, Refusal> {
 
 fn grant(data: &str) -> Result<CommandBody, Refusal> {
     let data: GrantData = object("data", data)?;
-    for (name, value) in
-        [("priority", data.priority), ("effective_at", data.effective_at), ("expires_at", data.expires_at)]
-    {
-        unsupported(name, value, "dated grants come with rollover, leave it out")?;
-    }
-    Ok(CommandBody::Grant {
-        credit_type: text("credit_type", data.credit_type, "name a credit type of the catalogue")?.into_owned(),
+    Ok(CommandBody::Grant(Box::new(GrantBody {
+        credit_type: credit_type(data.credit_type)?,
         amount: positive("amount", data.amount)?,
         kind: kind(data.kind)?,
+        priority: optional(data.priority, priority)?.unwrap_or(PRIORITY_DEFAULT),
+        effective_ms: optional(data.effective_at, |raw| time("effective_at", raw))?,
+        expires_ms: optional(data.expires_at, |raw| time("expires_at", raw))?,
+    })))
+}
+
+fn grant_void(data: &str) -> Result<CommandBody, Refusal> {
+    let data: GrantVoidData = object("data", data)?;
+    let grant = text("grant", data.grant, "write the id of the grant's command")?.into_owned();
+    Ok(CommandBody::GrantVoid { grant })
+}
+
+fn adjust(data: &str) -> Result<CommandBody, Refusal> {
+    let data: AdjustData = object("data", data)?;
+    let credit_type = credit_type(data.credit_type)?;
+    let signed = amount("amount", data.amount)?;
+    if signed == Credits::ZERO {
+        return Err(invalid("amount is 0: write more to give credits, less to take some".to_owned()));
+    }
+    let adds = signed > Credits::ZERO;
+    let amount = if adds { signed } else { Credits::ZERO - signed };
+    let reason = text("reason", data.reason, "say why, for those who read the ledger")?.into_owned();
+    Ok(CommandBody::Adjust { credit_type, amount, adds, reason })
+}
+
+fn credit_type(raw: Option<&RawValue>) -> Result<String, Refusal> {
+    Ok(text("credit_type", raw, "name a credit type of the catalogue")?.into_owned())
+}
+
+fn priority(raw: &RawValue) -> Result<u32, Refusal> {
+    let read = raw.get().parse().ok().filter(|priority| *priority <= PRIORITY_MAX);
+    read.ok_or_else(|| {
+        let written = clip(raw.get());
+        invalid(format!("priority `{written}` is none: write 0 (burns first) to {PRIORITY_MAX}"))
     })
+}
+
+fn time(name: &str, raw: &RawValue) -> Result<i64, Refusal> {
+    let remedy = "write an RFC 3339 time, like 2026-01-31T00:00:00Z";
+    let written = text(name, Some(raw), remedy)?;
+    let time = chrono::DateTime::parse_from_rfc3339(&written).ok().filter(|time| (1970..=9999).contains(&time.year()));
+    time.map(|time| time.timestamp_millis())
+        .ok_or_else(|| invalid(format!("{name} `{}` is no time: {remedy}", clip(&written))))
 }
 
 fn anchor(raw: Option<&RawValue>) -> Result<NaiveDate, Refusal> {
@@ -214,9 +285,7 @@ fn kind(raw: Option<&RawValue>) -> Result<GrantKind, Refusal> {
     match GrantKind::from_name(&name) {
         Some(kind @ (GrantKind::Topup | GrantKind::Promo)) => Ok(kind),
         // Those two come with the account's plan and add-ons, never by themselves.
-        Some(GrantKind::Plan | GrantKind::Addon) | None => {
-            Err(invalid(format!("kind `{}` cannot be granted: {remedy}", clip(&name))))
-        }
+        _ => Err(invalid(format!("kind `{}` cannot be granted: {remedy}", clip(&name)))),
     }
 }
 

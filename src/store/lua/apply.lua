@@ -1,4 +1,5 @@
--- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from.
+-- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from. Preceded by
+-- account.lua; goes on in apply_late.lua and apply_decide.lua.
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
@@ -14,7 +15,8 @@
 --         types:  n, then n x name
 --         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled, or
 --                the verdict in upper case: it stands already, and nothing is published about it again; 'R': the
---                call holds an earlier attempt, of the neighbouring day)
+--                call holds an earlier attempt, of the neighbouring day; the closed cycle that it is charged to,
+--                '' = the open one)
 --         kinds:  n, then n x (range, class): what an event's two bytes in `kinds` stand for
 --         groups: n, then n x (account, version, overage: 'reject' | 'cap' | 'allow', overage limit,
 --                 oldest date, types (a byte each), kinds (two bytes an event),
@@ -31,7 +33,6 @@
 --         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
 --         {'outbox_full', entries}
 --         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event}
-local BALANCE_MAX = 1e15
 local DENIED_EVENTS_MAX = 500
 local DENIED_BYTES_MAX = 262144
 local byte, format, match = string.byte, string.format, string.match
@@ -124,10 +125,11 @@ for t = 1, type_count do
   type_name[t] = take()
 end
 local class_count = take_number()
-local class_action, class_type, class_cost, class_judge = {}, {}, {}, {}
+local class_action, class_type, class_cost, class_judge, class_cycle = {}, {}, {}, {}, {}
 local holds_repeats = false
 for c = 1, class_count do
   class_action[c], class_type[c], class_cost[c], class_judge[c] = take(), take_number() + 1, take_number(), take()
+  class_cycle[c] = take_number()
   holds_repeats = holds_repeats or class_judge[c] == 'R'
 end
 local kind_count = take_number()
@@ -396,4 +398,4 @@ if #growing > 0 then
   end
   return reply
 end
--- It goes on in apply_decide.lua: the two are one script.
+-- It goes on in apply_late.lua: the parts are one script.

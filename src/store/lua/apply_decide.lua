@@ -1,19 +1,7 @@
 
--- Second part of apply.lua: what each event comes to, and the writes.
+-- Last part of apply: what each event comes to, and the writes.
 
 -- Decide.
-local function credits(thousandths)
-  if not thousandths then
-    return 'null'
-  end
-  local whole, fraction = math.floor(thousandths / 1000), thousandths % 1000
-  local text = format('%.0f', whole)
-  if fraction == 0 then
-    return text
-  end
-  return text .. '.' .. string.gsub(format('%03d', fraction), '0+$', '')
-end
-
 local counts = {}
 for r = 1, range_count do
   counts[r] = { dead_lettered = 0, duplicate = repeats[r], denied = 0, free = 0, capped = 0, charged = 0 }
@@ -28,7 +16,6 @@ end
 
 local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped' }
 local LETTERS = { 'e', 'i', 'o' }
-local RECORDED = { E = 1, I = 2, O = 3, P = 4 }
 local messages = {}
 
 -- Gives an event's line, later events after earlier ones: only those that a message names are taken out of the text.
@@ -41,6 +28,12 @@ local function lines_of(group)
     end
     return string.sub(lines, start, (string.find(lines, '\n', start, true) or 0) - 1)
   end
+end
+
+-- An account that late events change is read whole, once.
+local function whole_account(group)
+  group.whole = group.whole or read_account(group.key, group.account)
+  return group.whole
 end
 
 -- Decides a group's events one by one.
@@ -59,54 +52,54 @@ local function one_by_one(group, counter)
       tally.free = tally.free + 1
       verdicts[e] = 'f'
     else
+      local credit_type = type_name[class_type[class]]
       local cost, c = class_cost[class], counter[class_type[class]]
-      local remaining, reason, uncovered = nil, nil, 0
-      local recorded = RECORDED[class_judge[class]]
-      if not c.unlimited then
-        remaining = math.max(0, c.usable - c.charged)
-      end
-      if recorded then
-        reason = recorded
-      elseif class_judge[class] == 'e' then
-        reason = 1
-      elseif c.unlimited then
-        if c.charged + cost > BALANCE_MAX then
-          reason = 3
+      local left, reason, uncovered
+      if class_cycle[class] then
+        local account = whole_account(group)
+        if c.charged > 0 then
+          counter_of(account, credit_type).charged = c.charged
         end
-      elseif cost > remaining then
-        if group.overage == 'reject' then
-          reason = 2
-        elseif group.overage == 'cap' then
-          reason, uncovered = 4, cost - remaining
-        elseif c.charged + cost - c.usable > group.limit then
-          reason = 3
+        local dated = tonumber(match(line_of(e), '^%d+ (%-?%d+) '))
+        reason, uncovered, left = use_late(account, class, credit_type, dated)
+        local moved = account.counters[credit_type]
+        if not c.unlimited and moved then
+          c.usable = moved.granted - moved.expired
+        end
+      else
+        left = not c.unlimited and math.max(0, c.usable - c.charged) or nil
+        local over = c.unlimited and 0 or math.max(0, c.charged - c.usable)
+        reason, uncovered = reason_of(class, left, c.charged, over, group.overage, group.limit)
+        if not reason or reason == 4 then
+          c.charged = c.charged + cost - uncovered
+        else
+          c.denied = (c.denied or 0) + 1
         end
       end
       if not reason then
-        c.charged = c.charged + cost
         tally.charged = tally.charged + 1
         verdicts[e] = 'c'
       elseif reason == 4 then
-        c.charged = c.charged + cost - uncovered
         tally.capped = tally.capped + 1
         verdicts[e] = 'p'
       else
         tally.denied = tally.denied + 1
         verdicts[e] = LETTERS[reason]
       end
+      local recorded = RECORDED[class_judge[class]]
       if reason and not recorded then
         local offset, named = match(line_of(e), '^(%d+) %-?%d+ (.*)$')
         local index = match(partition[range], ':(%d+)$')
-        local text = '{' .. named .. ',"topic":' .. topic_text .. ',"partition":' .. index .. ',"offset":' .. offset
+        local described = '{' .. named .. ',"topic":' .. topic_text .. ',"partition":' .. index .. ',"offset":' .. offset
           .. ',"action":"' .. class_action[class] .. '","credit_type":"' .. type_name[class_type[class]]
-          .. '","required":' .. credits(cost) .. ',"remaining":' .. credits(remaining)
+          .. '","required":' .. credits(cost) .. ',"remaining":' .. credits(left)
         if reason == 4 then
-          text = text .. ',"uncovered":' .. credits(uncovered)
+          described = described .. ',"uncovered":' .. credits(uncovered)
         end
-        text = text .. '}'
+        described = described .. '}'
         local list = by_reason[reason]
         local last = list[#list]
-        if not last or #last.events == DENIED_EVENTS_MAX or last.bytes + #text > DENIED_BYTES_MAX then
+        if not last or #last.events == DENIED_EVENTS_MAX or last.bytes + #described > DENIED_BYTES_MAX then
           last = {
             account = group.account, reason = REASONS[reason], events = {},
             id = topic .. '/' .. index .. '/' .. offset .. '/' .. REASONS[reason],
@@ -114,8 +107,8 @@ local function one_by_one(group, counter)
           last.bytes = #('{"reason":"' .. last.reason .. '","events":[') - 1
           list[#list + 1] = last
         end
-        last.events[#last.events + 1] = text
-        last.bytes = last.bytes + #text + 1
+        last.events[#last.events + 1] = described
+        last.bytes = last.bytes + #described + 1
       end
     end
   end
@@ -164,7 +157,7 @@ for g = 1, group_count do
   for _, kind in ipairs(own_kinds) do
     local class = kind_class[kind]
     local judge = class_judge[class]
-    if judge == 'c' then
+    if judge == 'c' and not class_cycle[class] then
       local t = class_type[class]
       sums[t] = (sums[t] or 0) + class_cost[class] * new_of[kind]
     elseif judge ~= 'f' then
@@ -182,6 +175,12 @@ for g = 1, group_count do
   end
   if not fits then
     reply[g + 2] = one_by_one(group, counter)
+    -- Events that were denied are counted beside the charges.
+    for t, c in pairs(counter) do
+      if c.denied then
+        c.denied = c.denied + tonumber(redis.call('HGET', group.key, type_name[t] .. '.denied') or '0')
+      end
+    end
   else
     for _, kind in ipairs(own_kinds) do
       simple[kind] = simple[kind] + new_of[kind]
@@ -248,6 +247,10 @@ for g = 1, group_count do
       changed[#changed + 1] = type_name[t] .. '.charged'
       changed[#changed + 1] = format('%.0f', c.charged)
     end
+    if c.denied then
+      changed[#changed + 1] = type_name[t] .. '.denied'
+      changed[#changed + 1] = format('%.0f', c.denied)
+    end
   end
   local days = group.stored[2] or ''
   local had_days = days
@@ -268,7 +271,12 @@ for g = 1, group_count do
     changed[#changed + 1] = 'days'
     changed[#changed + 1] = days
   end
-  if #changed > 0 then
+  if group.whole then
+    for i = 1, #changed, 2 do
+      group.whole.set[changed[i]] = changed[i + 1]
+    end
+    write_account(group.whole, KEYS[4])
+  elseif #changed > 0 then
     redis.call('HSET', group.key, unpack(changed))
   end
 end

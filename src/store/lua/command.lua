@@ -1,4 +1,4 @@
--- command: one command to one account, at most once. The worker has decided what it changes.
+-- command: one command to one account, at most once. The worker has decided what it changes. Preceded by account.lua.
 -- KEYS[1] shard          hash    positions, totals, generation, catalogue
 -- KEYS[2] notes          hash    records found dead
 -- KEYS[3] outbox         stream
@@ -8,37 +8,25 @@
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, anchor and time reached of the record, account, version, member, command id (JSON text), command type,
 --         '1' if its answer was published before, change: 'refuse', reason, message (JSON text)
---              or 'put' | 'grant', next change in ms ('' = no cycle is opened),
---                 n, then n x (field, value) to set, n, then n x field to clear,
---                 n, then n x (kind, credit type, amount in thousandths or 'unlimited', own field or '', its value)
+--              or 'put', '1' if a cycle opens and then its number, from, to; n, then n x (field, value) to set,
+--                 n, then n x field to clear, n, then n x (credit type, kind, amount in thousandths or 'unlimited')
+--              or 'grant', the lot as it is stored
+--              or 'void', what created the lot
+--              or 'adjust', credit type, amount, '1' if it adds, reason (JSON text)
+--              or 'close', at, n, then n x field to clear
 -- Reply   as apply; {'applied', outcome, outbox entries}
-local BALANCE_MAX = 1e15
-
 local function wrong_arity()
   error('command: wrong arity')
 end
-if #KEYS ~= 6 or #ARGV < 19 then
+if #KEYS ~= 6 or #ARGV < 18 then
   wrong_arity()
 end
 local generation, catalogue_version, catalogue_hash = ARGV[1], ARGV[2], ARGV[3]
 local outbox_max, restamp_tolerance = tonumber(ARGV[4]), tonumber(ARGV[5])
 local partition, from, to = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 assert(from < to, 'command: a range goes back')
-local anchor, reached, account, version, member = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local anchor, reached, version, member = ARGV[9], ARGV[10], ARGV[12], ARGV[13]
 local command_id, command_type, told, change = ARGV[14], ARGV[15], ARGV[16] == '1', ARGV[17]
-
--- Amounts in credits, as the ledger prints them.
-local function credits(thousandths)
-  if not thousandths then
-    return 'null'
-  end
-  local whole, fraction = math.floor(thousandths / 1000), thousandths % 1000
-  local text = string.format('%.0f', whole)
-  if fraction == 0 then
-    return text
-  end
-  return text .. '.' .. string.gsub(string.format('%03d', fraction), '0+$', '')
-end
 
 -- Read and check.
 local outcomes = { 'duplicate', 'refused', 'applied' }
@@ -58,18 +46,15 @@ end
 if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
 end
-local stored_version = redis.call('HGET', KEYS[4], 'version') or '0'
+local account = read_account(KEYS[4], ARGV[11])
 local duplicate = redis.call('SISMEMBER', KEYS[5], member) == 1
-if stored_version ~= version and not duplicate then
-  local shown = redis.call('HGETALL', KEYS[4])
-  local reply = { 'stale', '0', tostring(#shown / 2) }
-  for i = 1, #shown do
-    reply[3 + i] = shown[i]
-  end
+if account.version ~= tonumber(version) and not duplicate then
+  local reply = { 'stale' }
+  show(reply, 0, shown_of(account))
   return reply
 end
-if stored_version == '0' and redis.call('ZSCORE', KEYS[6], account) then
-  return { 'account_lost', account }
+if not account.exists and redis.call('ZSCORE', KEYS[6], account.name) then
+  return { 'account_lost', account.name }
 end
 local notes = redis.call('HGETALL', KEYS[2])
 local dead = { 'dead' }
@@ -90,108 +75,127 @@ if outbox_entries >= outbox_max then
 end
 
 -- Decide.
+local at = 17
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function take_number()
+  at = at + 1
+  return tonumber(ARGV[at])
+end
+
+local offset = text(to - 1)
+local entries = {}
+local function line(event_type, kind, credit_type, amount, before, after, more)
+  entries[#entries + 1] = ledger_line(account, event_type, 'command/' .. offset .. '/' .. text(#entries + 1), kind,
+    credit_type, amount, before, after, '"command_id":' .. command_id .. more)
+end
+
+local function too_large(credit_type, amount)
+  return 'balance_too_large', '"' .. (amount and credits(amount) or 'unlimited') .. ' credits of ' .. credit_type
+    .. ' would exceed the largest balance"'
+end
+
+-- Each changes the account in memory, or gives the reason and the message of a refusal.
+local CHANGES = {}
+function CHANGES.refuse()
+  return take(), take()
+end
+function CHANGES.put()
+  local opens = take() == '1'
+  if opens then
+    account.number, account.from, account.to = take_number(), take_number(), take_number()
+    account.set.since = text(account.from)
+  end
+  for _ = 1, take_number() do
+    local field = take()
+    account.set[field] = take()
+  end
+  for _ = 1, take_number() do
+    account.cleared[take()] = true
+  end
+  for _ = 1, take_number() do
+    local credit_type, kind, amount = take(), take(), tonumber(take())
+    settle(account, credit_type)
+    local granted, before, after = grant(account, credit_type, kind, amount)
+    if not granted then
+      return too_large(credit_type, amount)
+    end
+    line('credits.ledger.grant.v1', kind, credit_type, amount, before, after, '')
+  end
+end
+function CHANGES.grant()
+  local lot = lot_from(take())
+  if lot.begun then
+    settle(account, lot.credit_type)
+    local granted, before, after = grant(account, lot.credit_type, lot.kind, lot.left)
+    if not granted then
+      return too_large(lot.credit_type, lot.left)
+    end
+    line('credits.ledger.grant.v1', lot.kind, lot.credit_type, lot.left, before, after, '')
+  end
+  account.lots[to - 1] = lot
+end
+function CHANGES.void()
+  local created = take_number()
+  local lot = account.lots[created]
+  settle(account, lot.credit_type)
+  account.lots[created] = nil
+  if lot.begun then
+    local c, pool = counter_of(account, lot.credit_type), pool_of(account, lot.credit_type)
+    local before = remaining(c)
+    c.granted = c.granted and c.granted - lot.left
+    pool.granted[lot.kind] = pool.granted[lot.kind] - lot.left
+    line('credits.ledger.void.v1', lot.kind, lot.credit_type, lot.left, before, remaining(c), '')
+  end
+end
+function CHANGES.adjust()
+  local credit_type, amount, adds, reason = take(), take_number(), take() == '1', take()
+  settle(account, credit_type)
+  local before, after
+  if adds then
+    local granted
+    granted, before, after = grant(account, credit_type, 'adjusted', amount)
+    if not granted then
+      return too_large(credit_type, amount)
+    end
+  else
+    local c = counter_of(account, credit_type)
+    before = remaining(c)
+    if c.charged + amount > BALANCE_MAX then
+      return too_large(credit_type, amount)
+    end
+    c.charged = c.charged + amount
+    after = remaining(c)
+  end
+  line('credits.ledger.adjustment.v1', 'adjusted', credit_type, adds and amount or -amount, before, after,
+    ',"reason":' .. reason)
+end
+function CHANGES.close()
+  account.life, account.to = 'closing', take_number()
+  for _ = 1, take_number() do
+    account.cleared[take()] = true
+  end
+end
+
 local outcome, why = 'applied', ''
-local next_change = ''
-local fields, cleared, lines = {}, {}, {}
-local offset = string.format('%.0f', to - 1)
 if duplicate then
   outcome = 'duplicate'
-elseif change == 'refuse' then
-  outcome, why = 'refused', ',"reason":"' .. ARGV[18] .. '","message":' .. ARGV[19]
 else
-  local at = 18
-  local function take()
-    at = at + 1
-    return ARGV[at]
+  local reason, message = CHANGES[change]()
+  if reason then
+    outcome, why, entries = 'refused', ',"reason":"' .. reason .. '","message":' .. message, {}
+  elseif at ~= #ARGV then
+    wrong_arity()
   end
-  next_change = ARGV[18]
-  local opens = next_change ~= ''
-  local set = {}
-  for i = 1, 2 * tonumber(take()) do
-    set[i] = take()
-  end
-  for i = 1, tonumber(take()) do
-    cleared[i] = take()
-  end
-  -- By credit type: what is granted, what of it the plan and the add-ons gave, what is charged and expired.
-  local counters, order, own = {}, {}, {}
-  for i = 1, tonumber(take()) do
-    local kind, credit_type, amount, own_field, own_value = take(), take(), take(), take(), take()
-    local c = counters[credit_type]
-    if not c then
-      local stored = redis.call('HMGET', KEYS[4], credit_type .. '.granted', credit_type .. '.plan',
-        credit_type .. '.addon', credit_type .. '.charged', credit_type .. '.expired')
-      c = {
-        granted = stored[1] or '0', plan = stored[2], addon = stored[3],
-        charged = tonumber(stored[4] or '0'), expired = tonumber(stored[5] or '0'),
-      }
-      counters[credit_type] = c
-      order[#order + 1] = credit_type
-    end
-    local function sum(before)
-      if before == 'unlimited' or amount == 'unlimited' then
-        return 'unlimited'
-      end
-      return string.format('%.0f', tonumber(before or '0') + tonumber(amount))
-    end
-    local function remaining()
-      local granted = tonumber(c.granted)
-      return granted and math.max(0, granted - c.expired - c.charged)
-    end
-    local before = remaining()
-    c.granted = sum(c.granted)
-    if own_field ~= '' then
-      local n = #own
-      own[n + 1], own[n + 2] = own_field, own_value
-    else
-      c[kind] = sum(c[kind])
-    end
-    if (tonumber(c.granted) or 0) > BALANCE_MAX then
-      outcome = 'refused'
-      why = ',"reason":"balance_too_large","message":"' .. credits(tonumber(amount)) .. ' credits of '
-        .. credit_type .. ' would exceed the largest balance"'
-      break
-    end
-    lines[#lines + 1] = '{"kind":"' .. kind .. '","credit_type":"' .. credit_type .. '","amount":'
-      .. credits(tonumber(amount)) .. ',"before":' .. credits(before) .. ',"after":' .. credits(remaining())
-      .. ',"cause":{"command_id":' .. command_id .. '}}'
-  end
-  if outcome == 'refused' then
-    lines = {}
-  else
-    if at ~= #ARGV then
-      wrong_arity()
-    end
-    local function put(name, value)
-      local n = #fields
-      fields[n + 1], fields[n + 2] = name, value
-    end
-    -- What every call reads comes first: a packed hash is searched from its start.
-    if change == 'put' then
-      put('version', string.format('%.0f', tonumber(version) + 1))
-    end
-    if opens then
-      put('days', '')
-    end
-    for _, credit_type in ipairs(order) do
-      put(credit_type .. '.granted', counters[credit_type].granted)
-      if opens then
-        put(credit_type .. '.charged', '0')
-      end
-    end
-    for _, credit_type in ipairs(order) do
-      for _, kind in ipairs({ 'plan', 'addon' }) do
-        if counters[credit_type][kind] then
-          put(credit_type .. '.' .. kind, counters[credit_type][kind])
-        end
-      end
-    end
-    for _, list in ipairs({ own, set }) do
-      for i = 1, #list, 2 do
-        put(list[i], list[i + 1])
-      end
-    end
-  end
+  account.version = account.version + 1
+end
+if told then
+  entries = {}
+else
+  entries[#entries + 1] = { 'ledger', 'command/' .. offset, 'credits.ledger.command.v1', account.name,
+    '{"command_id":' .. command_id .. ',"command_type":"' .. command_type .. '","status":"' .. outcome .. '"' .. why .. '}' }
 end
 
 -- Where the shard is afterwards.
@@ -213,25 +217,10 @@ end
 -- Write. Nothing below can fail.
 if outcome == 'applied' then
   redis.call('SADD', KEYS[5], member)
-  redis.call('HSET', KEYS[4], unpack(fields))
-  if #cleared > 0 then
-    redis.call('HDEL', KEYS[4], unpack(cleared))
-  end
-  if next_change ~= '' then
-    redis.call('ZADD', KEYS[6], next_change, account)
-  end
+  write_account(account, KEYS[6])
 end
-if told then
-  lines = {}
-end
-for i, line in ipairs(lines) do
-  redis.call('XADD', KEYS[3], '*', 'output', 'ledger', 'id', 'command/' .. offset .. '/' .. i,
-    'type', 'credits.ledger.grant.v1', 'account', account, 'data', line)
-end
-if not told then
-  redis.call('XADD', KEYS[3], '*', 'output', 'ledger', 'id', 'command/' .. offset, 'type', 'credits.ledger.command.v1',
-    'account', account, 'data', '{"command_id":' .. command_id .. ',"command_type":"' .. command_type
-      .. '","status":"' .. outcome .. '"' .. why .. '}')
+for _, entry in ipairs(entries) do
+  publish(KEYS[3], entry)
 end
 redis.call('HSET', KEYS[1], unpack(moved))
-return { 'applied', outcome, tostring(outbox_entries + #lines + (told and 0 or 1)) }
+return { 'applied', outcome, text(outbox_entries + #entries) }

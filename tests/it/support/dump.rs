@@ -7,9 +7,10 @@ use credit_meter::ledger::account::Counter;
 use credit_meter::ledger::call::{Anchor, OutboxEntry, Output, Partition};
 use credit_meter::ledger::catalogue::CatalogueId;
 use credit_meter::ledger::day::{DaySets, SetIndex};
+use credit_meter::ledger::grants::Pool;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
-use credit_meter::store::stored::{parse_counters, parse_note, parse_view};
+use credit_meter::store::stored::{parse_counters, parse_denied, parse_note, parse_view};
 use redis::aio::MultiplexedConnection;
 
 pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
@@ -75,6 +76,7 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
 pub fn normal(mut shard: Shard) -> Shard {
     for account in shard.accounts.values_mut() {
         account.counters.retain(|_, counter| *counter != Counter::default());
+        account.pools.retain(|_, pool| *pool != Pool::default());
     }
     shard.commands_seen.retain(|_, set| !set.is_empty());
     shard.outbox_taken = 0;
@@ -145,13 +147,18 @@ fn fence(fields: &BTreeMap<String, String>) -> Fence {
 
 fn parse_account(fields: &BTreeMap<String, String>) -> Account {
     let view = parse_view(fields).expect("an account");
-    let counters = parse_counters(fields).expect("counters");
     Account {
         version: view.version,
         config: view.config,
+        next: view.next,
+        life: view.life,
+        since_ms: view.since_ms,
         cycle: view.cycle,
-        grants: view.grants,
-        counters,
+        counters: parse_counters(fields).expect("counters"),
+        pools: view.pools,
+        lots: view.lots,
+        denied: parse_denied(fields).expect("denied"),
+        closed: view.closed,
         days: view.days,
     }
 }

@@ -1,9 +1,9 @@
 use super::*;
-use crate::ledger::account::GrantKind;
 use crate::ledger::call::RefusalReason;
 use crate::ledger::catalogue::{Overage, Threshold};
-use crate::ledger::command::CommandBody;
+use crate::ledger::command::{ADJUST, CommandBody, GRANT_VOID, GrantBody};
 use crate::ledger::credits::Credits;
+use crate::ledger::grants::{GrantKind, PRIORITY_DEFAULT};
 
 #[test]
 fn a_put_is_read() {
@@ -31,7 +31,14 @@ fn a_put_is_read() {
 fn a_grant_is_read() {
     let check = |from: &str, to: &str, thousandths: i64, kind: GrantKind| {
         let amount = Credits::from_thousandths(thousandths);
-        let expected = CommandBody::Grant { credit_type: "email".into(), amount, kind };
+        let expected = CommandBody::Grant(Box::new(GrantBody {
+            credit_type: "email".into(),
+            amount,
+            kind,
+            priority: PRIORITY_DEFAULT,
+            effective_ms: None,
+            expires_ms: None,
+        }));
         assert_eq!(commanded(&grant_event(&change(GRANT_DATA, from, to))).body, Ok(expected), "{to}");
     };
     check("0.125", "0.125", 125, GrantKind::Topup);
@@ -40,6 +47,33 @@ fn a_grant_is_read() {
     check("0.125", "999999999999.999", 999_999_999_999_999, GrantKind::Topup);
     check("topup", "promo", 125, GrantKind::Promo);
     check("\"topup\"", "\"topup\",\"expires_at\":null", 125, GrantKind::Topup);
+}
+
+#[test]
+fn voids_adjustments_and_closings_are_read() {
+    let of = |event_type: &str, data: &str| {
+        let event = grant_event(data).replace("credits.grant.v1", event_type);
+        let command = commanded(&event);
+        assert_eq!(command.command_type, event_type);
+        command.body
+    };
+    let void = CommandBody::GrantVoid { grant: "c-1".into() };
+    assert_eq!(of(GRANT_VOID, r#"{"grant":"c-1"}"#), Ok(void));
+    let adjustment = |thousandths: i64, adds: bool| CommandBody::Adjust {
+        credit_type: "email".into(),
+        amount: Credits::from_thousandths(thousandths),
+        adds,
+        reason: "late \"import\"".into(),
+    };
+    let data = |amount: &str| format!(r#"{{"credit_type":"email","amount":{amount},"reason":"late \"import\""}}"#);
+    assert_eq!(of(ADJUST, &data("2.5")), Ok(adjustment(2500, true)));
+    assert_eq!(of(ADJUST, &data("-2.5")), Ok(adjustment(2500, false)));
+    assert!(of(ADJUST, &data("0")).unwrap_err().message.contains("amount is 0"));
+    assert_eq!(of("credits.account.close.v1", "{}"), Ok(CommandBody::Close));
+    let dated = r#"{"credit_type":"email","amount":1,"kind":"promo","priority":3,"effective_at":"2026-07-16T00:00:00Z","expires_at":"2026-07-17T02:00:00+02:00"}"#;
+    let Ok(CommandBody::Grant(grant)) = of("credits.grant.v1", dated) else { panic!("it is good") };
+    assert_eq!((grant.priority, grant.effective_ms), (3, Some(1_784_160_000_000)));
+    assert_eq!(grant.expires_ms, Some(1_784_246_400_000));
 }
 
 #[test]
@@ -118,10 +152,10 @@ fn a_command_with_bad_data_is_refused_with_a_remedy() {
     grant("\"topup\"", "null", "kind is missing");
     grant("topup", "plan", "kind `plan` cannot be granted: write topup");
     grant("topup", "gift", "kind `gift` cannot be granted");
-    for field in ["priority", "effective_at", "expires_at"] {
-        let dated = change(GRANT_DATA, "\"topup\"", &format!("\"topup\",\"{field}\":5"));
-        check(grant_event(&dated), UnsupportedField, &format!("{field} is not supported yet: dated grants come"));
-    }
+    grant("\"topup\"", "\"topup\",\"priority\":-1", "priority `-1` is none: write 0 (burns first) to 1000");
+    grant("\"topup\"", "\"topup\",\"priority\":1001", "priority `1001` is none");
+    grant("\"topup\"", "\"topup\",\"expires_at\":\"tomorrow\"", "expires_at `tomorrow` is no time: write an RFC 3339");
+    grant("\"topup\"", "\"topup\",\"effective_at\":5", "effective_at");
     let long = commanded(&put_event(&format!("{{\"{}\":1}}", "x".repeat(9999)))).body.unwrap_err();
     assert!(long.message.len() < 400, "{}", long.message.len());
 }
@@ -132,7 +166,7 @@ fn a_command_with_a_bad_envelope_is_dead() {
     let check = |from: &str, to: &str, reason: DeadReason, account: Option<&str>| {
         dead(command(change(&put_event(PUT_DATA), from, to).as_bytes(), &[]), reason, account, "");
     };
-    check("account.put", "account.close", UnknownType, Some("acme"));
+    check("account.put", "account.open", UnknownType, Some("acme"));
     check("account.put", "usage", UnknownType, Some("acme"));
     check("\"c-1\"", "\"\"", MissingField, Some("acme"));
     check("\"acme\"", "5", WrongType, None);

@@ -1,0 +1,254 @@
+//! Credits given, and in which order they burn.
+//!
+//! What the plan and the add-ons give in a cycle is one pool a credit type; each top-up and promo is a lot of its own.
+//! Charges are added up as they come, and taken from pool and lots only where it matters from which: when a lot begins,
+//! ends, is added or voided, and at the end of a cycle. In between the order of burning moves no sum that anyone sees, so
+//! settling late gives what settling at once would (`settling_late_is_settling_at_once`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::catalogue::Amount;
+use super::credits::Credits;
+use super::shard::Account;
+
+/// The priority of grants that name none. Smaller ones burn first.
+pub const PRIORITY_DEFAULT: u32 = 100;
+/// Lots that an account may hold, so that its hash stays small.
+pub const LOTS_MAX: usize = 50;
+
+/// Where credits come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GrantKind {
+    Plan,
+    Addon,
+    /// Unused credits of the cycle before, up to the plan's `carry_over_max`.
+    Carried,
+    /// Given by an adjustment.
+    Adjusted,
+    Topup,
+    Promo,
+}
+
+impl GrantKind {
+    pub const ALL: [GrantKind; 6] = [
+        GrantKind::Plan,
+        GrantKind::Addon,
+        GrantKind::Carried,
+        GrantKind::Adjusted,
+        GrantKind::Topup,
+        GrantKind::Promo,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            GrantKind::Plan => "plan",
+            GrantKind::Addon => "addon",
+            GrantKind::Carried => "carried",
+            GrantKind::Adjusted => "adjusted",
+            GrantKind::Topup => "topup",
+            GrantKind::Promo => "promo",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<GrantKind> {
+        GrantKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// What was granted of a credit type in a cycle, by where it came from, in the order of [`GrantKind::ALL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted([Amount; 6]);
+
+impl Default for Granted {
+    fn default() -> Granted {
+        Granted([Amount::Limited(Credits::ZERO); 6])
+    }
+}
+
+impl Granted {
+    pub fn of(&self, kind: GrantKind) -> Amount {
+        self.0[kind as usize]
+    }
+
+    /// What is granted of a kind that is never unlimited.
+    pub fn credits(&self, kind: GrantKind) -> Credits {
+        match self.of(kind) {
+            Amount::Limited(credits) => credits,
+            Amount::Unlimited => Credits::ZERO,
+        }
+    }
+
+    pub fn total(&self) -> Amount {
+        self.0.iter().fold(Amount::Limited(Credits::ZERO), |sum, amount| sum.plus(*amount))
+    }
+
+    pub fn add(&mut self, kind: GrantKind, amount: Amount) {
+        self.0[kind as usize] = self.of(kind).plus(amount);
+    }
+
+    pub fn take(&mut self, kind: GrantKind, amount: Credits) {
+        self.0[kind as usize] = Amount::Limited(self.credits(kind) - amount);
+    }
+
+    pub fn parse<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Granted> {
+        let mut granted = Granted::default();
+        for kind in GrantKind::ALL {
+            granted.0[kind as usize] = match words.next()? {
+                "unlimited" => Amount::Unlimited,
+                thousandths => Amount::Limited(Credits::from_thousandths(thousandths.parse().ok()?)),
+            };
+        }
+        Some(granted)
+    }
+}
+
+impl fmt::Display for Granted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, amount) in self.0.iter().enumerate() {
+            let space = if index > 0 { " " } else { "" };
+            match amount {
+                Amount::Limited(credits) => write!(f, "{space}{}", credits.thousandths())?,
+                Amount::Unlimited => write!(f, "{space}unlimited")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One credit type in the open cycle: what was granted, and what the plan and the add-ons gave and is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// Of lots only those that have begun; one that goes on from the cycle before counts with what was left of it.
+    pub granted: Granted,
+    /// Of plan, add-ons, carried credits and adjustments, at the last settling.
+    pub left: Credits,
+}
+
+/// A top-up or promo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lot {
+    pub kind: GrantKind,
+    pub credit_type: String,
+    /// At the last settling.
+    pub left: Credits,
+    pub priority: u32,
+    pub effective_ms: i64,
+    /// `None`: at the end of the cycle in which it begins.
+    pub expires_ms: Option<i64>,
+    /// Whether it has begun.
+    pub begun: bool,
+    /// The command that gave it.
+    pub command_id: String,
+}
+
+/// Lots by the offset of the command that gave them, which is also their order of creation.
+pub type Lots = BTreeMap<i64, Lot>;
+
+impl Lot {
+    /// When it next begins or ends; `None`: not before its cycle's end.
+    pub fn next_change_ms(&self) -> Option<i64> {
+        if self.begun { self.expires_ms } else { Some(self.effective_ms) }
+    }
+
+    pub fn ends_by(&self, time_ms: i64) -> bool {
+        self.begun && self.expires_ms.is_some_and(|expires_ms| expires_ms <= time_ms)
+    }
+
+    pub fn begins_by(&self, time_ms: i64) -> bool {
+        !self.begun && self.effective_ms <= time_ms
+    }
+
+    /// The stored form.
+    pub fn parse(text: &str) -> Option<Lot> {
+        let mut words = text.splitn(8, ' ');
+        Some(Lot {
+            kind: GrantKind::from_name(words.next()?)?,
+            credit_type: words.next()?.to_owned(),
+            left: Credits::from_thousandths(words.next()?.parse().ok()?),
+            priority: words.next()?.parse().ok()?,
+            effective_ms: words.next()?.parse().ok()?,
+            expires_ms: match words.next()? {
+                "-" => None,
+                time_ms => Some(time_ms.parse().ok()?),
+            },
+            begun: words.next()? == "begun",
+            command_id: words.next()?.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Lot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let expires = self.expires_ms.map_or("-".to_owned(), |time_ms| time_ms.to_string());
+        let begun = if self.begun { "begun" } else { "waits" };
+        write!(
+            f,
+            "{} {} {} {} {} {expires} {begun} {}",
+            self.kind.name(),
+            self.credit_type,
+            self.left.thousandths(),
+            self.priority,
+            self.effective_ms,
+            self.command_id
+        )
+    }
+}
+
+/// What burns: a type's pool, or a lot of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Pool,
+    Lot(i64),
+}
+
+impl Account {
+    /// Pool and lots of a type that have begun, in the order in which they burn: smaller priority, sooner end, promo
+    /// before bought, earlier begin, earlier creation.
+    fn burn_order(&self, credit_type: &str) -> Vec<Source> {
+        let end_ms = self.cycle.end_ms;
+        let pool = ((PRIORITY_DEFAULT, end_ms, true, self.cycle.start_ms, -1), Source::Pool);
+        let lots = self.lots.iter().filter(|(_, lot)| lot.begun && lot.credit_type == credit_type);
+        let lots = lots.map(|(&created, lot)| {
+            let bought = lot.kind != GrantKind::Promo;
+            let order = (lot.priority, lot.expires_ms.unwrap_or(end_ms), bought, lot.effective_ms, created);
+            (order, Source::Lot(created))
+        });
+        let mut order: Vec<_> = lots.chain([pool]).collect();
+        order.sort_unstable_by_key(|(order, _)| *order);
+        order.into_iter().map(|(_, source)| source).collect()
+    }
+
+    fn left_of(&mut self, credit_type: &str, source: Source) -> &mut Credits {
+        match source {
+            Source::Pool => &mut self.pools.entry(credit_type.to_owned()).or_default().left,
+            Source::Lot(created) => &mut self.lots.get_mut(&created).expect("it is in the order").left,
+        }
+    }
+
+    /// Takes what was charged since the last settling from pool and lots. What exceeds them stays open: a later
+    /// grant covers it first.
+    pub fn settle(&mut self, credit_type: &str) {
+        let Some(counter) = self.counters.get(credit_type).copied() else { return };
+        let Amount::Limited(granted) = counter.granted else { return };
+        let order = self.burn_order(credit_type);
+        let left = order.iter().fold(Credits::ZERO, |sum, source| sum + *self.left_of(credit_type, *source));
+        let settled = granted - counter.expired - left;
+        let mut open = counter.charged - settled;
+        for source in order {
+            let left = self.left_of(credit_type, source);
+            let taken = open.min(*left);
+            *left = *left - taken;
+            open = open - taken;
+        }
+    }
+
+    /// Lots of a type in force at a time before the open cycle, in the order in which they burn.
+    pub fn lots_in_force(&self, credit_type: &str, time_ms: i64) -> Vec<i64> {
+        let in_force = |source: Source| match source {
+            Source::Lot(created) => Some(created).filter(|created| self.lots[created].effective_ms <= time_ms),
+            Source::Pool => None,
+        };
+        self.burn_order(credit_type).into_iter().filter_map(in_force).collect()
+    }
+}

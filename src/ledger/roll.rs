@@ -1,0 +1,527 @@
+//! What happens to an account as time passes: lots begin and end, cycles close and open, statements are restated.
+//!
+//! [`steps_until`] is the worker's part: it knows the catalogue and the calendar. [`Shard::roll`] is the script's: it
+//! takes the steps if the account is as the worker believes. Each cycle is closed once, in order, however many were
+//! missed, since each step raises the account's version.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat};
+
+use super::account::{AccountConfig, AccountView, Counter, Life};
+use super::apply::json_text;
+use super::call::{OutboxEntry, Output, Partition, Reply, StaleAccount, Stamp};
+use super::catalogue::{Amount, Catalogue, Overage};
+use super::closed::{ClosedCounter, ClosedCycle};
+use super::command::{ledger_line, null_or_amount};
+use super::credits::Credits;
+use super::cycle::{Calendar, Cycle};
+use super::grants::{GrantKind, Granted, Lot, Pool};
+use super::shard::{Account, Shard};
+
+/// Steps of one call: a script keeps everyone else waiting.
+pub const STEPS_MAX: usize = 200;
+
+/// Takes steps of some accounts of a shard. It moves no position, so that whoever does it does no harm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RollCall {
+    pub stamp: Arc<Stamp>,
+    /// The shard must have applied the commands up to here: what was ordered before a renewal comes before it.
+    pub commands_first: Option<i64>,
+    /// How long after its end a closed cycle is looked at again.
+    pub late_after_ms: i64,
+    /// All that the catalogue knows, in order.
+    pub credit_types: Vec<String>,
+    pub accounts: Vec<RollAccount>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RollAccount {
+    pub account: Arc<str>,
+    /// One that has changed since takes no step, and is shown.
+    pub version: u64,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Lots begin or end within the cycle.
+    Lots { at_ms: i64 },
+    /// The cycle ends. `opens`: the next one; none where the account is closed.
+    Renew { closes: Closes, opens: Option<Box<Opens>> },
+    /// A closed cycle has changed: its statement is written anew.
+    Restate { number: i32, cycle: Cycle },
+    /// Nothing can be charged to a closed cycle any more.
+    Forget { number: i32 },
+}
+
+/// By what a cycle that ends was judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Closes {
+    pub cycle: Cycle,
+    pub plan: String,
+    pub overage: Overage,
+    /// Credits of each type that the next cycle takes over at most, in the order of the types.
+    pub carry_over: Vec<(String, Credits)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opens {
+    pub cycle: Cycle,
+    /// Set where a change has waited for the renewal; with what it replaces.
+    pub config: Option<(Box<AccountConfig>, Box<AccountConfig>)>,
+    pub plan: String,
+    /// What plan and add-ons give, in the order of types and kinds.
+    pub grants: Vec<(String, GrantKind, Amount)>,
+}
+
+/// What an account has to do up to a time, in order; `floor_ms` is that of its shard.
+pub fn steps_until(catalogue: &Catalogue, view: &AccountView, time_ms: i64, meter: MeterTime) -> Vec<Step> {
+    let mut view = view.clone();
+    let mut steps = Vec::new();
+    for (&number, closed) in &view.closed {
+        if closed.restate && closed.due_ms() <= meter.now_ms {
+            let cycle = Cycle { number, start_ms: closed.start_ms, end_ms: closed.end_ms };
+            steps.push(Step::Restate { number, cycle });
+        } else if !closed.restate && closed.keep_ms <= meter.now_ms && closed.end_ms <= meter.floor_ms {
+            steps.push(Step::Forget { number });
+        }
+    }
+    while steps.len() < STEPS_MAX
+        && let Some(at_ms) = view.next_change_ms().filter(|at_ms| *at_ms <= time_ms)
+    {
+        let Some(step) = step_at(catalogue, &view, at_ms) else { break };
+        view.take(&step);
+        steps.push(step);
+    }
+    steps
+}
+
+/// How far a shard is in the brokers' time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MeterTime {
+    pub now_ms: i64,
+    pub floor_ms: i64,
+}
+
+fn step_at(catalogue: &Catalogue, view: &AccountView, at_ms: i64) -> Option<Step> {
+    if at_ms < view.cycle.end_ms {
+        return Some(Step::Lots { at_ms });
+    }
+    let plan = catalogue.plans.get(&view.config.plan)?;
+    let closes = Closes {
+        cycle: view.cycle,
+        plan: view.config.plan.clone(),
+        overage: view.config.overage(plan),
+        carry_over: Vec::new(),
+    };
+    if view.life == Life::Closing {
+        return Some(Step::Renew { closes, opens: None });
+    }
+    let config = view.next.as_ref().unwrap_or(&view.config);
+    let plan = catalogue.plans.get(&config.plan)?;
+    let opens = Opens {
+        cycle: next_cycle(config.calendar(plan), view.cycle)?,
+        config: view.next.clone().map(|next| (Box::new(next), Box::new(view.config.clone()))),
+        plan: config.plan.clone(),
+        grants: config.grants(plan),
+    };
+    Some(Step::Renew { closes, opens: Some(Box::new(opens)) })
+}
+
+/// The cycle after another: to the calendar's first boundary more than half an interval later, so that a change of
+/// anchor, interval or zone leaves no gap, and no cycle is shorter than half an interval.
+pub fn next_cycle(calendar: Calendar, before: Cycle) -> Option<Cycle> {
+    const HALF_A_MONTH_MS: i64 = 15 * super::event::DAY_MS;
+    let start_ms = before.end_ms;
+    let after = calendar.cycle_at(start_ms + HALF_A_MONTH_MS * i64::from(calendar.interval.months()))?;
+    Some(Cycle { number: before.number.checked_add(1)?, start_ms, end_ms: after.end_ms })
+}
+
+impl AccountView {
+    /// When time alone changes it next.
+    pub fn next_change_ms(&self) -> Option<i64> {
+        next_change_ms(self.life, self.cycle, self.lots.values().filter_map(|lot| lot.next_change_ms()))
+    }
+
+    pub fn is_due(&self, time_ms: i64) -> bool {
+        self.next_change_ms().is_some_and(|at_ms| at_ms <= time_ms)
+    }
+
+    /// Follows a step, as far as prices, commands and later steps depend on it.
+    pub fn take(&mut self, step: &Step) {
+        match step {
+            Step::Lots { at_ms } => self.pass_lots(*at_ms, false),
+            Step::Renew { opens, closes } => {
+                let closed = ClosedCycle::of(closes);
+                self.closed.insert(closes.cycle.number, closed);
+                self.pools.clear();
+                let Some(opens) = opens else {
+                    self.life = Life::Closed;
+                    self.lots.clear();
+                    return;
+                };
+                self.pass_lots(closes.cycle.end_ms, true);
+                self.cycle = opens.cycle;
+                if let Some((config, _)) = &opens.config {
+                    self.config = (**config).clone();
+                    self.next = None;
+                }
+                for (credit_type, kind, amount) in &opens.grants {
+                    self.pools.entry(credit_type.clone()).or_default().granted.add(*kind, *amount);
+                }
+            }
+            Step::Forget { number } => {
+                self.closed.remove(number);
+            }
+            Step::Restate { .. } => {}
+        }
+    }
+
+    fn pass_lots(&mut self, at_ms: i64, renewal: bool) {
+        self.lots.retain(|_, lot| !(lot.ends_by(at_ms) || renewal && lot.begun && lot.expires_ms.is_none()));
+        self.lots.values_mut().filter(|lot| lot.begins_by(at_ms)).for_each(|lot| lot.begun = true);
+    }
+}
+
+/// When time alone changes an account next; `None`: never, it is closed.
+fn next_change_ms(life: Life, cycle: Cycle, lots: impl Iterator<Item = i64>) -> Option<i64> {
+    (life != Life::Closed).then(|| lots.fold(cycle.end_ms, i64::min))
+}
+
+/// The score of accounts that have nothing to wait for.
+pub const NEVER_MS: i64 = 9_000_000_000_000_000;
+
+impl Account {
+    /// Its score in the due set.
+    pub fn due_ms(&self) -> i64 {
+        let change = next_change_ms(self.life, self.cycle, self.lots.values().filter_map(|lot| lot.next_change_ms()));
+        let closed = self.closed.values().map(ClosedCycle::due_ms);
+        change.into_iter().chain(closed).min().unwrap_or(NEVER_MS)
+    }
+
+    /// Credit types that the open cycle knows.
+    fn credit_types(&self) -> Vec<String> {
+        let lots = self.lots.values().map(|lot| &lot.credit_type);
+        let mut types: Vec<String> = self.counters.keys().chain(self.pools.keys()).chain(lots).cloned().collect();
+        types.sort_unstable();
+        types.dedup();
+        types
+    }
+}
+
+impl Shard {
+    /// Takes the steps of the accounts that are as the worker believes, and shows all of them.
+    pub fn roll(&mut self, call: &RollCall) -> Reply<()> {
+        if let Err(refused) = self.check_fence(&call.stamp, &[]) {
+            return refused;
+        }
+        let commands_position = self.position(Partition::COMMANDS);
+        if call.commands_first.is_some_and(|first| commands_position < first) {
+            return Reply::Unknown { commands_position };
+        }
+        if let Err(refused) = self.check_outbox(&call.stamp) {
+            return refused;
+        }
+        let fence = self.fence.as_ref().expect("check_fence saw it");
+        let meter = MeterTime { now_ms: fence.meter_time_ms, floor_ms: fence.floor_ms };
+        let mut shown = Vec::new();
+        for roll in &call.accounts {
+            let mut outbox = Vec::new();
+            if let Some(account) =
+                self.accounts.get_mut(&roll.account).filter(|account| account.version == roll.version)
+            {
+                let mut taker = Taker {
+                    name: &roll.account,
+                    account,
+                    meter,
+                    late_after_ms: call.late_after_ms,
+                    outbox: &mut outbox,
+                };
+                roll.steps.iter().for_each(|step| taker.step(step));
+            }
+            self.outbox.extend(outbox);
+            let view = self.accounts.get(&roll.account).map(Account::view);
+            shown.push(StaleAccount { account: roll.account.clone(), view });
+        }
+        Reply::Stale(shown)
+    }
+}
+
+/// Takes the steps of one account.
+struct Taker<'a> {
+    name: &'a str,
+    account: &'a mut Account,
+    meter: MeterTime,
+    late_after_ms: i64,
+    outbox: &'a mut Vec<OutboxEntry>,
+}
+
+/// Until when the lots last that a step ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LotsEnd {
+    Within {
+        at_ms: i64,
+    },
+    Renewal {
+        at_ms: i64,
+    },
+    /// None goes on from the last cycle of an account.
+    Closing,
+}
+
+impl LotsEnd {
+    fn ends(self, lot: &Lot) -> bool {
+        match self {
+            LotsEnd::Within { at_ms } => lot.ends_by(at_ms),
+            LotsEnd::Renewal { at_ms } => lot.ends_by(at_ms) || lot.begun && lot.expires_ms.is_none(),
+            LotsEnd::Closing => lot.begun,
+        }
+    }
+}
+
+impl Taker<'_> {
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Lots { at_ms } => {
+                for credit_type in self.account.credit_types() {
+                    self.account.settle(&credit_type);
+                    self.end_lots(&credit_type, LotsEnd::Within { at_ms: *at_ms });
+                }
+                self.begin_lots(*at_ms);
+            }
+            Step::Renew { closes, opens } => {
+                self.close(closes, opens.as_deref());
+                match opens {
+                    Some(opens) => self.open(opens),
+                    None => {
+                        self.account.life = Life::Closed;
+                        self.account.lots.clear();
+                    }
+                }
+            }
+            Step::Restate { number, .. } => self.restate(*number),
+            Step::Forget { number } => {
+                let over = |closed: &ClosedCycle| !closed.restate && closed.end_ms <= self.meter.floor_ms;
+                if self.account.closed.get(number).is_some_and(over) {
+                    self.account.closed.remove(number);
+                }
+            }
+        }
+        self.account.version += 1;
+    }
+
+    /// Ends lots of a type whose charges are settled; gives what was left of them.
+    fn end_lots(&mut self, credit_type: &str, end: LotsEnd) -> Credits {
+        let of_type = self.account.lots.iter().filter(|(_, lot)| lot.credit_type == credit_type && end.ends(lot));
+        let ending: Vec<i64> = of_type.map(|(created, _)| *created).collect();
+        let mut left = Credits::ZERO;
+        for created in ending {
+            let lot = self.account.lots.remove(&created).expect("it was found above");
+            self.expire(credit_type, lot.kind, lot.left, format!("expired/{created}"));
+            left += lot.left;
+        }
+        left
+    }
+
+    /// Counts credits as expired, and says so if there are any.
+    fn expire(&mut self, credit_type: &str, kind: GrantKind, amount: Credits, id: String) {
+        let counter = self.account.counters.entry(credit_type.to_owned()).or_default();
+        if amount == Credits::ZERO || counter.granted == Amount::Unlimited {
+            return;
+        }
+        let before = counter.remaining();
+        counter.expired += amount;
+        let moved = (before, counter.remaining());
+        let cause = format!("\"cycle\":{}", self.account.cycle.number);
+        let what = (kind, credit_type, Amount::Limited(amount));
+        self.outbox.push(ledger_line("credits.ledger.expiry.v1", self.name, id, what, moved, &cause));
+    }
+
+    fn grant(&mut self, credit_type: &str, kind: GrantKind, amount: Amount, id: String, cause: &str) {
+        let amount = self.account.fitting(credit_type, amount);
+        let moved = self.account.grant(credit_type, kind, amount).expect("it fits");
+        let what = (kind, credit_type, amount);
+        self.outbox.push(ledger_line("credits.ledger.grant.v1", self.name, id, what, moved, cause));
+    }
+
+    fn begin_lots(&mut self, at_ms: i64) {
+        let waiting = self.account.lots.iter().filter(|(_, lot)| lot.begins_by(at_ms));
+        let beginning: Vec<(i64, Lot)> = waiting.map(|(created, lot)| (*created, lot.clone())).collect();
+        for (created, mut lot) in beginning {
+            let Amount::Limited(left) = self.account.fitting(&lot.credit_type, Amount::Limited(lot.left)) else {
+                unreachable!("a lot is limited")
+            };
+            (lot.begun, lot.left) = (true, left);
+            let cause = format!("\"command_id\":{}", json_text(&lot.command_id));
+            let id = format!("begun/{created}");
+            self.grant(&lot.credit_type, lot.kind, Amount::Limited(left), id, &cause);
+            self.account.lots.insert(created, lot);
+        }
+    }
+
+    fn close(&mut self, closes: &Closes, opens: Option<&Opens>) {
+        let cycle = closes.cycle;
+        let at_ms = cycle.end_ms;
+        let mut counters = BTreeMap::new();
+        for credit_type in self.account.credit_types() {
+            self.account.settle(&credit_type);
+            let end = if opens.is_some() { LotsEnd::Renewal { at_ms } } else { LotsEnd::Closing };
+            let mut spare = self.end_lots(&credit_type, end);
+            let pool = self.account.pools.remove(&credit_type).unwrap_or_default();
+            let unlimited = pool.granted.total() == Amount::Unlimited;
+            let may_carry = closes.carry_over.iter().find(|(name, _)| *name == credit_type).map(|(_, most)| *most);
+            let may_carry = may_carry.filter(|_| opens.is_some() && !unlimited).unwrap_or_default();
+            let carried = pool.left.min(may_carry);
+            let id = format!("expired/{}/{}/{credit_type}", self.name, cycle.number);
+            self.expire(&credit_type, GrantKind::Plan, pool.left - carried, id);
+            spare += pool.left - carried;
+            // The next cycle begins with what goes on.
+            let mut granted = Granted::default();
+            granted.add(GrantKind::Carried, Amount::Limited(carried));
+            for lot in self.account.lots.values().filter(|lot| lot.begun && lot.credit_type == credit_type) {
+                granted.add(lot.kind, Amount::Limited(lot.left));
+            }
+            let Amount::Limited(moved) = granted.total() else { unreachable!("lots are limited") };
+            let counter = self.account.counters.remove(&credit_type).unwrap_or_default();
+            let closed = ClosedCounter {
+                granted: pool.granted,
+                charged: counter.charged,
+                expired: counter.expired,
+                moved: if unlimited { Credits::ZERO } else { moved },
+                spare: if unlimited { Credits::ZERO } else { spare },
+                denied: self.account.denied.get(&credit_type).copied().unwrap_or(0),
+            };
+            if closed != ClosedCounter::default() {
+                counters.insert(credit_type.clone(), closed);
+            }
+            if moved > Credits::ZERO {
+                self.account.pools.insert(credit_type.clone(), Pool { granted, left: carried });
+                let counter = Counter { granted: granted.total(), ..Counter::default() };
+                self.account.counters.insert(credit_type, counter);
+            }
+        }
+        self.account.denied.clear();
+        let closed = ClosedCycle {
+            stated_ms: self.meter.now_ms,
+            keep_ms: cycle.end_ms + self.late_after_ms,
+            counters,
+            ..ClosedCycle::of(closes)
+        };
+        self.outbox.push(statement(self.name, cycle.number, &closed));
+        self.account.closed.insert(cycle.number, closed);
+    }
+
+    fn open(&mut self, opens: &Opens) {
+        self.account.cycle = opens.cycle;
+        if let Some((config, _)) = &opens.config {
+            self.account.config = (**config).clone();
+            self.account.next = None;
+        }
+        let number = opens.cycle.number;
+        for (credit_type, kind, amount) in &opens.grants {
+            let id = format!("granted/{}/{number}/{credit_type}/{}", self.name, kind.name());
+            self.grant(credit_type, *kind, *amount, id, &format!("\"cycle\":{number}"));
+        }
+        self.begin_lots(opens.cycle.start_ms);
+        let granted: Vec<String> = self
+            .account
+            .counters
+            .iter()
+            .map(|(credit_type, counter)| format!("\"{credit_type}\":{}", null_or_amount(counter.granted)))
+            .collect();
+        self.outbox.push(OutboxEntry {
+            output: Output::Cycles,
+            id: format!("opened/{}/{number}", self.name),
+            event_type: "credits.cycle.opened.v1".to_owned(),
+            account: self.name.to_owned(),
+            data: format!(
+                "{{\"cycle\":{},\"plan\":\"{}\",\"granted\":{{{}}}}}",
+                cycle_text(opens.cycle),
+                opens.plan,
+                granted.join(","),
+            ),
+        });
+    }
+
+    fn restate(&mut self, number: i32) {
+        let due = |closed: &&mut ClosedCycle| closed.restate && closed.due_ms() <= self.meter.now_ms;
+        let Some(closed) = self.account.closed.get_mut(&number).filter(due) else { return };
+        closed.restate = false;
+        closed.revision += 1;
+        closed.stated_ms = self.meter.now_ms;
+        let entry = statement(self.name, number, closed);
+        self.outbox.push(entry);
+    }
+}
+
+impl ClosedCycle {
+    fn of(closes: &Closes) -> ClosedCycle {
+        ClosedCycle {
+            start_ms: closes.cycle.start_ms,
+            end_ms: closes.cycle.end_ms,
+            plan: closes.plan.clone(),
+            overage: closes.overage,
+            revision: 1,
+            stated_ms: 0,
+            restate: false,
+            keep_ms: 0,
+            counters: BTreeMap::new(),
+        }
+    }
+}
+
+/// What `credits.cycles` says of a closed cycle.
+fn statement(account: &str, number: i32, closed: &ClosedCycle) -> OutboxEntry {
+    let cycle = Cycle { number, start_ms: closed.start_ms, end_ms: closed.end_ms };
+    let balances: Vec<String> = closed.counters.iter().map(|(name, counter)| format!("\"{name}\":{counter}")).collect();
+    OutboxEntry {
+        output: Output::Cycles,
+        id: format!("closed/{account}/{number}/{}", closed.revision),
+        event_type: "credits.cycle.closed.v1".to_owned(),
+        account: account.to_owned(),
+        data: format!(
+            "{{\"cycle\":{},\"plan\":\"{}\",\"revision\":{},\"balances\":{{{}}}}}",
+            cycle_text(cycle),
+            closed.plan,
+            closed.revision,
+            balances.join(","),
+        ),
+    }
+}
+
+/// The balance that a statement gives, as JSON.
+impl std::fmt::Display for ClosedCounter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let overage = self.overage();
+        let remaining = match self.granted.total() {
+            Amount::Limited(_) => self.moved.to_string(),
+            Amount::Unlimited => "null".to_owned(),
+        };
+        write!(f, "{{\"granted\":{},\"granted_by\":{{", null_or_amount(self.granted.total()))?;
+        for (index, kind) in GrantKind::ALL.into_iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}\"{}\":{}", kind.name(), null_or_amount(self.granted.of(kind)))?;
+        }
+        write!(
+            f,
+            "}},\"used\":{},\"expired\":{},\"remaining\":{remaining},\"overage\":{overage},\"denied\":{}}}",
+            self.charged - overage,
+            self.expired,
+            self.denied,
+        )
+    }
+}
+
+/// A cycle as messages show it, as JSON.
+pub fn cycle_text(cycle: Cycle) -> String {
+    let (start, end) = (time_text(cycle.start_ms), time_text(cycle.end_ms));
+    format!("{{\"number\":{},\"start\":\"{start}\",\"end\":\"{end}\"}}", cycle.number)
+}
+
+/// A time as RFC 3339 writes it, in UTC.
+pub fn time_text(time_ms: i64) -> String {
+    let time = DateTime::from_timestamp_millis(time_ms).unwrap_or_default();
+    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}

@@ -1,0 +1,388 @@
+-- An account in hand: read whole, changed in memory, written once. The first part of the scripts that change more of an
+-- account than what was charged (command, roll, apply for late events). Mirrors ledger/grants.rs, closed.rs, command.rs.
+local BALANCE_MAX, NEVER, RESTATE_EVERY, PRIORITY_DEFAULT = 1e15, 9e15, 60000, 100
+local KINDS = { 'plan', 'addon', 'carried', 'adjusted', 'topup', 'promo' }
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- Amounts in credits, as the ledger prints them; nil is unlimited.
+local function credits(thousandths)
+  if not thousandths then
+    return 'null'
+  end
+  local sign = thousandths < 0 and '-' or ''
+  thousandths = math.abs(thousandths)
+  local whole, fraction = math.floor(thousandths / 1000), thousandths % 1000
+  local printed = sign .. string.format('%.0f', whole)
+  if fraction == 0 then
+    return printed
+  end
+  return printed .. '.' .. string.gsub(string.format('%03d', fraction), '0+$', '')
+end
+
+local function words(line)
+  local list = {}
+  for word in string.gmatch(line, '%S+') do
+    list[#list + 1] = word
+  end
+  return list
+end
+
+-- What was granted by kind; a kind that is nil is unlimited.
+local function new_granted()
+  local granted = {}
+  for _, kind in ipairs(KINDS) do
+    granted[kind] = 0
+  end
+  return granted
+end
+
+local function granted_from(list)
+  local granted = {}
+  for i, kind in ipairs(KINDS) do
+    granted[kind] = tonumber(list[i])
+  end
+  return granted
+end
+
+local function granted_text(granted)
+  local list = {}
+  for i, kind in ipairs(KINDS) do
+    list[i] = granted[kind] and text(granted[kind]) or 'unlimited'
+  end
+  return table.concat(list, ' ')
+end
+
+local function total(granted)
+  local sum = 0
+  for _, kind in ipairs(KINDS) do
+    if not granted[kind] then
+      return nil
+    end
+    sum = sum + granted[kind]
+  end
+  return sum
+end
+
+local function counter_of(account, credit_type)
+  local c = account.counters[credit_type]
+  if not c then
+    c = { granted = 0, charged = 0, expired = 0 }
+    account.counters[credit_type] = c
+  end
+  return c
+end
+
+local function pool_of(account, credit_type)
+  local pool = account.pools[credit_type]
+  if not pool then
+    pool = { granted = new_granted(), left = 0 }
+    account.pools[credit_type] = pool
+  end
+  return pool
+end
+
+local function remaining(c)
+  return c.granted and math.max(0, c.granted - c.expired - c.charged)
+end
+
+local function lot_from(line)
+  local kind, credit_type, left, priority, effective, expires, begun, id =
+    string.match(line, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+  return {
+    kind = kind, credit_type = credit_type, left = tonumber(left), priority = tonumber(priority),
+    effective = tonumber(effective), expires = tonumber(expires), begun = begun == 'begun', id = id,
+  }
+end
+
+local function lot_text(lot)
+  return table.concat({
+    lot.kind, lot.credit_type, text(lot.left), text(lot.priority), text(lot.effective),
+    lot.expires and text(lot.expires) or '-', lot.begun and 'begun' or 'waits', lot.id,
+  }, ' ')
+end
+
+local function closed_counter_from(line)
+  local list = words(line)
+  return {
+    granted = granted_from(list), charged = tonumber(list[7]), expired = tonumber(list[8]),
+    moved = tonumber(list[9]), spare = tonumber(list[10]), denied = tonumber(list[11]),
+  }
+end
+
+local function closed_of(account, number)
+  local closed = account.closed[number]
+  if not closed then
+    closed = { counters = {} }
+    account.closed[number] = closed
+  end
+  return closed
+end
+
+local function closed_counter_of(closed, credit_type)
+  local c = closed.counters[credit_type]
+  if not c then
+    c = { granted = new_granted(), charged = 0, expired = 0, moved = 0, spare = 0, denied = 0 }
+    closed.counters[credit_type] = c
+  end
+  return c
+end
+
+-- Reads an account; `fields` is its hash, kept to see what has changed.
+local function read_account(key, name)
+  local shown = redis.call('HGETALL', key)
+  local account = {
+    key = key, name = name, fields = {}, set = {}, cleared = {}, exists = #shown > 0,
+    counters = {}, pools = {}, lots = {}, denied = {}, closed = {},
+  }
+  local fields = account.fields
+  for i = 1, #shown, 2 do
+    local field, value = shown[i], shown[i + 1]
+    fields[field] = value
+    local credit_type, part = string.match(field, '^([%l%d_]+)%.(%l+)$')
+    local number, closed_type = string.match(field, '^closed:(%-?%d+):?(.*)$')
+    local created = string.match(field, '^lot:(%d+)$')
+    if part == 'granted' then
+      counter_of(account, credit_type).granted = tonumber(value)
+    elseif part == 'charged' or part == 'expired' then
+      counter_of(account, credit_type)[part] = tonumber(value)
+    elseif part == 'pool' then
+      local list = words(value)
+      account.pools[credit_type] = { granted = granted_from(list), left = tonumber(list[7]) }
+    elseif part == 'denied' then
+      account.denied[credit_type] = tonumber(value)
+    elseif created then
+      account.lots[tonumber(created)] = lot_from(value)
+    elseif number and closed_type ~= '' then
+      closed_of(account, tonumber(number)).counters[closed_type] = closed_counter_from(value)
+    elseif number then
+      local closed = closed_of(account, tonumber(number))
+      local list = words(value)
+      closed.from, closed.to, closed.keep, closed.stated = tonumber(list[1]), tonumber(list[2]), tonumber(list[3]), tonumber(list[4])
+      closed.restate, closed.revision, closed.overage, closed.plan = list[5] == '1', tonumber(list[6]), list[7], list[8]
+    end
+  end
+  account.version = tonumber(fields.version or '0')
+  account.life = fields.life or 'open'
+  if fields.cycle then
+    local list = words(fields.cycle)
+    account.number, account.from, account.to = tonumber(list[1]), tonumber(list[2]), tonumber(list[3])
+  end
+  return account
+end
+
+-- Lots by the order of their creation: the order in which everything that concerns several is done.
+local function lots_in_order(account)
+  local order = {}
+  for created in pairs(account.lots) do
+    order[#order + 1] = created
+  end
+  table.sort(order)
+  return order
+end
+
+local function closed_in_order(account)
+  local order = {}
+  for number in pairs(account.closed) do
+    order[#order + 1] = number
+  end
+  table.sort(order)
+  return order
+end
+
+-- Pool and lots of a type that have begun, in the order in which they burn.
+local function burn_order(account, credit_type)
+  local order = { { PRIORITY_DEFAULT, account.to, 1, account.from, -1, pool_of(account, credit_type) } }
+  for created, lot in pairs(account.lots) do
+    if lot.begun and lot.credit_type == credit_type then
+      local bought = lot.kind == 'promo' and 0 or 1
+      order[#order + 1] = { lot.priority, lot.expires or account.to, bought, lot.effective, created, lot }
+    end
+  end
+  table.sort(order, function(a, b)
+    for i = 1, 5 do
+      if a[i] ~= b[i] then
+        return a[i] < b[i]
+      end
+    end
+    return false
+  end)
+  return order
+end
+
+-- Takes what was charged since the last settling from pool and lots.
+local function settle(account, credit_type)
+  local c = account.counters[credit_type]
+  if not c or not c.granted then
+    return
+  end
+  local order = burn_order(account, credit_type)
+  local left = 0
+  for _, source in ipairs(order) do
+    left = left + source[6].left
+  end
+  local open = c.charged - (c.granted - c.expired - left)
+  for _, source in ipairs(order) do
+    local taken = math.min(open, source[6].left)
+    source[6].left = source[6].left - taken
+    open = open - taken
+  end
+end
+
+-- As much of an amount as the balance can take; nil is unlimited.
+local function fitting(account, credit_type, amount)
+  local granted = counter_of(account, credit_type).granted
+  if amount and granted then
+    return math.min(amount, BALANCE_MAX - granted)
+  end
+  return amount
+end
+
+-- Adds to what was granted: what remained before, and remains now; false where the balance would exceed its bound.
+local function grant(account, credit_type, kind, amount)
+  local c = counter_of(account, credit_type)
+  local before = remaining(c)
+  local sum = amount and c.granted and c.granted + amount
+  if sum and sum > BALANCE_MAX then
+    return false
+  end
+  c.granted = sum
+  local pool = pool_of(account, credit_type)
+  pool.granted[kind] = amount and pool.granted[kind] and pool.granted[kind] + amount or nil
+  if amount and kind ~= 'topup' and kind ~= 'promo' then
+    pool.left = pool.left + amount
+  end
+  return true, before, remaining(c)
+end
+
+-- A line of the ledger topic.
+local function ledger_line(account, event_type, id, kind, credit_type, amount, before, after, cause)
+  return { 'ledger', id, event_type, account.name, '{"kind":"' .. kind .. '","credit_type":"' .. credit_type
+    .. '","amount":' .. credits(amount) .. ',"before":' .. credits(before) .. ',"after":' .. credits(after)
+    .. ',"cause":{' .. cause .. '}}' }
+end
+
+-- When something is to be done about the account.
+local function due_of(account)
+  local due = NEVER
+  if account.life ~= 'closed' then
+    due = account.to
+    for _, lot in pairs(account.lots) do
+      due = math.min(due, lot.begun and (lot.expires or due) or lot.effective)
+    end
+  end
+  for _, closed in pairs(account.closed) do
+    due = math.min(due, closed.restate and closed.stated + RESTATE_EVERY or closed.keep)
+  end
+  return due
+end
+
+-- The hash as it is now, in the order in which a new one is written: what every call reads comes first.
+local function fields_of(account)
+  local names, values = {}, {}
+  local function put(name, value)
+    if not values[name] then
+      names[#names + 1] = name
+    end
+    values[name] = value
+  end
+  put('version', text(account.version))
+  put('days', account.fields.days or '')
+  for credit_type, c in pairs(account.counters) do
+    put(credit_type .. '.granted', c.granted and text(c.granted) or 'unlimited')
+    if c.charged ~= 0 then
+      put(credit_type .. '.charged', text(c.charged))
+    end
+    if c.expired ~= 0 then
+      put(credit_type .. '.expired', text(c.expired))
+    end
+  end
+  for credit_type, pool in pairs(account.pools) do
+    local granted = granted_text(pool.granted)
+    if pool.left ~= 0 or granted ~= '0 0 0 0 0 0' then
+      put(credit_type .. '.pool', granted .. ' ' .. text(pool.left))
+    end
+  end
+  for credit_type, denied in pairs(account.denied) do
+    put(credit_type .. '.denied', text(denied))
+  end
+  for created, lot in pairs(account.lots) do
+    put('lot:' .. text(created), lot_text(lot))
+  end
+  put('cycle', text(account.number) .. ' ' .. text(account.from) .. ' ' .. text(account.to))
+  if account.life ~= 'open' then
+    put('life', account.life)
+  end
+  for number, closed in pairs(account.closed) do
+    local name = 'closed:' .. text(number)
+    put(name, table.concat({
+      text(closed.from), text(closed.to), text(closed.keep), text(closed.stated), closed.restate and '1' or '0',
+      text(closed.revision), closed.overage, closed.plan,
+    }, ' '))
+    for credit_type, c in pairs(closed.counters) do
+      put(name .. ':' .. credit_type, table.concat({
+        granted_text(c.granted), text(c.charged), text(c.expired), text(c.moved), text(c.spare), text(c.denied),
+      }, ' '))
+    end
+  end
+  -- The configuration, as it was or as it is set.
+  for name, value in pairs(account.fields) do
+    local managed = string.find(name, '.', 1, true) or string.find(name, '^lot:') or string.find(name, '^closed:')
+      or name == 'life'
+    if not managed and not values[name] and not account.cleared[name] then
+      put(name, value)
+    end
+  end
+  for name, value in pairs(account.set) do
+    put(name, value)
+  end
+  return names, values
+end
+
+-- Writes what has changed, and gives the whole hash as a reply shows it.
+local function write_account(account, due_key)
+  local names, values = fields_of(account)
+  local changed, gone, shown = {}, {}, {}
+  for _, name in ipairs(names) do
+    shown[#shown + 1], shown[#shown + 2] = name, values[name]
+    if account.fields[name] ~= values[name] then
+      changed[#changed + 1], changed[#changed + 2] = name, values[name]
+    end
+  end
+  for name in pairs(account.fields) do
+    if not values[name] then
+      gone[#gone + 1] = name
+    end
+  end
+  if #changed > 0 then
+    redis.call('HSET', account.key, unpack(changed))
+  end
+  if #gone > 0 then
+    redis.call('HDEL', account.key, unpack(gone))
+  end
+  redis.call('ZADD', due_key, text(due_of(account)), account.name)
+  return shown
+end
+
+local function show(reply, index, shown)
+  local n = #reply
+  reply[n + 1], reply[n + 2] = text(index), text(#shown / 2)
+  for i = 1, #shown do
+    reply[n + 2 + i] = shown[i]
+  end
+end
+
+local function shown_of(account)
+  local shown = {}
+  for name, value in pairs(account.fields) do
+    shown[#shown + 1], shown[#shown + 2] = name, value
+  end
+  return shown
+end
+
+local function publish(outbox_key, entry)
+  redis.call('XADD', outbox_key, '*', 'output', entry[1], 'id', entry[2], 'type', entry[3], 'account', entry[4],
+    'data', entry[5])
+end

@@ -1,0 +1,314 @@
+-- roll: what time does to accounts: lots begin and end, cycles close and open, statements are restated. Each account
+-- takes its steps only if it is at the version that the worker saw, so that each cycle is closed once, in order.
+-- Preceded by account.lua.
+-- KEYS[1] shard   hash    generation, catalogue, meter time, floor
+-- KEYS[2] outbox  stream
+-- KEYS[3] due     zset    every open account, by the time at which it next changes by itself
+-- KEYS[4..] accounts  hash
+-- ARGV    generation, catalogue version, catalogue hash, commands that must be applied first ('' = any), outbox bound,
+--         late_after in ms, types: n, then n x name in order,
+--         accounts: n, then n x (name, version, steps: n, then n x
+--           ('lots', at) | ('restate', number, cycle as JSON) | ('forget', number)
+--           | ('renew', number, cycle as JSON, its plan, its overage, n, n x (type, most that is carried over),
+--              '1' if another opens, and then: number, from, to, cycle as JSON, plan, n, n x (type, kind, amount),
+--              n, n x (field, value) to set, n, n x field to clear))
+-- Reply   as apply: {'other_generation', …} {'other_catalogue', …} {'unknown', position of the commands}
+--         {'outbox_full', entries}
+--         {'stale', then for each account: index, n, n x (field, value)}: as it is afterwards
+local at = 0
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function take_number()
+  at = at + 1
+  return tonumber(ARGV[at])
+end
+
+-- Read and check.
+local generation, catalogue_version, catalogue_hash = take(), take(), take()
+local commands_first, outbox_max, late_after = take(), take_number(), take_number()
+local fence = redis.call('HMGET', KEYS[1], 'generation', 'catalogue_version', 'catalogue_hash', 'meter_time_ms', 'floor_ms',
+  'position:commands:0')
+if fence[1] ~= generation then
+  return { 'other_generation', fence[1] or '' }
+end
+if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
+  return { 'other_catalogue', fence[2], fence[3] }
+end
+if commands_first ~= '' and tonumber(fence[6] or '0') < tonumber(commands_first) then
+  return { 'unknown', fence[6] or '0' }
+end
+local outbox_entries = redis.call('XLEN', KEYS[2])
+if outbox_entries >= outbox_max then
+  return { 'outbox_full', text(outbox_entries) }
+end
+local meter_time, floor = tonumber(fence[4]), tonumber(fence[5])
+local types, is_type = {}, {}
+for i = 1, take_number() do
+  types[i] = take()
+  is_type[types[i]] = true
+end
+
+-- Decide.
+local entries = {}
+local function tell(output, id, event_type, account, data)
+  entries[#entries + 1] = { output, id, event_type, account.name, data }
+end
+
+local function expire(account, credit_type, kind, amount, id)
+  local c = counter_of(account, credit_type)
+  if amount == 0 or not c.granted then
+    return
+  end
+  local before = remaining(c)
+  c.expired = c.expired + amount
+  entries[#entries + 1] = ledger_line(account, 'credits.ledger.expiry.v1', id, kind, credit_type, amount, before,
+    remaining(c), '"cycle":' .. text(account.number))
+end
+
+-- Ends lots of a type; gives what was left of them.
+local function end_lots(account, credit_type, ends)
+  local left = 0
+  for _, created in ipairs(lots_in_order(account)) do
+    local lot = account.lots[created]
+    if lot.credit_type == credit_type and lot.begun and ends(lot) then
+      account.lots[created] = nil
+      expire(account, credit_type, lot.kind, lot.left, 'expired/' .. text(created))
+      left = left + lot.left
+    end
+  end
+  return left
+end
+
+local function give(account, credit_type, kind, amount, id, cause)
+  amount = fitting(account, credit_type, amount)
+  local _, before, after = grant(account, credit_type, kind, amount)
+  entries[#entries + 1] = ledger_line(account, 'credits.ledger.grant.v1', id, kind, credit_type, amount, before, after,
+    cause)
+end
+
+-- A text as JSON: command ids are stored as they were written.
+local ESCAPES = { ['"'] = '\\"', ['\\'] = '\\\\', ['\b'] = '\\b', ['\f'] = '\\f', ['\n'] = '\\n', ['\r'] = '\\r', ['\t'] = '\\t' }
+local function json_text(written)
+  return '"' .. string.gsub(written, '[%z\1-\31"\\]', function(char)
+    return ESCAPES[char] or string.format('\\u%04x', string.byte(char))
+  end) .. '"'
+end
+
+local function begin_lots(account, time)
+  for _, created in ipairs(lots_in_order(account)) do
+    local lot = account.lots[created]
+    if not lot.begun and lot.effective <= time then
+      lot.begun = true
+      lot.left = fitting(account, lot.credit_type, lot.left)
+      give(account, lot.credit_type, lot.kind, lot.left, 'begun/' .. text(created), '"command_id":' .. json_text(lot.id))
+    end
+  end
+end
+
+local function overage_of(c)
+  local granted = total(c.granted)
+  return granted and c.charged - math.min(c.charged, granted - c.expired - c.moved) or 0
+end
+
+local function statement(account, number, cycle_text, closed)
+  local balances = {}
+  for _, credit_type in ipairs(types) do
+    local c = closed.counters[credit_type]
+    if c then
+      local by = {}
+      for i, kind in ipairs(KINDS) do
+        by[i] = '"' .. kind .. '":' .. credits(c.granted[kind])
+      end
+      local granted, overage = total(c.granted), overage_of(c)
+      balances[#balances + 1] = '"' .. credit_type .. '":{"granted":' .. credits(granted) .. ',"granted_by":{'
+        .. table.concat(by, ',') .. '},"used":' .. credits(c.charged - overage) .. ',"expired":' .. credits(c.expired)
+        .. ',"remaining":' .. (granted and credits(c.moved) or 'null') .. ',"overage":' .. credits(overage)
+        .. ',"denied":' .. text(c.denied) .. '}'
+    end
+  end
+  tell('cycles', 'closed/' .. account.name .. '/' .. text(number) .. '/' .. text(closed.revision),
+    'credits.cycle.closed.v1', account, '{"cycle":' .. cycle_text .. ',"plan":"' .. closed.plan .. '","revision":'
+      .. text(closed.revision) .. ',"balances":{' .. table.concat(balances, ',') .. '}}')
+end
+
+local function close(account, cycle_text, plan, overage, carry_over, opens)
+  local closed = {
+    from = account.from, to = account.to, plan = plan, overage = overage, revision = 1, stated = meter_time,
+    restate = false, keep = account.to + late_after, counters = {},
+  }
+  local function ends(lot)
+    return not opens or not lot.expires or lot.expires <= account.to
+  end
+  for _, credit_type in ipairs(types) do
+    settle(account, credit_type)
+    local spare = end_lots(account, credit_type, ends)
+    local pool = account.pools[credit_type] or { granted = new_granted(), left = 0 }
+    local unlimited = not total(pool.granted)
+    local carried = (opens and not unlimited) and math.min(pool.left, carry_over[credit_type] or 0) or 0
+    expire(account, credit_type, 'plan', pool.left - carried,
+      'expired/' .. account.name .. '/' .. text(account.number) .. '/' .. credit_type)
+    spare = spare + pool.left - carried
+    -- The next cycle begins with what goes on.
+    local granted = new_granted()
+    granted.carried = carried
+    local moved = carried
+    for _, lot in pairs(account.lots) do
+      if lot.begun and lot.credit_type == credit_type then
+        granted[lot.kind] = granted[lot.kind] + lot.left
+        moved = moved + lot.left
+      end
+    end
+    local c = account.counters[credit_type] or { charged = 0, expired = 0 }
+    local counted = {
+      granted = pool.granted, charged = c.charged, expired = c.expired, moved = unlimited and 0 or moved,
+      spare = unlimited and 0 or spare, denied = account.denied[credit_type] or 0,
+    }
+    local nothing = granted_text(counted.granted) == '0 0 0 0 0 0' and counted.charged == 0 and counted.expired == 0
+      and counted.moved == 0 and counted.spare == 0 and counted.denied == 0
+    if not nothing then
+      closed.counters[credit_type] = counted
+    end
+    account.counters[credit_type], account.pools[credit_type] = nil, nil
+    if moved > 0 then
+      account.pools[credit_type] = { granted = granted, left = carried }
+      account.counters[credit_type] = { granted = moved, charged = 0, expired = 0 }
+    end
+  end
+  account.denied = {}
+  statement(account, account.number, cycle_text, closed)
+  account.closed[account.number] = closed
+end
+
+local function open(account)
+  local number = take_number()
+  account.number, account.from, account.to = number, take_number(), take_number()
+  local cycle_text, plan = take(), take()
+  for _ = 1, take_number() do
+    local credit_type, kind, amount = take(), take(), tonumber(take())
+    give(account, credit_type, kind, amount,
+      'granted/' .. account.name .. '/' .. text(number) .. '/' .. credit_type .. '/' .. kind, '"cycle":' .. text(number))
+  end
+  for _ = 1, take_number() do
+    local field = take()
+    account.set[field], account.cleared[field] = take(), nil
+  end
+  for _ = 1, take_number() do
+    local field = take()
+    account.cleared[field], account.set[field] = true, nil
+  end
+  begin_lots(account, account.from)
+  local granted = {}
+  for _, credit_type in ipairs(types) do
+    local c = account.counters[credit_type]
+    if c then
+      granted[#granted + 1] = '"' .. credit_type .. '":' .. credits(c.granted)
+    end
+  end
+  tell('cycles', 'opened/' .. account.name .. '/' .. text(number), 'credits.cycle.opened.v1', account,
+    '{"cycle":' .. cycle_text .. ',"plan":"' .. plan .. '","granted":{' .. table.concat(granted, ',') .. '}}')
+end
+
+-- Takes a step from the arguments.
+local STEPS = {}
+function STEPS.lots(account)
+  local time = take_number()
+  for _, credit_type in ipairs(types) do
+    settle(account, credit_type)
+    end_lots(account, credit_type, function(lot)
+      return lot.expires and lot.expires <= time
+    end)
+  end
+  begin_lots(account, time)
+end
+function STEPS.restate(account)
+  local number, cycle_text = take_number(), take()
+  local closed = account.closed[number]
+  if closed and closed.restate and closed.stated + RESTATE_EVERY <= meter_time then
+    closed.restate, closed.revision, closed.stated = false, closed.revision + 1, meter_time
+    statement(account, number, cycle_text, closed)
+  end
+end
+function STEPS.forget(account)
+  local number = take_number()
+  local closed = account.closed[number]
+  if closed and not closed.restate and closed.to <= floor then
+    account.closed[number] = nil
+  end
+end
+function STEPS.renew(account)
+  local number, cycle_text, plan, overage = take_number(), take(), take(), take()
+  assert(number == account.number, 'roll: another cycle is open')
+  local carry_over = {}
+  for _ = 1, take_number() do
+    local credit_type = take()
+    carry_over[credit_type] = take_number()
+  end
+  local opens = take() == '1'
+  close(account, cycle_text, plan, overage, carry_over, opens)
+  if opens then
+    open(account)
+  else
+    account.life, account.lots = 'closed', {}
+  end
+end
+
+-- Passes a step over: its account is not as the worker believed.
+local SKIP = {}
+local function skip(words_each)
+  local count = take_number()
+  at = at + count * words_each
+end
+function SKIP.lots()
+  at = at + 1
+end
+function SKIP.restate()
+  at = at + 2
+end
+function SKIP.forget()
+  at = at + 1
+end
+function SKIP.renew()
+  at = at + 4
+  skip(2)
+  if take() == '1' then
+    at = at + 5
+    skip(3)
+    skip(2)
+    skip(1)
+  end
+end
+
+local accounts = {}
+for a = 1, take_number() do
+  local account = read_account(KEYS[3 + a], take())
+  for _, of_types in ipairs({ account.counters, account.pools }) do
+    for credit_type in pairs(of_types) do
+      assert(is_type[credit_type], 'roll: the account has a credit type that the catalogue lacks')
+    end
+  end
+  local version = take_number()
+  account.takes = account.exists and account.version == version
+  for _ = 1, take_number() do
+    local step = take()
+    if account.takes then
+      STEPS[step](account)
+      account.version = account.version + 1
+    else
+      SKIP[step]()
+    end
+  end
+  accounts[a] = account
+end
+assert(at == #ARGV and #KEYS == 3 + #accounts, 'roll: wrong arity')
+
+-- Write. Nothing below can fail: every key was read above as the type that it is written as.
+local reply = { 'stale' }
+for a, account in ipairs(accounts) do
+  show(reply, a - 1, account.takes and write_account(account, KEYS[3]) or shown_of(account))
+end
+for _, entry in ipairs(entries) do
+  publish(KEYS[2], entry)
+end
+return reply

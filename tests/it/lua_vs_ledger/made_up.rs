@@ -1,0 +1,170 @@
+use std::sync::Arc;
+
+use credit_meter::ledger::account::{AccountConfig, Addon};
+use credit_meter::ledger::call::{Partition, RefusalReason};
+use credit_meter::ledger::catalogue::Overage;
+use credit_meter::ledger::command::{
+    ACCOUNT_CLOSE, ACCOUNT_PUT, ADJUST, Command, CommandBody, GRANT, GRANT_VOID, GrantBody, refuse,
+};
+use credit_meter::ledger::credits::Credits;
+use credit_meter::ledger::cycle::Interval;
+use credit_meter::ledger::event::{DAY_MS, Identity, UsageEvent};
+use credit_meter::ledger::grants::GrantKind;
+use credit_meter::ledger::outcome::DeadReason;
+use credit_meter::pipeline::record::{Body, Record};
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use super::{History, MIDNIGHT_MS, MINUTE_MS};
+
+impl History<'_> {
+    pub fn record(&self, partition: Partition, offset: i64, body: Body) -> Record {
+        Record { partition, offset, append_ms: MIDNIGHT_MS, bytes: 100, fingerprint: offset as u64, body }
+    }
+
+    /// Commands come before and after the renewals at midnight.
+    pub fn command_record(&mut self, offset: i64, command: Command) -> Record {
+        let append_ms = command.time_ms + self.rng.random_range(0..3) * MINUTE_MS;
+        Record { append_ms, ..self.record(Partition::COMMANDS, offset, Body::Command(Box::new(command))) }
+    }
+
+    pub fn usage(&mut self) -> Vec<Record> {
+        let mut next = self.positions.clone();
+        let count = self.rng.random_range(1..25);
+        (0..count)
+            .map(|_| {
+                let partition = Partition::usage(self.rng.random_range(0..2));
+                let offset = next[&partition] + i64::from(self.rng.random_range(0..10) == 0);
+                next.insert(partition, offset + 1);
+                let body = if self.rng.random_bool(0.02) {
+                    Body::Dead { reason: DeadReason::InvalidJson, account: None }
+                } else {
+                    Body::Usage(self.event())
+                };
+                self.record(partition, offset, body)
+            })
+            .collect()
+    }
+
+    fn event(&mut self) -> Arc<UsageEvent> {
+        let rng = &mut self.rng;
+        if !self.sent.is_empty() && rng.random_bool(0.25) {
+            let mut event = (**self.sent.choose(rng).expect("some were sent")).clone();
+            event.time_ms += rng.random_range(-8..=8) * MINUTE_MS; // a restamped retry
+            event.dated_ms = event.time_ms.min(MIDNIGHT_MS + 12 * MINUTE_MS);
+            return Arc::new(event);
+        }
+        let account = *["a", "b", "c", "d \"}{", "nobody"].choose(rng).expect("not empty");
+        let action =
+            *["reveal_email", "reveal_email", "reveal_phone", "verify", "unheard_of"].choose(rng).expect("not empty");
+        let time_ms = match rng.random_range(0..40) {
+            0 => MIDNIGHT_MS + 40 * DAY_MS,
+            1 => MIDNIGHT_MS - 40 * DAY_MS,
+            2 => MIDNIGHT_MS + DAY_MS / 2,
+            _ => MIDNIGHT_MS + rng.random_range(-15..15) * MINUTE_MS,
+        };
+        let id = format!("é\n\"{}", rng.random_range(0..10_000));
+        let event = Arc::new(UsageEvent {
+            account: account.into(),
+            source: "s/1".into(),
+            identity: Identity::of("s/1", &id),
+            id: id.into(),
+            time_ms,
+            dated_ms: time_ms,
+            action: action.into(),
+            quantity: *[1, 1, 1, 2, 3, 100_000_000, 1_000_000_000].choose(rng).expect("not empty"),
+            outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
+        });
+        self.sent.push(event.clone());
+        event
+    }
+
+    pub fn command(&mut self) -> Command {
+        let rng = &mut self.rng;
+        if !self.commands.is_empty() && rng.random_bool(0.15) {
+            return self.commands.choose(rng).expect("some were sent").clone();
+        }
+        let account = *["a", "b", "c", "d \"}{"].choose(rng).expect("not empty");
+        let id = format!("\"c{}\n", rng.random_range(0..100_000));
+        let (command_type, body) = match rng.random_range(0..100) {
+            0..3 => (GRANT, Err(refuse(RefusalReason::InvalidCommand, "amount is \"x\"".into()))),
+            3..45 => (ACCOUNT_PUT, Ok(self.put())),
+            45..78 => (GRANT, Ok(self.grant())),
+            78..85 => (GRANT_VOID, Ok(self.grant_void())),
+            85..95 => (ADJUST, Ok(self.adjust())),
+            _ => (ACCOUNT_CLOSE, Ok(CommandBody::Close)),
+        };
+        let command = Command {
+            account: account.into(),
+            identity: Identity::of("cli", &id),
+            id,
+            time_ms: MIDNIGHT_MS + self.rng.random_range(-12..3) * MINUTE_MS,
+            command_type,
+            body,
+        };
+        self.commands.push(command.clone());
+        command
+    }
+
+    fn amount(&mut self) -> Credits {
+        let thousandths = *[500, 500, 3_000, 3_000, 3_000, 10_000, 10_000, 999_999_999_999_000]
+            .choose(&mut self.rng)
+            .expect("not empty");
+        Credits::from_thousandths(thousandths)
+    }
+
+    fn credit_type(&mut self) -> String {
+        (*["email", "email", "email", "email", "phone", "phone", "fax"].choose(&mut self.rng).expect("not empty"))
+            .to_owned()
+    }
+
+    fn put(&mut self) -> CommandBody {
+        let addons = if self.rng.random_bool(0.5) {
+            vec![Addon { credit_type: self.credit_type(), amount: self.amount() }]
+        } else {
+            Vec::new()
+        };
+        let rng = &mut self.rng;
+        let plans = ["small", "small", "capped", "allowed", "large", "unlimited", "large", "yearly", "none"];
+        // Of some the midnight around which everything happens is a boundary.
+        let anchors = ["2026-02-10", "2026-02-10", "2025-12-10", "2026-03-01"];
+        let zones = [chrono_tz::UTC, chrono_tz::UTC, chrono_tz::UTC, chrono_tz::Europe::Paris];
+        CommandBody::Put(Box::new(AccountConfig {
+            plan: (*plans.choose(rng).expect("not empty")).to_owned(),
+            anchor: anchors.choose(rng).expect("not empty").parse().expect("a date"),
+            interval: *[None, None, None, Some(Interval::Quarterly)].choose(rng).expect("not empty"),
+            timezone: *zones.choose(rng).expect("not empty"),
+            addons,
+            thresholds: None,
+            overage: if rng.random_bool(0.2) { Some(Overage::Allow { limit: None }) } else { None },
+        }))
+    }
+
+    fn grant(&mut self) -> CommandBody {
+        let (credit_type, amount) = (self.credit_type(), self.amount());
+        let rng = &mut self.rng;
+        let mut near = |often: f64| rng.random_bool(often).then(|| MIDNIGHT_MS + rng.random_range(-14..14) * MINUTE_MS);
+        let (effective_ms, expires_ms) = (near(0.4), near(0.4));
+        let expires_ms = expires_ms.or_else(|| rng.random_bool(0.3).then_some(MIDNIGHT_MS + 90 * DAY_MS));
+        CommandBody::Grant(Box::new(GrantBody {
+            credit_type,
+            amount,
+            kind: if rng.random_bool(0.5) { GrantKind::Topup } else { GrantKind::Promo },
+            priority: *[100, 100, 50, 150].choose(rng).expect("not empty"),
+            effective_ms,
+            expires_ms,
+        }))
+    }
+
+    fn grant_void(&mut self) -> CommandBody {
+        let rng = &mut self.rng;
+        let grants = self.commands.iter().filter(|command| command.command_type == GRANT).collect::<Vec<_>>();
+        let grant = grants.choose(rng).map_or("none".to_owned(), |command| command.id.clone());
+        CommandBody::GrantVoid { grant }
+    }
+
+    fn adjust(&mut self) -> CommandBody {
+        let (credit_type, amount) = (self.credit_type(), self.amount());
+        CommandBody::Adjust { credit_type, amount, adds: self.rng.random_bool(0.5), reason: "a \"mistake\"".into() }
+    }
+}
