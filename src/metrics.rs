@@ -16,6 +16,7 @@ use prometheus::{
 
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::{DeadReason, Denial, Outcome};
+use crate::ledger::roll::Step;
 
 /// How a usage event can end. `Applied` and `Refused` are for commands.
 const EVENT_OUTCOMES: [Outcome; 6] =
@@ -24,7 +25,7 @@ const COMMAND_OUTCOMES: [Outcome; 4] = [Outcome::DeadLettered, Outcome::Refused,
 /// The action of an event that names none of the catalogue: anyone can write any text there.
 const UNKNOWN_ACTION: &str = "unknown";
 /// The scripts whose calls are timed, as `store::scripts` names them.
-const SCRIPTS: [&str; 2] = ["apply", "command"];
+const SCRIPTS: [&str; 3] = ["apply", "command", "roll"];
 /// No answer came to a call: it may have been applied.
 pub const INDEFINITE: &str = "indefinite";
 /// The answer or the state is none that this program writes: the shard halts.
@@ -189,6 +190,13 @@ pub fn set_meter_time_held(held: Option<(&str, i32, Duration)>) {
     }
 }
 
+/// What the sweeper has done for idle accounts.
+pub fn record_swept(steps: impl Iterator<Item = &'static str>) {
+    for step in steps {
+        METRICS.swept.with_label_values(&[step]).inc();
+    }
+}
+
 /// Accounts of which days below the floor were deleted.
 pub fn record_forgotten(accounts: u64) {
     METRICS.forgotten.inc_by(accounts);
@@ -267,6 +275,7 @@ struct Metrics {
     meter_time_seconds: GaugeVec,
     floor_seconds: GaugeVec,
     meter_time_held_seconds: GaugeVec,
+    swept: IntCounterVec,
     forgotten: IntCounter,
     outbox_entries: IntGauge,
     outbox_published: IntCounterVec,
@@ -369,6 +378,11 @@ impl Metrics {
                 "For how long a partition that is not applied to its end has held meter time back.",
                 &["topic", "partition"],
             ),
+            swept: register.counters(
+                "credit_meter_swept_steps_total",
+                "Steps that the sweeper took for accounts without usage, by what they did.",
+                &["step"],
+            ),
             forgotten: register.counter(
                 "credit_meter_forgotten_accounts_total",
                 "Times that identities of an account's days below the floor were deleted.",
@@ -406,6 +420,9 @@ impl Metrics {
         }
         for result in [AUDIT_CLEAN, AUDIT_MISMATCHED, AUDIT_FAILED] {
             metrics.audits.with_label_values(&[result]);
+        }
+        for step in Step::NAMES {
+            metrics.swept.with_label_values(&[step]);
         }
         for script in SCRIPTS {
             metrics.call_seconds.with_label_values(&[script]);

@@ -4,6 +4,8 @@
 mod counted;
 /// From an unknown state to open shards.
 pub mod start;
+/// What time asks of idle accounts.
+mod sweeper;
 /// Meter time.
 pub mod ticker;
 /// The loop that carries the pipeline's effects out.
@@ -16,6 +18,8 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+use sweeper::Sweeper;
 
 use crate::config::{Config, read_catalogue};
 use crate::failpoint;
@@ -102,6 +106,15 @@ pub async fn run(
     let relays: Vec<_> =
         (0..config.redis.shards).map(|shard| tokio::spawn(relay.clone().run(shard, stop_relays.clone()))).collect();
 
+    let stamp = Arc::new(Stamp {
+        generation: generation.clone(),
+        catalogue: catalogue.id.clone(),
+        usage_topic: config.kafka.topics.usage.clone(),
+        restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
+        outbox_max: config.outbox.max_entries,
+        set_members_max: SET_MEMBERS_MAX,
+    });
+    let catalogue = Arc::new(catalogue);
     let (lead, leads) = watch::channel(false);
     let ticker = Ticker {
         config: config.clone(),
@@ -110,6 +123,13 @@ pub async fn run(
         watermarks: watermarks.clone(),
         cluster: Cluster::new(&config.kafka)?,
         generation: generation.clone(),
+        sweeper: Sweeper {
+            store: store.clone(),
+            relay: relay.clone(),
+            catalogue: catalogue.clone(),
+            stamp: stamp.clone(),
+            late_after_ms: config.events.late_after.as_millis() as i64,
+        },
         leads,
     };
     let ticker = tokio::spawn(ticker.run(stop.clone()));
@@ -120,18 +140,10 @@ pub async fn run(
             kafka: config.kafka.clone(),
             age_from: config.events.age_from,
             decoder: Decoder::new(decode::Settings::of(&config.events)),
-            generation: generation.clone(),
+            generation,
         },
         from_kafka,
     )?;
-    let stamp = Arc::new(Stamp {
-        generation,
-        catalogue: catalogue.id.clone(),
-        usage_topic: config.kafka.topics.usage.clone(),
-        restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
-        outbox_max: config.outbox.max_entries,
-        set_members_max: SET_MEMBERS_MAX,
-    });
     let settings = pipeline::Settings {
         shards: config.redis.shards,
         bounds: pipeline::lane::Bounds {
@@ -146,7 +158,7 @@ pub async fn run(
         },
         late_after_ms: config.events.late_after.as_millis() as i64,
     };
-    let pipeline = Pipeline::new(settings, stamp, Arc::new(catalogue));
+    let pipeline = Pipeline::new(settings, stamp, catalogue);
     let worker = worker::Worker::new(worker::Parts {
         config,
         pipeline,

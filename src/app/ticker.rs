@@ -11,6 +11,7 @@ use chrono::{SecondsFormat, Utc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::sweeper::Sweeper;
 use crate::config::{AgeFrom, Config};
 use crate::ingest::client::{BrokerError, Cluster, topic_of};
 use crate::ingest::decode::TICK;
@@ -20,6 +21,7 @@ use crate::ledger::apply::json_text;
 use crate::ledger::call::Partition;
 use crate::ledger::day::Layout;
 use crate::ledger::event::DAY_MS;
+use crate::ledger::roll::MeterTime;
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
 use crate::metrics;
 use crate::store::{ShardState, Store, StoreError};
@@ -40,6 +42,7 @@ pub struct Ticker {
     pub watermarks: Watermarks,
     pub cluster: Cluster,
     pub generation: String,
+    pub sweeper: Sweeper,
     /// Whether this worker has the commands partition.
     pub leads: watch::Receiver<bool>,
 }
@@ -200,6 +203,7 @@ impl Ticker {
                 TimeReply::OtherGeneration => {}
             }
         }
+        self.sweeper.sweep(shard, MeterTime { now_ms: moved.meter_time_ms, floor_ms: moved.floor_ms }).await?;
         self.forget(shard, moved.floor_ms, state.restamp_tolerance_ms, forgotten).await?;
         Ok(moved)
     }

@@ -178,7 +178,8 @@ impl Case {
         put("version", "1".into());
         put("days", format!(" {TODAY}:1"));
         put("cycle", format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms));
-        put("email.plan", "100000".into());
+        put("since", cycle.start_ms.to_string());
+        put("email.pool", format!("100000 0 0 0 0 0 {}", 100_000));
         put("email.granted", "100000".into());
         put("email.charged", (self.charged * 1000).to_string());
         LookedAccount {

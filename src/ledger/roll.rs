@@ -56,6 +56,19 @@ pub enum Step {
     Forget { number: i32 },
 }
 
+impl Step {
+    pub const NAMES: [&str; 4] = ["lots", "renew", "restate", "forget"];
+
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Step::Lots { .. } => "lots",
+            Step::Renew { .. } => "renew",
+            Step::Restate { .. } => "restate",
+            Step::Forget { .. } => "forget",
+        }
+    }
+}
+
 /// By what a cycle that ends was judged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Closes {

@@ -71,6 +71,14 @@ impl MemoryStore {
         (0, accounts.collect())
     }
 
+    pub fn due_by(&self, shard: u32, time_ms: i64, skip: usize, count: usize) -> Vec<Arc<str>> {
+        let shard = self.shard(shard);
+        let due = shard.accounts.iter().map(|(name, account)| (account.due_ms(), name.clone()));
+        let mut due: Vec<_> = due.filter(|(due_ms, _)| *due_ms <= time_ms).collect();
+        due.sort_unstable();
+        due.into_iter().map(|(_, name)| name).skip(skip).take(count).collect()
+    }
+
     pub fn has_keys(&self, shard: u32) -> bool {
         *self.shard(shard) != Shard::default()
     }

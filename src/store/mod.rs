@@ -203,6 +203,17 @@ impl Store {
         either!(self, store => store.days(shard, cursor, count))
     }
 
+    /// The accounts of a shard that time has something for up to a time, the longest due first.
+    pub async fn due_by(
+        &self,
+        shard: u32,
+        time_ms: i64,
+        skip: usize,
+        count: usize,
+    ) -> Result<Vec<Arc<str>>, StoreError> {
+        either!(self, store => store.due_by(shard, time_ms, skip, count))
+    }
+
     /// The eviction policy, and whose it is, where it is one that deletes keys.
     pub async fn evicts(&self) -> Result<Option<String>, StoreError> {
         match self {

@@ -141,6 +141,19 @@ impl RedisStore {
         Ok((next, accounts))
     }
 
+    pub async fn due_by(
+        &self,
+        shard: u32,
+        time_ms: i64,
+        skip: usize,
+        count: usize,
+    ) -> Result<Vec<Arc<str>>, StoreError> {
+        let mut range = redis::cmd("ZRANGEBYSCORE");
+        range.arg(self.shared.keys.spell(Key::Due(shard))).arg("-inf").arg(time_ms);
+        let accounts: Vec<String> = self.read(range.arg("LIMIT").arg(skip).arg(count)).await?;
+        Ok(accounts.into_iter().map(Arc::from).collect())
+    }
+
     pub async fn has_keys(&self, shard: u32) -> Result<bool, StoreError> {
         let mut cursor = 0;
         loop {

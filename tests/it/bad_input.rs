@@ -81,7 +81,7 @@ async fn each_bad_record_ends_with_its_own_reason() {
         ("not entitled", with(&|event| event["data"]["action"] = json!("enrich_contact")), Denied("not_entitled")),
         ("more than there is", quantity("5000"), Denied("insufficient_credits")),
         ("from the future", with(&|event| at(event, Duration::hours(1))), Dead("too_early")),
-        ("from before the cycle", with(&|event| at(event, Duration::days(-60))), Dead("cycle_not_open")),
+        ("from before the cycle", with(&|event| at(event, Duration::days(-60))), Dead("before_account")),
         ("10 MB", with(&|event| event["data"]["note"] = json!("x".repeat(10_000_000))), Dead("too_large")),
         ("deep nesting", keyed("acme", deep.into_bytes()), Dead("nesting_too_deep")),
         ("an empty value", keyed("acme", Vec::new()), Dead("empty_value")),

@@ -48,14 +48,18 @@ async fn commands_are_answered_once_they_are_applied() {
     assert_eq!(meter.json(&["balance", "late-comer", "--json"])["balances"]["email"]["granted"], json!(1001));
     refused(&["grant", "acme", "--type", "fax", "--amount", "1"], "unknown_credit_type");
     refused(&["account", "put", "acme", "--plan", "gold", "--anchor", &anchor], "unknown_plan");
-    refused(&["account", "put", "acme", "--plan", "starter", "--anchor", &anchor], "change_needs_rollover");
+    // A smaller plan comes with the renewal.
+    let put = ["account", "put", "acme", "--plan", "starter", "--anchor", &anchor, "--json"];
+    assert_eq!(meter.json(&put)["status"], "applied");
+    let account = meter.json(&["account", "get", "acme", "--json"]);
+    assert_eq!((&account["plan"], &account["next"]["plan"]), (&json!("basic"), &json!("starter")));
 
     meter.published().await;
     let lines: Vec<_> = topics.read("ledger", 1).iter().map(data).collect();
     let topup = lines.iter().find(|line| line["kind"] == "topup").expect("a line for the top-up");
     assert_eq!((&topup["before"], &topup["amount"], &topup["after"]), (&json!(1500), &json!(0.25), &json!(1500.25)));
     let statuses = |status: &str| lines.iter().filter(|line| line["status"] == status).count();
-    assert_eq!((statuses("applied"), statuses("duplicate"), statuses("refused")), (7, 1, 4), "{lines:?}");
+    assert_eq!((statuses("applied"), statuses("duplicate"), statuses("refused")), (8, 1, 3), "{lines:?}");
     meter.audit();
 }
 

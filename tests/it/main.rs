@@ -4,6 +4,7 @@ mod audit;
 mod bad_input;
 mod cluster;
 mod commands;
+mod cycles;
 mod durable;
 mod faults;
 mod halts;

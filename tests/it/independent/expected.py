@@ -254,7 +254,7 @@ class Meter:
             raise Dead("unknown_account")
         start, end = account.cycle
         if not start <= event["time"] < end:
-            raise Dead("cycle_not_open")
+            raise Dead("before_account")
 
         identity = (event["source"], event["id"])
         if identity in account.seen:

@@ -70,7 +70,10 @@ fn voids_adjustments_and_closings_are_read() {
     assert_eq!(of(ADJUST, &data("-2.5")), Ok(adjustment(2500, false)));
     assert!(of(ADJUST, &data("0")).unwrap_err().message.contains("amount is 0"));
     assert_eq!(of("credits.account.close.v1", "{}"), Ok(CommandBody::Close));
-    let dated = r#"{"credit_type":"email","amount":1,"kind":"promo","priority":3,"effective_at":"2026-07-16T00:00:00Z","expires_at":"2026-07-17T02:00:00+02:00"}"#;
+    let dated = concat!(
+        r#"{"credit_type":"email","amount":1,"kind":"promo","priority":3,"#,
+        r#""effective_at":"2026-07-16T00:00:00Z","expires_at":"2026-07-17T02:00:00+02:00"}"#
+    );
     let Ok(CommandBody::Grant(grant)) = of("credits.grant.v1", dated) else { panic!("it is good") };
     assert_eq!((grant.priority, grant.effective_ms), (3, Some(1_784_160_000_000)));
     assert_eq!(grant.expires_ms, Some(1_784_246_400_000));

@@ -1,0 +1,86 @@
+//! The sweeper: does for idle accounts what time asks of them. Accounts with usage are rolled on their way.
+//!
+//! It goes by meter time: everything that the log held before a renewal is applied by then. Several sweepers at once do
+//! no harm, since an account takes its steps only at the version that the sweeper saw.
+
+use std::sync::Arc;
+
+use crate::ledger::call::{Reply, StaleAccount, Stamp};
+use crate::ledger::catalogue::Catalogue;
+use crate::ledger::roll::{MeterTime, RollAccount, RollCall, STEPS_MAX, steps_until};
+use crate::metrics;
+use crate::outbox::Relay;
+use crate::store::{Store, StoreError};
+
+/// Accounts that are looked at at once.
+const PAGE: usize = 100;
+
+pub struct Sweeper {
+    pub store: Store,
+    pub relay: Arc<Relay>,
+    pub catalogue: Arc<Catalogue>,
+    pub stamp: Arc<Stamp>,
+    pub late_after_ms: i64,
+}
+
+impl Sweeper {
+    /// Rolls the accounts of a shard that are due; gives how many steps they took.
+    pub async fn sweep(&self, shard: u32, meter: MeterTime) -> Result<usize, StoreError> {
+        let mut taken = 0;
+        // Accounts that are due and have nothing to do yet: a closed cycle that the floor has not passed.
+        let mut waiting = 0;
+        loop {
+            let due = self.store.due_by(shard, meter.now_ms, waiting, PAGE).await?;
+            if due.is_empty() {
+                return Ok(taken);
+            }
+            let last = due.len() < PAGE;
+            let look = due.into_iter().map(|account| RollAccount { account, version: 0, steps: Vec::new() }).collect();
+            let Some(shown) = self.roll(shard, look).await? else { return Ok(taken) };
+            let mut accounts = Vec::new();
+            let mut steps_left = STEPS_MAX;
+            for StaleAccount { account, view } in shown {
+                let mut steps = view.as_ref().map(|view| steps_until(&self.catalogue, view, meter.now_ms, meter));
+                let steps = steps.as_mut().map(std::mem::take).unwrap_or_default();
+                if steps.is_empty() {
+                    waiting += 1;
+                } else if steps_left > 0 {
+                    // The rest is due again in the next round.
+                    let steps: Vec<_> = steps.into_iter().take(steps_left).collect();
+                    steps_left -= steps.len();
+                    let version = view.map_or(0, |view| view.version);
+                    accounts.push(RollAccount { account, version, steps });
+                }
+            }
+            if accounts.is_empty() && last {
+                return Ok(taken);
+            }
+            if !accounts.is_empty() {
+                taken += STEPS_MAX - steps_left;
+                metrics::record_swept(accounts.iter().flat_map(|roll| &roll.steps).map(|step| step.name()));
+                if self.roll(shard, accounts).await?.is_none() {
+                    return Ok(taken);
+                }
+                self.relay.bells[shard as usize].notify_one();
+            }
+        }
+    }
+
+    /// The accounts as they are afterwards; `None`: the shard takes no steps now, and the next round tries again.
+    async fn roll(&self, shard: u32, accounts: Vec<RollAccount>) -> Result<Option<Vec<StaleAccount>>, StoreError> {
+        let call = RollCall {
+            stamp: self.stamp.clone(),
+            commands_first: None,
+            late_after_ms: self.late_after_ms,
+            credit_types: self.catalogue.credit_types.clone(),
+            accounts,
+        };
+        match self.store.roll(shard, &call).await? {
+            Reply::Stale(shown) => Ok(Some(shown)),
+            refused => {
+                metrics::record_call_refusal(refused.kind());
+                Ok(None)
+            }
+        }
+    }
+}
