@@ -340,7 +340,7 @@ impl Shard {
 }
 
 impl Account {
-    fn opened(config: AccountConfig, cycle: Cycle) -> Account {
+    pub(super) fn opened(config: AccountConfig, cycle: Cycle) -> Account {
         Account {
             version: 0,
             config,

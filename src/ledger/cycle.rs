@@ -174,6 +174,23 @@ mod tests {
         check("America/Havana", "2023-11-05", "2023-11-05T04:00:00Z"); // 00:00 came twice
     }
 
+    /// Counted from the last boundary instead of the anchor: the day of a long month is lost in a short one.
+    fn chained(calendar: Calendar, number: u32) -> Option<DateTime<Utc>> {
+        let mut date = calendar.anchor;
+        for _ in 0..number {
+            date = date.checked_add_months(Months::new(calendar.interval.months().unsigned_abs()))?;
+        }
+        first_instant_of(date, calendar.timezone)
+    }
+
+    #[test]
+    fn a_chained_calendar_is_another() {
+        let calendar =
+            Calendar { anchor: "2026-01-31".parse().unwrap(), interval: Interval::Monthly, timezone: Tz::UTC };
+        assert_eq!(chained(calendar, 1), calendar.boundary(1));
+        assert_ne!(chained(calendar, 2), calendar.boundary(2), "28 March instead of the 31st");
+    }
+
     proptest! {
         #[test]
         fn cycles_tile_time(

@@ -252,3 +252,113 @@ impl Account {
         self.burn_order(credit_type).into_iter().filter_map(in_force).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::account::AccountConfig;
+    use crate::ledger::cycle::Cycle;
+
+    fn account() -> Account {
+        let config = AccountConfig {
+            plan: "basic".into(),
+            anchor: "2026-01-01".parse().unwrap(),
+            interval: None,
+            timezone: chrono_tz::UTC,
+            addons: Vec::new(),
+            thresholds: None,
+            overage: None,
+        };
+        let mut account = Account::opened(config, Cycle { number: 0, start_ms: 0, end_ms: 1_000 });
+        account.grant("email", GrantKind::Plan, Amount::Limited(Credits::whole(10))).unwrap();
+        account
+    }
+
+    fn add(account: &mut Account, created: i64, lot: &Lot) {
+        account.settle("email");
+        account.grant("email", lot.kind, Amount::Limited(lot.left)).unwrap();
+        account.lots.insert(created, lot.clone());
+    }
+
+    fn charge(account: &mut Account, credits: i64) {
+        account.counters.get_mut("email").unwrap().charged += Credits::whole(credits);
+    }
+
+    fn lot() -> impl Strategy<Value = Lot> {
+        let priority = prop::sample::select(vec![50, PRIORITY_DEFAULT, 150]);
+        let expires_ms = prop::option::of(prop::sample::select(vec![500, 1_000, 2_000]));
+        (any::<bool>(), 0i64..8, priority, 0i64..3, expires_ms).prop_map(
+            |(promo, left, priority, effective_ms, expires_ms)| Lot {
+                kind: if promo { GrantKind::Promo } else { GrantKind::Topup },
+                credit_type: "email".into(),
+                left: Credits::whole(left),
+                priority,
+                effective_ms,
+                expires_ms,
+                begun: true,
+                command_id: "c".into(),
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn settling_late_is_settling_at_once(ops in prop::collection::vec(prop_oneof![
+            (1i64..6).prop_map(Err),
+            lot().prop_map(Ok),
+        ], 1..30)) {
+            let (mut late, mut at_once) = (account(), account());
+            for (created, op) in (0..).zip(ops) {
+                match op {
+                    Ok(lot) => {
+                        add(&mut late, created, &lot);
+                        add(&mut at_once, created, &lot);
+                    }
+                    Err(credits) => {
+                        charge(&mut late, credits);
+                        // One credit after the other, each taken at once.
+                        for _ in 0..credits {
+                            charge(&mut at_once, 1);
+                            at_once.settle("email");
+                        }
+                    }
+                }
+            }
+            late.settle("email");
+            at_once.settle("email");
+            prop_assert_eq!(late, at_once);
+        }
+    }
+
+    #[test]
+    fn grants_burn_in_their_order() {
+        // What is left of the plan's 10 and of the two lots after 12 were charged.
+        let check =
+            |first: (GrantKind, u32, i64, Option<i64>), second: (GrantKind, u32, i64, Option<i64>), left: [i64; 3]| {
+                let mut account = account();
+                for (created, (kind, priority, effective_ms, expires_ms)) in (1..).zip([first, second]) {
+                    let command_id = format!("c{created}");
+                    let (credit_type, left, begun) = ("email".to_owned(), Credits::whole(10), true);
+                    add(
+                        &mut account,
+                        created,
+                        &Lot { kind, credit_type, left, priority, effective_ms, expires_ms, begun, command_id },
+                    );
+                }
+                charge(&mut account, 12);
+                account.settle("email");
+                let seen = [account.pools["email"].left, account.lots[&1].left, account.lots[&2].left];
+                assert_eq!(seen, left.map(Credits::whole), "{first:?} {second:?}");
+            };
+        use GrantKind::{Promo, Topup};
+        // kind priority begins ends | left of plan, first, second
+        check((Topup, 100, 5, Some(2_000)), (Topup, 100, 5, Some(1_500)), [0, 10, 8]); // sooner end
+        check((Topup, 50, 5, Some(2_000)), (Topup, 100, 5, Some(1_500)), [8, 0, 10]); // smaller priority
+        check((Topup, 100, 5, None), (Promo, 100, 5, None), [8, 10, 0]); // promo before bought
+        check((Topup, 100, 6, Some(2_000)), (Topup, 100, 5, Some(2_000)), [0, 10, 8]); // earlier begin
+        check((Topup, 100, 5, Some(2_000)), (Topup, 100, 5, Some(2_000)), [0, 8, 10]); // earlier creation
+        check((Topup, 150, 5, Some(500)), (Topup, 100, 5, None), [0, 10, 8]); // the plan began earlier
+    }
+}

@@ -538,3 +538,46 @@ pub fn time_text(time_ms: i64) -> String {
     let time = DateTime::from_timestamp_millis(time_ms).unwrap_or_default();
     time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::NaiveDate;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::cycle::Interval;
+
+    fn calendar() -> impl Strategy<Value = Calendar> {
+        let anchor =
+            (0i64..20_000).prop_map(|days| NaiveDate::from_ymd_opt(1971, 1, 1).unwrap() + chrono::Duration::days(days));
+        let interval = prop::sample::select(Interval::ALL.to_vec());
+        let timezone = prop::sample::select(chrono_tz::TZ_VARIANTS.to_vec());
+        (anchor, interval, timezone).prop_map(|(anchor, interval, timezone)| Calendar { anchor, interval, timezone })
+    }
+
+    proptest! {
+        /// Without gap or overlap, whatever changes at which renewal; a calendar that stays keeps its boundaries.
+        #[test]
+        fn cycles_tile_time_through_changes_of_the_calendar(
+            first in calendar(),
+            changes in prop::collection::vec(prop::option::of(calendar()), 1..12),
+            time_ms in 0i64..2_000_000_000_000,
+        ) {
+            let mut calendar = first;
+            let mut cycle = calendar.cycle_at(time_ms).expect("every time has a cycle");
+            for change in changes {
+                calendar = change.unwrap_or(calendar);
+                let next = next_cycle(calendar, cycle).expect("every cycle has a next one");
+                prop_assert_eq!((next.number, next.start_ms), (cycle.number + 1, cycle.end_ms));
+                let half_ms = 15 * crate::ledger::event::DAY_MS * i64::from(calendar.interval.months());
+                prop_assert!(next.end_ms - next.start_ms > half_ms);
+                // It ends at a boundary, and from then on all do.
+                prop_assert_eq!(calendar.cycle_at(next.end_ms).expect("a cycle").start_ms, next.end_ms);
+                if change.is_none() && calendar.cycle_at(cycle.end_ms).expect("a cycle").start_ms == cycle.end_ms {
+                    prop_assert_eq!(next.end_ms, calendar.cycle_at(cycle.end_ms).expect("a cycle").end_ms);
+                }
+                cycle = next;
+            }
+        }
+    }
+}

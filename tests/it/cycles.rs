@@ -1,11 +1,18 @@
 //! Renewals: cycles close and open once, in order, with statements; late use, lots, changes of plan, closing.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use chrono::{DateTime, Utc};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use rdkafka::Message;
 use serde_json::{Value, json};
 
 use crate::support::kafka::{Outgoing, Topics, data};
 use crate::support::meter::{Meter, Running};
+use crate::support::report::{row, short_or_long};
 use crate::support::until;
 use crate::walk::{CATALOGUE, reveal};
 
@@ -15,13 +22,13 @@ fn at(time: &str) -> i64 {
 
 /// A meter on topics that keep their producer's time, so that months pass at once.
 struct Past {
-    topics: Topics,
+    topics: Arc<Topics>,
     meter: Meter,
 }
 
 impl Past {
     async fn new(test: &str) -> Past {
-        let topics = Topics::stamped(test, 2, "CreateTime").await;
+        let topics = Arc::new(Topics::stamped(test, 2, "CreateTime").await);
         topics.remake("commands", 1, &[("message.timestamp.type", "CreateTime")]).await;
         let mut meter = Meter::new(&topics, CATALOGUE);
         meter.set("EVENTS__AGE_FROM", "create");
@@ -36,13 +43,7 @@ impl Past {
     }
 
     async fn command(&self, account: &str, kind: &str, id: &str, time: &str, data: Value) {
-        let event = json!({
-            "specversion": "1.0", "id": id, "source": "tests", "type": format!("credits.{kind}.v1"),
-            "subject": account, "time": time, "data": data,
-        });
-        let value = Some(event.to_string().into_bytes());
-        let record = Outgoing { key: Some(account.as_bytes().to_vec()), value, ..Outgoing::default() };
-        self.topics.send_at("commands", &record, at(time)).await;
+        self.topics.send_at("commands", &command(account, kind, id, time, data), at(time)).await;
     }
 
     async fn put(&self, account: &str, plan: &str, time: &str) {
@@ -52,12 +53,20 @@ impl Past {
 
     /// Events of an account, at a time of their own.
     async fn reveal(&self, account: &str, id: &str, quantity: u64, time: &str, partition: i32) {
-        let mut record = reveal(account, id, quantity);
-        let mut event: Value = serde_json::from_slice(record.value.as_ref().expect("a value")).expect("JSON");
-        event["time"] = time.into();
-        record.value = Some(event.to_string().into_bytes());
-        record.partition = partition;
-        self.topics.send_at("usage", &record, at(time)).await;
+        self.topics.send_at("usage", &revealed(account, id, quantity, time, partition), at(time)).await;
+    }
+
+    /// Many records at once.
+    async fn send_all(&self, role: &'static str, records: Vec<(Outgoing, i64)>) {
+        let mut sends = tokio::task::JoinSet::new();
+        for (record, time_ms) in records {
+            let topics = self.topics.clone();
+            sends.spawn(async move { topics.send_at(role, &record, time_ms).await });
+            if sends.len() >= 1_000 {
+                sends.join_next().await.expect("one is under way").expect("it is sent");
+            }
+        }
+        sends.join_all().await;
     }
 
     /// Time passes in all partitions.
@@ -94,6 +103,24 @@ impl Past {
     fn email(&self, account: &str) -> Value {
         self.meter.json(&["balance", account, "--json"])["balances"]["email"].clone()
     }
+}
+
+fn command(account: &str, kind: &str, id: &str, time: &str, data: Value) -> Outgoing {
+    let event = json!({
+        "specversion": "1.0", "id": id, "source": "tests", "type": format!("credits.{kind}.v1"),
+        "subject": account, "time": time, "data": data,
+    });
+    let value = Some(event.to_string().into_bytes());
+    Outgoing { key: Some(account.as_bytes().to_vec()), value, ..Outgoing::default() }
+}
+
+fn revealed(account: &str, id: &str, quantity: u64, time: &str, partition: i32) -> Outgoing {
+    let mut record = reveal(account, id, quantity);
+    let mut event: Value = serde_json::from_slice(record.value.as_ref().expect("a value")).expect("JSON");
+    event["time"] = time.into();
+    record.value = Some(event.to_string().into_bytes());
+    record.partition = partition;
+    record
 }
 
 fn sums(balance: &Value) -> (&Value, &Value, &Value, &Value, &Value) {
@@ -222,4 +249,97 @@ async fn top_ups_outlive_renewals_a_smaller_plan_waits_and_an_account_ends() {
     .await;
     past.meter.audit();
     assert!(running.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_accounts_cross_three_boundaries_while_workers_die() {
+    let (accounts, kills) = short_or_long((1_000, 3), (100_000, 20));
+    let past = Past::new("boundaries").await;
+    let january = "2026-01-15T00:00:00Z";
+    let puts = (0..accounts).map(|index| {
+        let data = json!({"plan": "starter", "anchor": "2026-01-01"});
+        (command(&format!("a{index}"), "account.put", &format!("put-{index}"), january, data), at(january))
+    });
+    past.send_all("commands", puts.collect()).await;
+    let running = past.start().await;
+    let usage = (0..accounts).step_by(10).map(|index| {
+        let partition = (index % 2) as i32;
+        (revealed(&format!("a{index}"), "in-january", 4, "2026-01-20T00:00:00Z", partition), at("2026-01-20T00:00:00Z"))
+    });
+    past.send_all("usage", usage.collect()).await;
+    while past.meter.totals("commands").await.values().sum::<u64>() < accounts as u64 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    past.meter.caught_up(&past.topics).await;
+    past.meter.published().await;
+    assert!(running.terminate().await.success());
+
+    // Nobody works across three boundaries; then there are new events for a tenth, and time passes for all.
+    let april = "2026-04-02T00:00:00Z";
+    let usage = (0..accounts)
+        .skip(5)
+        .step_by(10)
+        .map(|index| (revealed(&format!("a{index}"), "in-april", 3, april, (index % 2) as i32), at(april)));
+    past.send_all("usage", usage.collect()).await;
+    past.tick("2026-04-02T00:00:01Z").await;
+    let started = Instant::now();
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut running = past.start().await;
+    for _ in 0..kills {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(200..3_000))).await;
+        running.kill();
+        running = past.meter.start(&[]);
+    }
+    let closed = || async {
+        let mut open = 0;
+        for shard in 0..crate::support::meter::SHARDS {
+            open += past.meter.store.due_by(shard, at(april), 0, 1).await.expect("redis answers").len();
+        }
+        open == 0
+    };
+    while !closed().await {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let took = started.elapsed();
+    past.meter.caught_up(&past.topics).await;
+    past.meter.published().await;
+
+    // Each cycle of each account once (the same statement may be published again), in order, with what was used.
+    let mut statements: BTreeMap<String, Vec<(i64, Value)>> = BTreeMap::new();
+    let mut repeats = 0;
+    let mut ids = BTreeMap::new();
+    for message in past.topics.read("cycles", 1) {
+        let event: Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
+        let id = event["id"].as_str().expect("an id").to_owned();
+        if let Some(before) = ids.insert(id, event["data"].to_string()) {
+            assert_eq!(before, event["data"].to_string(), "a repeat says the same");
+            repeats += 1;
+            continue;
+        }
+        if event["type"] == "credits.cycle.closed.v1" {
+            let account = event["subject"].as_str().expect("a subject").to_owned();
+            let number = event["data"]["cycle"]["number"].as_i64().expect("a number");
+            assert_eq!(event["data"]["revision"], 1);
+            let used = event["data"]["balances"]["email"]["used"].clone();
+            statements.entry(account).or_default().push((number, used));
+        }
+    }
+    assert_eq!(statements.len(), accounts);
+    for index in 0..accounts {
+        let used = if index % 10 == 0 { 4 } else { 0 };
+        let expected = [(0, json!(used)), (1, json!(0)), (2, json!(0))];
+        assert_eq!(statements[&format!("a{index}")], expected, "a{index}");
+    }
+    for index in [0, 5] {
+        let used = if index == 5 { 3 } else { 0 };
+        assert_eq!(past.email(&format!("a{index}"))["used"], used);
+    }
+    assert_eq!(past.meter.audit()["accounts_checked"], accounts);
+    let seen = format!(
+        "{} cycles closed once and in order in {:.1} s with {kills} kills, {:.0} a second; {repeats} messages came twice",
+        3 * accounts,
+        took.as_secs_f64(),
+        3.0 * accounts as f64 / took.as_secs_f64(),
+    );
+    row("1", &format!("three boundaries of {accounts} accounts while no worker was there, then workers killed"), &seen);
 }
