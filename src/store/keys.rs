@@ -33,16 +33,21 @@ pub enum Key<'a> {
     Outbox(u32),
     /// `relay` string: the relay that publishes the outbox. Expires; two relays would only repeat.
     Relay(u32),
-    /// `due` zset account -> time in ms at which it next changes by itself. Every open account is in it.
+    /// `due` zset account -> time in ms at which it next changes by itself: its cycle or a lot of it ends or begins, a
+    /// statement is to be restated (meter time), a closed cycle may be forgotten. Every account is in it.
     Due(u32),
     /// `a:<account>` hash of short fields, so that Redis keeps it packed. Absent = no account.
-    /// - `version` counts puts; `days` ` <day>:<layout>` for each day whose identities are kept, where a layout is the
+    /// - `version` counts every change but usage; `days` ` <day>:<layout>` for each day whose identities are kept, where a layout is the
     ///   number of sets of each generation: `1`, or `1,8,64` for a busy day
     /// - `<type>.granted` thousandths or `unlimited`; `<type>.charged`; `<type>.expired`; absent = 0
-    /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put
-    /// - `cycle` `number start end` in ms: the open one
-    /// - `<type>.plan`, `<type>.addon` granted so in the open cycle; `grant:<offset>` `kind type amount command`
-    ///   for each top-up and promo
+    /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put; with `>` before
+    ///   the name what waits for the renewal
+    /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
+    /// - `<type>.pool` granted in the open cycle by plan, add-ons, carried over, adjustments, top-ups, promos, then
+    ///   what is left of the first four; `<type>.denied` events
+    /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits command`
+    /// - `closed:<number>` `start end keep stated restate revision overage plan`; `closed:<number>:<type>` granted as
+    ///   above, then charged, expired, moved on, spare, denied: until nothing can be charged to it any more
     Account(&'a str),
     /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it
     /// stays an intset); `d:<day>.<generation>.<set>:<account>` where a busy day has several.
