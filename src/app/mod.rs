@@ -12,6 +12,7 @@ pub mod ticker;
 pub mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -123,13 +124,14 @@ pub async fn run(
         watermarks: watermarks.clone(),
         cluster: Cluster::new(&config.kafka)?,
         generation: generation.clone(),
-        sweeper: Sweeper {
+        sweeper: Arc::new(Sweeper {
             store: store.clone(),
             relay: relay.clone(),
             catalogue: catalogue.clone(),
             stamp: stamp.clone(),
             late_after_ms: config.events.late_after.as_millis() as i64,
-        },
+            busy: (0..config.redis.shards).map(|_| AtomicBool::new(false)).collect(),
+        }),
         leads,
     };
     let ticker = tokio::spawn(ticker.run(stop.clone()));

@@ -4,6 +4,7 @@
 //! no harm, since an account takes its steps only at the version that the sweeper saw.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ledger::call::{Reply, StaleAccount, Stamp};
 use crate::ledger::catalogue::Catalogue;
@@ -21,11 +22,29 @@ pub struct Sweeper {
     pub catalogue: Arc<Catalogue>,
     pub stamp: Arc<Stamp>,
     pub late_after_ms: i64,
+    /// Shards that are being swept.
+    pub busy: Vec<AtomicBool>,
 }
 
 impl Sweeper {
+    /// Begins to sweep a shard, unless that is under way: a month's renewals must not hold meter time up.
+    pub fn begin(self: &Arc<Sweeper>, shard: u32, meter: MeterTime) {
+        if self.busy[shard as usize].swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let sweeper = self.clone();
+        tokio::spawn(async move {
+            match sweeper.sweep(shard, meter).await {
+                Ok(0) => {}
+                Ok(steps) => tracing::info!(shard, steps, "accounts that were due are rolled"),
+                Err(error) => tracing::warn!(shard, %error, "accounts that are due wait"),
+            }
+            sweeper.busy[shard as usize].store(false, Ordering::Relaxed);
+        });
+    }
+
     /// Rolls the accounts of a shard that are due; gives how many steps they took.
-    pub async fn sweep(&self, shard: u32, meter: MeterTime) -> Result<usize, StoreError> {
+    async fn sweep(&self, shard: u32, meter: MeterTime) -> Result<usize, StoreError> {
         let mut taken = 0;
         // Accounts that are due and have nothing to do yet: a closed cycle that the floor has not passed.
         let mut waiting = 0;

@@ -42,7 +42,7 @@ pub struct Ticker {
     pub watermarks: Watermarks,
     pub cluster: Cluster,
     pub generation: String,
-    pub sweeper: Sweeper,
+    pub sweeper: Arc<Sweeper>,
     /// Whether this worker has the commands partition.
     pub leads: watch::Receiver<bool>,
 }
@@ -203,7 +203,7 @@ impl Ticker {
                 TimeReply::OtherGeneration => {}
             }
         }
-        self.sweeper.sweep(shard, MeterTime { now_ms: moved.meter_time_ms, floor_ms: moved.floor_ms }).await?;
+        self.sweeper.begin(shard, MeterTime { now_ms: moved.meter_time_ms, floor_ms: moved.floor_ms });
         self.forget(shard, moved.floor_ms, state.restamp_tolerance_ms, forgotten).await?;
         Ok(moved)
     }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::slices::Slice;
+use crate::ingest::dead_letters::FROM_METER;
 use crate::ingest::log::LogRecord;
 use crate::ledger::call::{Input, Partition};
 use crate::ledger::credits::Credits;
@@ -190,7 +191,7 @@ impl DeadLetters {
             std::str::from_utf8(found.1?).ok()
         };
         let place = || {
-            let topic = header("__connect.errors.topic")?;
+            let topic = header("__connect.errors.topic").filter(|_| header(FROM_METER) == Some(&meter.source))?;
             let input = if topic == meter.usage_topic {
                 Input::Usage
             } else if topic == meter.commands_topic {
@@ -285,13 +286,14 @@ mod tests {
                     ("__connect.errors.topic", Some(topic.as_bytes())),
                     ("__connect.errors.partition", Some(partition.as_bytes())),
                     ("__connect.errors.offset", Some(offset.as_bytes())),
+                    (FROM_METER, Some(b"meter".as_slice())),
                 ]
             })
             .collect();
         let record = |headers| LogRecord { partition: 0, offset: 0, timestamp_ms: 0, key: None, value: None, headers };
         let mut letters = DeadLetters::default();
-        letters.add(&names(), &record(&headers[..3]));
-        letters.add(&names(), &record(&headers[..3]));
+        letters.add(&names(), &record(&headers[..4]));
+        letters.add(&names(), &record(&headers[..4]));
         assert_eq!(letters.unfounded(), [(Partition::usage(1), 5)]);
         assert!(letters.take(Partition::usage(1), 5) && !letters.take(Partition::usage(1), 6));
         letters.add(&names(), &record(&headers));

@@ -131,6 +131,7 @@ impl Case {
                 ("__connect.errors.topic", Some("usage".as_bytes())),
                 ("__connect.errors.partition", Some(partition.as_bytes())),
                 ("__connect.errors.offset", Some(offset.as_bytes())),
+                ("__connect.errors.connector.name", Some(b"meter".as_slice())),
             ];
             let record =
                 LogRecord { partition: 0, offset: 0, timestamp_ms: 0, key: None, value: None, headers: &headers };

@@ -67,7 +67,7 @@ pub async fn produce(config: &Config, producer: &Producer, notes: &[Note]) -> Re
     let mut acknowledgements = Vec::new();
     for original in &originals {
         let topic = topic_of(&kafka.topics, original.note.partition.input);
-        let reasons = reason_headers(topic, original, &mut decoder);
+        let reasons = reason_headers(&config.redis.prefix, topic, original, &mut decoder);
         let came = original.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
         let added = reasons.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
         let headers: Vec<_> = came.chain(added).collect();
@@ -86,8 +86,11 @@ pub async fn produce(config: &Config, producer: &Producer, notes: &[Note]) -> Re
     Ok(())
 }
 
+/// The meter that a dead letter comes from: several may share the topic, and each follows its own decisions only.
+pub const FROM_METER: &str = "__connect.errors.connector.name";
+
 /// The string headers of Kafka Connect, which tools for dead letters read.
-fn reason_headers(topic: &str, original: &Original, decoder: &mut Decoder) -> Vec<(&'static str, String)> {
+fn reason_headers(meter: &str, topic: &str, original: &Original, decoder: &mut Decoder) -> Vec<(&'static str, String)> {
     let note = original.note;
     let message = match original.detail(decoder) {
         Some(detail) => format!("{}: {detail}", note.reason.explain()),
@@ -102,6 +105,7 @@ fn reason_headers(topic: &str, original: &Original, decoder: &mut Decoder) -> Ve
         ("__connect.errors.exception.class.name", reason.to_owned()),
         ("__connect.errors.exception.message", message),
         ("__connect.errors.timestamp", original.timestamp_ms.to_string()),
+        (FROM_METER, meter.to_owned()),
     ]
 }
 

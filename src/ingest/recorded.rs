@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::client::{BrokerError, topic_of};
+use super::dead_letters::FROM_METER;
 use super::scan::{Next, offsets_at, scan};
 use crate::config::{AgeFrom, Config};
 use crate::ledger::call::{Input, Partition, Refusal, RefusalReason};
@@ -34,7 +35,7 @@ pub fn read(config: &Config, from: &[(Partition, i64)]) -> Result<Vec<Published>
             }
         };
         let dead_letter = |message: &BorrowedMessage, keep: &mut dyn FnMut(Published)| {
-            if let Some(dead) = dead_letter(topic_of(topics, input), input, message) {
+            if let Some(dead) = dead_letter(meter, topic_of(topics, input), input, message) {
                 keep(dead);
             }
         };
@@ -77,14 +78,14 @@ fn since(
     })
 }
 
-fn dead_letter(topic: &str, input: Input, message: &BorrowedMessage) -> Option<Published> {
+fn dead_letter(meter: &str, topic: &str, input: Input, message: &BorrowedMessage) -> Option<Published> {
     let headers = message.headers()?;
     // A record may bring headers of the same name; ours come last.
     let header = |name: &str| {
         let all = headers.iter().filter(|header| header.key == name);
         all.last().and_then(|header| std::str::from_utf8(header.value?).ok())
     };
-    if header("__connect.errors.topic")? != topic {
+    if header("__connect.errors.topic")? != topic || header(FROM_METER)? != meter {
         return None;
     }
     let index = header("__connect.errors.partition")?.parse().ok()?;
