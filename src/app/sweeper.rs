@@ -11,6 +11,7 @@ use crate::ledger::catalogue::Catalogue;
 use crate::ledger::roll::{MeterTime, RollAccount, RollCall, STEPS_MAX, steps_until};
 use crate::metrics;
 use crate::outbox::Relay;
+use crate::pipeline::batch::thresholds;
 use crate::store::{Store, StoreError};
 
 /// Accounts that are looked at at once.
@@ -54,7 +55,10 @@ impl Sweeper {
                 return Ok(taken);
             }
             let last = due.len() < PAGE;
-            let look = due.into_iter().map(|account| RollAccount { account, version: 0, steps: Vec::new() }).collect();
+            let look = due
+                .into_iter()
+                .map(|account| RollAccount { account, version: 0, thresholds: Vec::new(), steps: Vec::new() })
+                .collect();
             let Some(shown) = self.roll(shard, look).await? else { return Ok(taken) };
             let mut accounts = Vec::new();
             let mut steps_left = STEPS_MAX;
@@ -67,8 +71,9 @@ impl Sweeper {
                     // The rest is due again in the next round.
                     let steps: Vec<_> = steps.into_iter().take(steps_left).collect();
                     steps_left -= steps.len();
-                    let version = view.map_or(0, |view| view.version);
-                    accounts.push(RollAccount { account, version, steps });
+                    let Some(view) = view else { continue };
+                    let thresholds = thresholds(&self.catalogue, &view.config);
+                    accounts.push(RollAccount { account, version: view.version, thresholds, steps });
                 }
             }
             if accounts.is_empty() && last {

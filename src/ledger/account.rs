@@ -45,6 +45,10 @@ impl AccountConfig {
         self.overage.unwrap_or(plan.overage)
     }
 
+    pub fn thresholds(&self, plan: &Plan) -> Vec<Threshold> {
+        self.thresholds.clone().unwrap_or_else(|| plan.thresholds.clone())
+    }
+
     /// What plan and add-ons give at a renewal, in the order of kinds and types.
     pub fn grants(&self, plan: &Plan) -> Vec<(String, GrantKind, Amount)> {
         let allowance = plan.allowance.iter().map(|(name, amount)| (name.clone(), GrantKind::Plan, *amount));

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::account::{AccountConfig, AccountView};
-use super::catalogue::{Amount, CatalogueId, Overage};
+use super::catalogue::{Amount, CatalogueId, Overage, Threshold};
 use super::credits::Credits;
 use super::cycle::Cycle;
 use super::day::CallDay;
@@ -207,6 +207,10 @@ pub struct CommandCall {
     pub member: i64,
     pub command_type: &'static str,
     pub change: Change,
+    /// Of the account as it is afterwards.
+    pub thresholds: Vec<Threshold>,
+    /// All that the catalogue knows, in order.
+    pub credit_types: Vec<String>,
     /// Its answer was published before the shard fell back to an older state; nothing is published again.
     pub told: bool,
 }
@@ -390,16 +394,18 @@ pub enum Output {
     Denied,
     Ledger,
     Cycles,
+    Alerts,
 }
 
 impl Output {
-    pub const ALL: [Output; 3] = [Output::Denied, Output::Ledger, Output::Cycles];
+    pub const ALL: [Output; 4] = [Output::Denied, Output::Ledger, Output::Cycles, Output::Alerts];
 
     pub const fn name(self) -> &'static str {
         match self {
             Output::Denied => "denied",
             Output::Ledger => "ledger",
             Output::Cycles => "cycles",
+            Output::Alerts => "alerts",
         }
     }
 

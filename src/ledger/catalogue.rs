@@ -102,7 +102,7 @@ pub enum Overage {
 }
 
 /// When a low-balance alert is due. Part of the contract since version 1; judged by the alerts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Threshold {
     PercentUsed(u8),
     Remaining(Credits),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::account::{AccountConfig, AccountView, Life};
+use super::alerts::Moved;
 use super::apply::json_text;
 use super::call::{
     Change, CommandCall, Commanded, OutboxEntry, Output, Refusal, RefusalReason, Replaced, Reply, StaleAccount,
@@ -335,6 +336,11 @@ impl Shard {
             }
             Change::Refuse(_) => unreachable!("the caller has taken it"),
         }
+        if account.life == Life::Open {
+            for credit_type in account.credit_types() {
+                lines.lines.extend(account.judge_alerts(&call.account, &credit_type, &call.thresholds, Moved::Changed));
+            }
+        }
         Ok(account)
     }
 }
@@ -351,6 +357,7 @@ impl Account {
             counters: Default::default(),
             pools: Default::default(),
             lots: Default::default(),
+            alarms: Default::default(),
             denied: Default::default(),
             closed: Default::default(),
             days: Default::default(),

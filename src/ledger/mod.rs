@@ -5,6 +5,8 @@
 
 /// A team: its configuration, counters and grants.
 pub mod account;
+/// Alerts: one message for each edge of a balance.
+pub mod alerts;
 /// How usage events are decided.
 pub mod apply;
 /// What a worker asks a shard, and what it answers.

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat};
 
 use super::account::{AccountConfig, AccountView, Counter, Life};
+use super::alerts::Moved;
 use super::apply::json_text;
 use super::call::{OutboxEntry, Output, Partition, Reply, StaleAccount, Stamp};
-use super::catalogue::{Amount, Catalogue, Overage};
+use super::catalogue::{Amount, Catalogue, Overage, Threshold};
 use super::closed::{ClosedCounter, ClosedCycle};
 use super::command::{ledger_line, null_or_amount};
 use super::credits::Credits;
@@ -41,6 +42,7 @@ pub struct RollAccount {
     pub account: Arc<str>,
     /// One that has changed since takes no step, and is shown.
     pub version: u64,
+    pub thresholds: Vec<Threshold>,
     pub steps: Vec<Step>,
 }
 
@@ -85,6 +87,7 @@ pub struct Opens {
     /// Set where a change has waited for the renewal; with what it replaces.
     pub config: Option<(Box<AccountConfig>, Box<AccountConfig>)>,
     pub plan: String,
+    pub thresholds: Vec<Threshold>,
     /// What plan and add-ons give, in the order of types and kinds.
     pub grants: Vec<(String, GrantKind, Amount)>,
 }
@@ -138,6 +141,7 @@ fn step_at(catalogue: &Catalogue, view: &AccountView, at_ms: i64) -> Option<Step
         cycle: next_cycle(config.calendar(plan), view.cycle)?,
         config: view.next.clone().map(|next| (Box::new(next), Box::new(view.config.clone()))),
         plan: config.plan.clone(),
+        thresholds: config.thresholds(plan),
         grants: config.grants(plan),
     };
     Some(Step::Renew { closes, opens: Some(Box::new(opens)) })
@@ -215,9 +219,10 @@ impl Account {
     }
 
     /// Credit types that the open cycle knows.
-    fn credit_types(&self) -> Vec<String> {
+    pub(super) fn credit_types(&self) -> Vec<String> {
         let lots = self.lots.values().map(|lot| &lot.credit_type);
-        let mut types: Vec<String> = self.counters.keys().chain(self.pools.keys()).chain(lots).cloned().collect();
+        let known = self.counters.keys().chain(self.pools.keys()).chain(self.alarms.keys());
+        let mut types: Vec<String> = known.chain(lots).cloned().collect();
         types.sort_unstable();
         types.dedup();
         types
@@ -252,7 +257,7 @@ impl Shard {
                     late_after_ms: call.late_after_ms,
                     outbox: &mut outbox,
                 };
-                roll.steps.iter().for_each(|step| taker.step(step));
+                roll.steps.iter().for_each(|step| taker.step(step, &roll.thresholds));
             }
             self.outbox.extend(outbox);
             let view = self.accounts.get(&roll.account).map(Account::view);
@@ -295,7 +300,7 @@ impl LotsEnd {
 }
 
 impl Taker<'_> {
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &Step, thresholds: &[Threshold]) {
         match step {
             Step::Lots { at_ms } => {
                 for credit_type in self.account.credit_types() {
@@ -303,14 +308,19 @@ impl Taker<'_> {
                     self.end_lots(&credit_type, LotsEnd::Within { at_ms: *at_ms });
                 }
                 self.begin_lots(*at_ms);
+                self.judge_alerts(thresholds);
             }
             Step::Renew { closes, opens } => {
                 self.close(closes, opens.as_deref());
                 match opens {
-                    Some(opens) => self.open(opens),
+                    Some(opens) => {
+                        self.open(opens);
+                        self.judge_alerts(&opens.thresholds);
+                    }
                     None => {
                         self.account.life = Life::Closed;
                         self.account.lots.clear();
+                        self.account.alarms.clear();
                     }
                 }
             }
@@ -323,6 +333,13 @@ impl Taker<'_> {
             }
         }
         self.account.version += 1;
+    }
+
+    fn judge_alerts(&mut self, thresholds: &[Threshold]) {
+        for credit_type in self.account.credit_types() {
+            let messages = self.account.judge_alerts(self.name, &credit_type, thresholds, Moved::Changed);
+            self.outbox.extend(messages);
+        }
     }
 
     /// Ends lots of a type whose charges are settled; gives what was left of them.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::account::{AccountConfig, AccountView, Counter, Life};
+use super::alerts::Alarm;
 use super::call::{Anchor, Note, OutboxEntry, Partition, Range, Reply, SCHEMA, Stamp};
 use super::catalogue::{Amount, CatalogueId};
 use super::closed::ClosedCycle;
@@ -64,6 +65,8 @@ pub struct Account {
     pub counters: BTreeMap<String, Counter>,
     pub pools: BTreeMap<String, Pool>,
     pub lots: Lots,
+    /// Levels that credit types are below.
+    pub alarms: BTreeMap<String, Alarm>,
     /// Events that were denied in the open cycle, by credit type.
     pub denied: BTreeMap<String, u64>,
     /// Cycles to which late use may still be charged, by number.

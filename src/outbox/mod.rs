@@ -159,6 +159,7 @@ impl Relay {
             Output::Denied => &self.topics.denied,
             Output::Ledger => &self.topics.ledger,
             Output::Cycles => &self.topics.cycles,
+            Output::Alerts => &self.topics.alerts,
         }
     }
 }
@@ -230,6 +231,8 @@ mod tests {
             member: 1,
             command_type: GRANT,
             change: Change::Refuse(refuse(RefusalReason::UnknownAccount, "no such account".into())),
+            thresholds: Vec::new(),
+            credit_types: Vec::new(),
             told: false,
         };
         assert!(matches!(store.command(0, &call), Reply::Applied(_)));

@@ -7,9 +7,9 @@ use rustc_hash::FxHashMap;
 
 use super::record::{Body, Record};
 use super::recorded::{Decision, Recorded};
-use crate::ledger::account::AccountView;
+use crate::ledger::account::{AccountConfig, AccountView};
 use crate::ledger::call::{ApplyCall, CallEvent, Change, CommandCall, Group, Note, Partition, Range, Stamp};
-use crate::ledger::catalogue::{Catalogue, Overage};
+use crate::ledger::catalogue::{Catalogue, Overage, Threshold};
 use crate::ledger::command::{Command, decide};
 use crate::ledger::credits::Credits;
 use crate::ledger::day::{CallDay, Layout};
@@ -101,7 +101,8 @@ impl Batch {
             steps.truncate(steps_left);
             steps_left -= steps.len();
             if !steps.is_empty() {
-                accounts.push(RollAccount { account: account.clone(), version: view.version, steps });
+                let thresholds = thresholds(known.catalogue, &view.config);
+                accounts.push(RollAccount { account: account.clone(), version: view.version, thresholds, steps });
             }
         }
         (!accounts.is_empty()).then(|| RollCall {
@@ -130,10 +131,21 @@ impl Batch {
             command_id: command.id.clone(),
             member: command.identity.member,
             command_type: command.command_type,
+            thresholds: match (&change, account) {
+                (Change::Put { config, .. }, _) => thresholds(known.catalogue, config),
+                (_, Some(account)) => thresholds(known.catalogue, &account.config),
+                (_, None) => Vec::new(),
+            },
+            credit_types: known.catalogue.credit_types.clone(),
             change,
             told,
         }
     }
+}
+
+/// The thresholds of an account, by its own wish or by its plan.
+pub fn thresholds(catalogue: &Catalogue, config: &AccountConfig) -> Vec<Threshold> {
+    catalogue.plans.get(&config.plan).map(|plan| config.thresholds(plan)).unwrap_or_default()
 }
 
 /// The days that a group asks for: as the worker knows them, and those of its events that it does not know begun anew.

@@ -11,11 +11,12 @@ use super::stored::{PENDING, number, parse_note, parse_root, parse_view};
 use super::words::{Fields, Input, Words};
 use super::{Root, StoreError, TakeCall, Taken};
 use crate::ledger::account::AccountConfig;
+use crate::ledger::alerts::{Level, levels};
 use crate::ledger::apply::json_text;
 use crate::ledger::call::{
     Change, CommandCall, Commanded, OutboxEntry, Output, Partition, Reply, SCHEMA, StaleAccount,
 };
-use crate::ledger::catalogue::{Amount, CatalogueId};
+use crate::ledger::catalogue::{Amount, CatalogueId, Threshold};
 use crate::ledger::day::Layout;
 use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
@@ -145,6 +146,8 @@ impl Script for CommandScript<'_> {
         input.text(json_text(&call.command_id));
         input.text(call.command_type);
         input.text(if call.told { "1" } else { "0" });
+        input.text(levels_text(&call.thresholds));
+        input.text(call.credit_types.join(","));
         match &call.change {
             Change::Refuse(refusal) => {
                 input.text("refuse");
@@ -227,6 +230,12 @@ fn configure(input: &mut Input, new: Option<Configured>, old: Option<Configured>
     clear.iter().for_each(|(field, _)| input.text(field));
 }
 
+/// The levels at which an account alerts, in order.
+pub fn levels_text(thresholds: &[Threshold]) -> String {
+    let levels: Vec<String> = levels(thresholds).iter().map(Level::to_string).collect();
+    levels.join(",")
+}
+
 fn give(input: &mut Input, grants: &[(String, GrantKind, Amount)]) {
     input.number(grants.len());
     for (credit_type, kind, amount) in grants {
@@ -268,6 +277,7 @@ impl Script for RollScript<'_> {
             input.key(keys, Key::Account(&roll.account));
             input.text(roll.account.as_bytes());
             input.number(roll.version);
+            input.text(levels_text(&roll.thresholds));
             input.number(roll.steps.len());
             roll.steps.iter().for_each(|step| write_step(&mut input, step));
         }
@@ -314,6 +324,7 @@ fn write_step(input: &mut Input, step: &Step) {
             input.number(opens.cycle.end_ms);
             input.text(cycle_text(opens.cycle));
             input.text(&opens.plan);
+            input.text(levels_text(&opens.thresholds));
             give(input, &opens.grants);
             let config = opens.config.as_ref();
             let old = config.map(|(next, old)| (&**old, Some(&**next)));

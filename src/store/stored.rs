@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Root, ShardState, StoreError};
 use crate::ledger::account::{AccountConfig, AccountView, Counter, Life};
+use crate::ledger::alerts::Alarm;
 use crate::ledger::call::{Anchor, Note, Partition};
 use crate::ledger::catalogue::{Amount, CatalogueId, Overage};
 use crate::ledger::closed::{ClosedCounter, ClosedCycle};
@@ -162,7 +163,7 @@ pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<Stri
     let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
     for (name, value) in fields {
         let Some((credit_type, part)) = name.split_once('.') else { continue };
-        if matches!(part, "pool" | "denied") {
+        if matches!(part, "pool" | "denied" | "alerts") {
             continue;
         }
         let counter = counters.entry(credit_type.to_owned()).or_default();
@@ -177,6 +178,16 @@ pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<Stri
         }
     }
     Ok(counters)
+}
+
+/// The levels that credit types are below.
+pub fn parse_alarms(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String, Alarm>, StoreError> {
+    let alarms = fields.iter().filter_map(|(name, value)| Some((name.strip_suffix(".alerts")?, value)));
+    let alarm = |(credit_type, value): (&str, &String)| {
+        let alarm = Alarm::parse(value).ok_or_else(|| StoreError::Broken(format!("alerts are `{value}`")))?;
+        Ok((credit_type.to_owned(), alarm))
+    };
+    alarms.map(alarm).collect()
 }
 
 /// Events that were denied in the open cycle, by credit type.

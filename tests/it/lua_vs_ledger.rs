@@ -20,7 +20,7 @@ use credit_meter::ledger::outcome::Denial;
 use credit_meter::ledger::roll::{MeterTime, RollAccount, RollCall, Step, steps_until};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
 use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
-use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
+use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known, thresholds};
 use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::pipeline::recorded::{Decision, Published, Recorded};
 use credit_meter::store::keys::{Key, Keys};
@@ -54,13 +54,16 @@ prices = [{ credit_type = "email", credits = 0 }]
 interval = "monthly"
 allowance = { email = 12, phone = 4.5 }
 actions = ["reveal_email", "reveal_phone"]
+thresholds = ["80%", "remaining 4", "33%"]
 [plans.capped]
 interval = "monthly"
 allowance = { email = 7.25, phone = 3 }
+thresholds = ["remaining 0", "50%"]
 actions = ["reveal_email", "reveal_phone", "verify"]
 overage = "cap"
 [plans.allowed]
 interval = "monthly"
+thresholds = ["100%", "0%"]
 allowance = { email = 5 }
 actions = ["reveal_email", "reveal_phone", "verify"]
 overage = { allow = { limit = 6 } }
@@ -480,7 +483,7 @@ impl<'a> History<'a> {
         let accounts = views.into_iter().map(|(account, view)| {
             let steps = steps_until(self.catalogue, &view, meter.now_ms, meter);
             let version = view.version - u64::from(self.rng.random_bool(0.1));
-            RollAccount { account, version, steps }
+            RollAccount { account, version, thresholds: thresholds(self.catalogue, &view.config), steps }
         });
         let call = RollCall {
             stamp: self.stamp.clone(),

@@ -130,12 +130,97 @@ local function closed_counter_of(closed, credit_type)
   return c
 end
 
+-- Levels are codes: 'p80' of the granted credits are used, 'r10000' thousandths remain, 'x' nothing does.
+local function codes_from(line)
+  local codes = {}
+  for code in string.gmatch(line, '[^,]+') do
+    codes[#codes + 1] = code
+  end
+  return codes
+end
+
+local function alarm_from(line)
+  local arming, fired = string.match(line, '^(%d+) (.*)$')
+  return { arming = tonumber(arming), fired = codes_from(fired) }
+end
+
+local function code_before(a, b)
+  local kind_a, kind_b = string.byte(a), string.byte(b)
+  if kind_a ~= kind_b then
+    return kind_a < kind_b
+  end
+  return (tonumber(string.sub(a, 2)) or 0) < (tonumber(string.sub(b, 2)) or 0)
+end
+
+-- Whether a balance is below a level. One to which nothing was granted is below nothing.
+local function below(code, granted, used, left)
+  if not granted or granted == 0 then
+    return false
+  elseif code == 'x' then
+    return left == 0
+  end
+  local number = tonumber(string.sub(code, 2))
+  if string.sub(code, 1, 1) == 'r' then
+    return left <= number
+  end
+  -- used * 100 >= granted * number, without a product beyond 2^53.
+  local beyond = used - number * math.floor(granted / 100)
+  return beyond >= 100 or beyond * 100 >= number * (granted % 100)
+end
+
+local function level_name(code)
+  local kind, number = string.sub(code, 1, 1), tonumber(string.sub(code, 2))
+  return kind == 'x' and 'exhausted' or kind == 'p' and text(number) .. '%' or 'remaining ' .. credits(number)
+end
+
+-- Judges a credit type after it has moved: `change` is true where it may have risen, `denied` where an event was denied
+-- for want of credits. Gives the alarm as it is then, and appends the messages.
+local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels, change, denied)
+  local usable = c.granted and c.granted - c.expired
+  local used, left = usable and math.min(c.charged, usable) or c.charged, remaining(c)
+  alarm = alarm or { arming = 0, fired = {} }
+  local arming, fired, has_fired = alarm.arming, {}, {}
+  local function tell(kind, code)
+    entries[#entries + 1] = { 'alerts', table.concat({ kind, name, credit_type, code, text(cycle), text(arming) }, '/'),
+      'credits.' .. kind .. '.v1', name, '{"credit_type":"' .. credit_type .. '","threshold":"' .. level_name(code)
+        .. '","used":' .. credits(used) .. ',"granted":' .. credits(c.granted) .. ',"remaining":' .. credits(left)
+        .. ',"cycle":' .. text(cycle) .. ',"arming":' .. text(arming) .. '}' }
+  end
+  for _, code in ipairs(alarm.fired) do
+    if change and not below(code, c.granted, used, left) then
+      tell('restored', code)
+    else
+      fired[#fired + 1], has_fired[code] = code, true
+    end
+  end
+  if #fired < #alarm.fired then
+    arming = arming + 1
+  end
+  for _, code in ipairs(levels) do
+    if not has_fired[code] and (below(code, c.granted, used, left) or code == 'x' and denied) then
+      fired[#fired + 1], has_fired[code] = code, true
+      tell(code == 'x' and 'exhausted' or 'low', code)
+    end
+  end
+  table.sort(fired, code_before)
+  return { arming = arming, fired = fired }
+end
+
+-- The same for the types of an account in hand, after a command or a renewal.
+local function judge_account(entries, account, types, levels)
+  for _, credit_type in ipairs(types) do
+    local c = account.counters[credit_type] or { granted = 0, charged = 0, expired = 0 }
+    account.alarms[credit_type] = judge_alerts(entries, account.name, account.number, credit_type, c,
+      account.alarms[credit_type], levels, true, false)
+  end
+end
+
 -- Reads an account; `fields` is its hash, kept to see what has changed.
 local function read_account(key, name)
   local shown = redis.call('HGETALL', key)
   local account = {
     key = key, name = name, fields = {}, set = {}, cleared = {}, exists = #shown > 0,
-    counters = {}, pools = {}, lots = {}, denied = {}, closed = {},
+    counters = {}, pools = {}, lots = {}, denied = {}, alarms = {}, closed = {},
   }
   local fields = account.fields
   for i = 1, #shown, 2 do
@@ -151,6 +236,8 @@ local function read_account(key, name)
     elseif part == 'pool' then
       local list = words(value)
       account.pools[credit_type] = { granted = granted_from(list), left = tonumber(list[7]) }
+    elseif part == 'alerts' then
+      account.alarms[credit_type] = alarm_from(value)
     elseif part == 'denied' then
       account.denied[credit_type] = tonumber(value)
     elseif created then
@@ -303,6 +390,11 @@ local function fields_of(account)
     local granted = granted_text(pool.granted)
     if pool.left ~= 0 or granted ~= '0 0 0 0 0 0' then
       put(credit_type .. '.pool', granted .. ' ' .. text(pool.left))
+    end
+  end
+  for credit_type, alarm in pairs(account.alarms) do
+    if alarm.arming > 0 or #alarm.fired > 0 then
+      put(credit_type .. '.alerts', text(alarm.arming) .. ' ' .. table.concat(alarm.fired, ','))
     end
   end
   for credit_type, denied in pairs(account.denied) do

@@ -7,7 +7,7 @@
 -- KEYS[6] due            zset    every open account, by the time at which it next changes by itself
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, anchor and time reached of the record, account, version, member, command id (JSON text), command type,
---         '1' if its answer was published before, change: 'refuse', reason, message (JSON text)
+--         '1' if its answer was published before, levels and credit types (in order, with commas), change: 'refuse', reason, message (JSON text)
 --              or 'put', '1' if a cycle opens and then its number, from, to; n, then n x (field, value) to set,
 --                 n, then n x field to clear, n, then n x (credit type, kind, amount in thousandths or 'unlimited')
 --              or 'grant', the lot as it is stored
@@ -18,7 +18,7 @@
 local function wrong_arity()
   error('command: wrong arity')
 end
-if #KEYS ~= 6 or #ARGV < 18 then
+if #KEYS ~= 6 or #ARGV < 20 then
   wrong_arity()
 end
 local generation, catalogue_version, catalogue_hash = ARGV[1], ARGV[2], ARGV[3]
@@ -26,7 +26,8 @@ local outbox_max, restamp_tolerance = tonumber(ARGV[4]), tonumber(ARGV[5])
 local partition, from, to = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 assert(from < to, 'command: a range goes back')
 local anchor, reached, version, member = ARGV[9], ARGV[10], ARGV[12], ARGV[13]
-local command_id, command_type, told, change = ARGV[14], ARGV[15], ARGV[16] == '1', ARGV[17]
+local command_id, command_type, told, change = ARGV[14], ARGV[15], ARGV[16] == '1', ARGV[19]
+local levels, types = codes_from(ARGV[17]), codes_from(ARGV[18])
 
 -- Read and check.
 local outcomes = { 'duplicate', 'refused', 'applied' }
@@ -75,7 +76,7 @@ if outbox_entries >= outbox_max then
 end
 
 -- Decide.
-local at = 17
+local at = 19
 local function take()
   at = at + 1
   return ARGV[at]
@@ -190,6 +191,9 @@ else
     wrong_arity()
   end
   account.version = account.version + 1
+  if not reason and account.life == 'open' then
+    judge_account(entries, account, types, levels)
+  end
 end
 if told then
   entries = {}

@@ -7,10 +7,10 @@
 -- KEYS[4..] accounts  hash
 -- ARGV    generation, catalogue version, catalogue hash, commands that must be applied first ('' = any), outbox bound,
 --         late_after in ms, types: n, then n x name in order,
---         accounts: n, then n x (name, version, steps: n, then n x
+--         accounts: n, then n x (name, version, levels, steps: n, then n x
 --           ('lots', at) | ('restate', number, cycle as JSON) | ('forget', number)
 --           | ('renew', number, cycle as JSON, its plan, its overage, n, n x (type, most that is carried over),
---              '1' if another opens, and then: number, from, to, cycle as JSON, plan, n, n x (type, kind, amount),
+--              '1' if another opens, and then: number, from, to, cycle as JSON, plan, levels, n, n x (type, kind, amount),
 --              n, n x (field, value) to set, n, n x field to clear))
 -- Reply   as apply: {'other_generation', …} {'other_catalogue', …} {'unknown', position of the commands}
 --         {'outbox_full', entries}
@@ -184,7 +184,7 @@ end
 local function open(account)
   local number = take_number()
   account.number, account.from, account.to = number, take_number(), take_number()
-  local cycle_text, plan = take(), take()
+  local cycle_text, plan, levels = take(), take(), codes_from(take())
   for _ = 1, take_number() do
     local credit_type, kind, amount = take(), take(), tonumber(take())
     give(account, credit_type, kind, amount,
@@ -208,6 +208,7 @@ local function open(account)
   end
   tell('cycles', 'opened/' .. account.name .. '/' .. text(number), 'credits.cycle.opened.v1', account,
     '{"cycle":' .. cycle_text .. ',"plan":"' .. plan .. '","granted":{' .. table.concat(granted, ',') .. '}}')
+  judge_account(entries, account, types, levels)
 end
 
 -- Takes a step from the arguments.
@@ -221,6 +222,7 @@ function STEPS.lots(account)
     end)
   end
   begin_lots(account, time)
+  judge_account(entries, account, types, account.levels)
 end
 function STEPS.restate(account)
   local number, cycle_text = take_number(), take()
@@ -250,7 +252,7 @@ function STEPS.renew(account)
   if opens then
     open(account)
   else
-    account.life, account.lots = 'closed', {}
+    account.life, account.lots, account.alarms = 'closed', {}, {}
   end
 end
 
@@ -273,7 +275,7 @@ function SKIP.renew()
   at = at + 4
   skip(2)
   if take() == '1' then
-    at = at + 5
+    at = at + 6
     skip(3)
     skip(2)
     skip(1)
@@ -289,6 +291,7 @@ for a = 1, take_number() do
     end
   end
   local version = take_number()
+  account.levels = codes_from(take())
   account.takes = account.exists and account.version == version
   for _ = 1, take_number() do
     local step = take()

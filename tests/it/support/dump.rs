@@ -10,7 +10,7 @@ use credit_meter::ledger::day::{DaySets, SetIndex};
 use credit_meter::ledger::grants::Pool;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
-use credit_meter::store::stored::{parse_counters, parse_denied, parse_note, parse_view};
+use credit_meter::store::stored::{parse_alarms, parse_counters, parse_denied, parse_note, parse_view};
 use redis::aio::MultiplexedConnection;
 
 pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
@@ -157,6 +157,7 @@ fn parse_account(fields: &BTreeMap<String, String>) -> Account {
         counters: parse_counters(fields).expect("counters"),
         pools: view.pools,
         lots: view.lots,
+        alarms: parse_alarms(fields).expect("alarms"),
         denied: parse_denied(fields).expect("denied"),
         closed: view.closed,
         days: view.days,
