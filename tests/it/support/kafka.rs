@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicI32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -178,13 +178,17 @@ impl Topics {
         consumer.assign(&list).expect("an assignment");
         let mut next: BTreeMap<i32, i64> = BTreeMap::new();
         let mut messages = Vec::new();
+        let mut heard = Instant::now();
         loop {
             let done = (0..partitions).all(|each| next.get(&each).copied().unwrap_or(0) >= ends[each as usize]);
             if done {
                 return messages;
             }
-            match consumer.poll(Duration::from_secs(60)) {
+            match consumer.poll(Duration::from_secs(1)) {
+                // Also when the client has had something else to do.
+                None => assert!(heard.elapsed() < Duration::from_secs(120), "{role} is silent: {next:?} of {ends:?}"),
                 Some(Ok(message)) => {
+                    heard = Instant::now();
                     next.insert(message.partition(), message.offset() + 1);
                     messages.push(message.detach());
                 }
@@ -192,7 +196,7 @@ impl Topics {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     next.insert(partition, ends[partition as usize]);
                 }
-                other => panic!("reading {role}: {:?}", other.map(|result| result.map(|_| ()))),
+                Some(Err(error)) => panic!("reading {role}: {error}"),
             }
         }
     }
