@@ -269,6 +269,7 @@ async fn each_change_by_hand_is_named() {
             ("__connect.errors.topic".into(), hand.topics.name("usage").into_bytes()),
             ("__connect.errors.partition".into(), partition.to_string().into_bytes()),
             ("__connect.errors.offset".into(), offset.to_string().into_bytes()),
+            ("__connect.errors.connector.name".into(), hand.meter.prefix.clone().into_bytes()),
         ],
         ..Outgoing::default()
     };
