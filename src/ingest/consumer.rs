@@ -3,9 +3,9 @@
 //! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -173,7 +173,7 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
     if let Some(instance) = &settings.kafka.instance_id {
         config.set("group.instance.id", instance);
     }
-    let group = Group { topics: settings.kafka.topics.clone(), shared: Mutex::default() };
+    let group = Group::new(settings.kafka.topics.clone());
     let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
     let consumer: BaseConsumer<Group> = config.create_with_context(group).map_err(refused)?;
     let topics = [settings.kafka.topics.usage.as_str(), settings.kafka.topics.commands.as_str()];
@@ -454,7 +454,7 @@ impl Thread {
                 }
             }
             // Records after a rebalance belong to another assignment.
-            if !self.consumer.context().shared().rebalances.is_empty() {
+            if self.consumer.context().rebalanced() {
                 break;
             }
         }
@@ -509,7 +509,7 @@ impl Thread {
     }
 
     fn rebalanced(&mut self) {
-        let rebalances = std::mem::take(&mut self.consumer.context().shared().rebalances);
+        let rebalances = self.consumer.context().take_rebalances();
         for rebalance in rebalances {
             self.assignment += 1;
             self.starting = None;
@@ -529,7 +529,7 @@ impl Thread {
     /// end. A pause or an assignment empties the client's queue while the end is still the old one, so the first
     /// statistics after it do not count.
     fn read_statistics(&mut self) {
-        let Some(statistics) = std::mem::take(&mut self.consumer.context().shared().statistics) else { return };
+        let Some(statistics) = self.consumer.context().take_statistics() else { return };
         self.tell(FromKafka::Connected(statistics.connected));
         self.statistics_since_change = self.statistics_since_change.saturating_add(1);
         let settled = self.statistics_since_change >= SETTLED_STATISTICS;

@@ -1,5 +1,6 @@
 //! The consumer group as the client's callbacks tell of it: rebalances and statistics, left for the thread.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdkafka::TopicPartitionList;
@@ -15,14 +16,16 @@ use crate::ledger::call::{Input, Partition};
 
 /// What the callbacks leave for the thread; they run inside its own polls.
 pub struct Group {
-    pub topics: Topics,
-    pub shared: Mutex<Shared>,
+    topics: Topics,
+    shared: Mutex<Shared>,
+    /// Whether a rebalance waits: asked after every record.
+    rebalanced: AtomicBool,
 }
 
 #[derive(Default)]
-pub struct Shared {
-    pub rebalances: Vec<Rebalance>,
-    pub statistics: Option<View>,
+struct Shared {
+    rebalances: Vec<Rebalance>,
+    statistics: Option<View>,
 }
 
 pub enum Rebalance {
@@ -47,12 +50,30 @@ pub struct PartitionView {
 }
 
 impl Group {
+    pub fn new(topics: Topics) -> Group {
+        Group { topics, shared: Mutex::default(), rebalanced: AtomicBool::new(false) }
+    }
+
+    pub fn rebalanced(&self) -> bool {
+        self.rebalanced.load(Ordering::Acquire)
+    }
+
+    pub fn take_rebalances(&self) -> Vec<Rebalance> {
+        let mut shared = self.shared();
+        self.rebalanced.store(false, Ordering::Release);
+        std::mem::take(&mut shared.rebalances)
+    }
+
+    pub fn take_statistics(&self) -> Option<View> {
+        self.shared().statistics.take()
+    }
+
     pub fn partition(&self, topic: &str, index: i32) -> Option<Partition> {
         let input = Input::ALL.into_iter().find(|input| topic_of(&self.topics, *input) == topic)?;
         Some(Partition { input, index })
     }
 
-    pub fn shared(&self) -> MutexGuard<'_, Shared> {
+    fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,6 +123,8 @@ impl ConsumerContext for Group {
         } else {
             Rebalance::Revoke
         };
-        self.shared().rebalances.push(rebalance);
+        let mut shared = self.shared();
+        shared.rebalances.push(rebalance);
+        self.rebalanced.store(true, Ordering::Release);
     }
 }

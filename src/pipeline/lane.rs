@@ -232,6 +232,7 @@ impl Lane {
                 (bounds.max_events, None)
             }
         };
+        records.reserve_exact(limit.min(bounds.max_events).min(self.usage.len()));
         let mut bytes = 0;
         let mut partitions = BTreeSet::new();
         while let Some(record) = self.usage.front() {

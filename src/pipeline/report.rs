@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use super::batch::{Batch, Call};
 use super::record::Body;
 use crate::ledger::call::{ApplyCall, Note};
@@ -26,12 +28,18 @@ impl Report {
         let Call::Apply(call) = call else { return report };
         report.dead(&call.dead);
         report.repeats(batch, call);
+        // By class first: a call has few classes and many events.
+        let mut by_class: FxHashMap<(usize, Verdict), u64> = FxHashMap::default();
         let events = call.groups.iter().flat_map(|group| &group.events);
         for (event, verdict) in events.zip(verdicts) {
-            let class = &call.classes[event.class];
-            *report.verdicts.entry((class.action.clone(), *verdict)).or_default() += 1;
-            if *verdict == Verdict::Charged {
-                *report.charged.entry(class.credit_type.clone()).or_default() += class.cost;
+            *by_class.entry((event.class, *verdict)).or_default() += 1;
+        }
+        for ((class, verdict), events) in by_class {
+            let class = &call.classes[class];
+            *report.verdicts.entry((class.action.clone(), verdict)).or_default() += events;
+            if verdict == Verdict::Charged {
+                let cost = class.cost.checked_mul(events).expect("a call's costs fit");
+                *report.charged.entry(class.credit_type.clone()).or_default() += cost;
             }
         }
         report

@@ -246,8 +246,10 @@ impl RedisStore {
     fn evalsha<S: Script>(&self, script: &S) -> (Cmd, String) {
         let input = script.input(&self.shared.keys);
         let first_key = String::from_utf8_lossy(input.keys.first().unwrap_or_default()).into_owned();
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.shared.hashes[S::NAME]).arg(input.keys.len());
+        // In one piece: a call has megabytes, and memory that grows is asked for several times.
+        let words = 3 + input.keys.len() + input.arguments.len();
+        let mut command = Cmd::with_capacity(words, 64 + input.keys.text.len() + input.arguments.text.len());
+        command.arg("EVALSHA").arg(&self.shared.hashes[S::NAME]).arg(input.keys.len());
         command.arg(&input.keys).arg(&input.arguments);
         (command, first_key)
     }
