@@ -111,7 +111,9 @@ fn scripts_take_keys_from_keys_and_never_read_a_clock() {
 
 #[test]
 fn scripts_write_last() {
-    for (name, parts) in [("apply", &["apply", "apply_late", "apply_decide"][..]), ("command", &["command"]), ("roll", &["roll"])] {
+    for (name, parts) in
+        [("apply", &["apply", "apply_late", "apply_decide"][..]), ("command", &["command"]), ("roll", &["roll"])]
+    {
         let part = |name: &&str| text(Path::new(&format!("src/store/lua/{name}.lua")));
         let text: String = parts.iter().map(part).collect();
         let (before, after) = text.split_once("\n-- Write. Nothing below can fail").expect("the write phase is marked");

@@ -351,7 +351,9 @@ impl Worker {
             let script = call.script();
             let answer = match &call {
                 Call::Apply(call) => {
-                    metrics::record_batch(call.events());
+                    if !call.is_question() {
+                        metrics::record_batch(call.events());
+                    }
                     store.apply(shard, call).await.map(Answer::Apply)
                 }
                 Call::Command(call) => store.command(shard, call).await.map(Answer::Command),

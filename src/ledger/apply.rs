@@ -2,11 +2,12 @@
 //! `store/lua/apply.lua` adds an account's events up where the sum fits; the answers are the same.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::account::Balance;
 use super::call::{
-    Applied, ApplyCall, CallEvent, DENIED_BYTES_MAX, DENIED_EVENTS_MAX, Group, Note, OutboxEntry, Output, Reply,
-    StaleAccount,
+    Applied, ApplyCall, CallEvent, DENIED_BYTES_MAX, DENIED_EVENTS_MAX, Group, GrownDay, Note, OutboxEntry, Output,
+    Reply, StaleAccount,
 };
 use super::catalogue::Overage;
 use super::credits::Credits;
@@ -75,28 +76,45 @@ impl Shard {
 
     /// A day whose sets are full gets more before anything is remembered in it.
     fn check_room(&mut self, call: &ApplyCall) -> Result<(), Reply<Applied>> {
-        let mut stale = Vec::new();
+        let full = self.without_room(call, 1);
+        if full.is_empty() {
+            return Ok(());
+        }
+        let mut accounts: Vec<Arc<str>> = full.iter().map(|grown| grown.account.clone()).collect();
+        accounts.dedup();
+        self.grow(&full);
+        let shown = accounts.into_iter().map(|account| {
+            let view = self.accounts.get(&account).map(|known| known.view());
+            StaleAccount { account, view }
+        });
+        Err(Reply::Stale(shown.collect()))
+    }
+
+    /// The call's days whose sets would not take its events so many times, with one generation more.
+    fn without_room(&self, call: &ApplyCall, times: usize) -> Vec<GrownDay> {
+        let mut grown: Vec<GrownDay> = Vec::new();
         for group in &call.groups {
-            let mut grown = Vec::new();
+            let account = &group.account;
             for (days, run) in group.runs(call.stamp.restamp_tolerance_ms) {
-                let full = self
-                    .seen
-                    .get(&(group.account.clone(), days.own))
-                    .is_some_and(|sets| !sets.has_room(run, call.stamp.set_members_max));
-                if full && !grown.contains(&days.own) {
-                    grown.push(days.own);
-                    let sets = self.seen.get_mut(&(group.account.clone(), days.own)).expect("it is full");
-                    sets.layout = sets.layout.grown(run.len(), call.stamp.set_members_max);
-                    let account = self.accounts.get_mut(&group.account).expect("it has days");
-                    account.days.insert(days.own, sets.layout.clone());
+                let (day, members_max) = (days.own, call.stamp.set_members_max);
+                let Some(sets) = self.seen.get(&(account.clone(), day)) else { continue };
+                let met = grown.iter().any(|grown| grown.account == *account && grown.day == day);
+                if !met && !sets.has_room(run, times, members_max) {
+                    let layout = sets.layout.grown(run.len(), members_max);
+                    grown.push(GrownDay { account: account.clone(), day, layout });
                 }
             }
-            if !grown.is_empty() {
-                let view = self.accounts.get(&group.account).map(|account| account.view());
-                stale.push(StaleAccount { account: group.account.clone(), view });
-            }
         }
-        if stale.is_empty() { Ok(()) } else { Err(Reply::Stale(stale)) }
+        grown
+    }
+
+    fn grow(&mut self, grown: &[GrownDay]) {
+        for GrownDay { account, day, layout } in grown {
+            let sets = self.seen.get_mut(&(account.clone(), *day)).expect("a day that grows is there");
+            sets.layout = layout.clone();
+            let account = self.accounts.get_mut(account).expect("it has days");
+            account.days.insert(*day, layout.clone());
+        }
     }
 
     fn is_stale(&self, call: &ApplyCall, group: &Group) -> bool {
@@ -110,6 +128,8 @@ impl Shard {
     }
 
     fn write(&mut self, call: &ApplyCall) -> Applied {
+        // The next call finds more sets, and need not be refused for it.
+        let grown = self.without_room(call, 2);
         let mut verdicts = Vec::with_capacity(call.events());
         for group in &call.groups {
             let mut denied = Denied::new(call, group);
@@ -127,7 +147,8 @@ impl Shard {
             self.count(range.partition, Outcome::Duplicate, u64::from(range.repeats));
         }
         self.advance(&call.stamp, &call.ranges);
-        Applied { verdicts, outbox: self.outbox.len() }
+        self.grow(&grown);
+        Applied { verdicts, outbox: self.outbox.len(), grown }
     }
 
     fn decide(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent, denied: &mut Denied) -> Verdict {

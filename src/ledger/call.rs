@@ -10,7 +10,7 @@ use super::account::{AccountConfig, AccountView};
 use super::catalogue::{Amount, CatalogueId, Overage, Threshold};
 use super::credits::Credits;
 use super::cycle::Cycle;
-use super::day::CallDay;
+use super::day::{CallDay, Layout};
 use super::event::{Class, Days, UsageEvent};
 use super::grants::{GrantKind, Lot};
 use super::outcome::{DeadReason, Outcome, Verdict};
@@ -150,6 +150,37 @@ pub struct ApplyCall {
 impl ApplyCall {
     pub fn events(&self) -> usize {
         self.groups.iter().map(|group| group.events.len()).sum()
+    }
+
+    /// A call that asks for the accounts which the worker does not know: it names them and has no range, so that the
+    /// shard shows those that exist (`Stale`) before it is sent all their events.
+    pub fn question(&self) -> Option<ApplyCall> {
+        let unknown = self.groups.iter().filter(|group| group.version == 0 && !group.events.is_empty());
+        let groups: Vec<Group> = unknown
+            .map(|group| Group {
+                account: group.account.clone(),
+                version: 0,
+                overage: Overage::Reject,
+                days: Vec::new(),
+                events: Vec::new(),
+            })
+            .collect();
+        (!groups.is_empty()).then(|| ApplyCall {
+            stamp: self.stamp.clone(),
+            ranges: Vec::new(),
+            commands_end: None,
+            commands_first: None,
+            others: Vec::new(),
+            found: Vec::new(),
+            dead: Vec::new(),
+            classes: Vec::new(),
+            groups,
+        })
+    }
+
+    /// Whether it only asks, and applies nothing.
+    pub fn is_question(&self) -> bool {
+        self.ranges.is_empty()
     }
 }
 
@@ -367,6 +398,16 @@ pub struct Applied {
     pub verdicts: Vec<Verdict>,
     /// Entries in the shard's outbox, for the relay to know.
     pub outbox: usize,
+    /// Days that have more sets from now on.
+    pub grown: Vec<GrownDay>,
+}
+
+/// A day of an account whose sets would not have taken as many events again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrownDay {
+    pub account: Arc<str>,
+    pub day: i64,
+    pub layout: Layout,
 }
 
 /// How a command ended: applied, refused (with the reason) or a duplicate.

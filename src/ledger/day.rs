@@ -16,7 +16,7 @@ const SETS_MAX: u32 = 4096;
 const GROWTH: u32 = 8;
 
 /// The generations of a day's sets: how many sets each has.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Layout(Vec<u32>);
 
 /// One of a day's sets.
@@ -56,6 +56,10 @@ impl Layout {
     /// Whether the day has one set.
     pub fn is_plain(&self) -> bool {
         self.0 == [1]
+    }
+
+    pub fn has_one_set(&self, generation: usize) -> bool {
+        self.0[generation] == 1
     }
 
     /// Where a generation remembers an identity.
@@ -107,14 +111,15 @@ impl DaySets {
         self.sets.entry(newest).or_default().insert(identity.member);
     }
 
-    /// Whether the newest sets take these events and stay packed.
-    pub fn has_room(&self, events: CallEvents, members_max: usize) -> bool {
-        let mut more = std::collections::BTreeMap::<SetIndex, usize>::new();
-        for event in events {
-            let newest = self.layout.place(self.layout.generations() - 1, event.event.identity);
-            *more.entry(newest).or_default() += 1;
-        }
-        more.iter().all(|(place, more)| self.sets.get(place).map_or(0, BTreeSet::len) + more <= members_max)
+    /// Whether the newest sets take these events so many times and stay packed. One of several stands for all, and they
+    /// are full a little earlier, since they do not fill evenly.
+    pub fn has_room(&self, events: CallEvents, times: usize, members_max: usize) -> bool {
+        let newest = self.layout.generations() - 1;
+        let places = || events.iter().map(|event| self.layout.place(newest, event.event.identity));
+        let Some(measured) = places().min() else { return true };
+        let more = places().filter(|place| *place == measured).count();
+        let members = self.sets.get(&measured).map_or(0, BTreeSet::len) + times * more;
+        if self.layout.has_one_set(newest) { members <= members_max } else { members * 8 <= members_max * 7 }
     }
 }
 

@@ -62,7 +62,7 @@ impl Identity {
 }
 
 /// The UTC day of an event's time, and the neighbouring day whose memory a restamped retry may be in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Days {
     pub own: i64,
     pub neighbour: Option<i64>,

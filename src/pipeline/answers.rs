@@ -4,7 +4,7 @@ use super::batch::{Batch, Call};
 use super::lane::{Hold, Work};
 use super::report::Report;
 use super::{Answer, Effect, Pipeline};
-use crate::ledger::call::{ApplyCall, Note, Partition, Reply, StaleAccount};
+use crate::ledger::call::{ApplyCall, GrownDay, Note, Partition, Reply, StaleAccount};
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
 const ACCOUNTS_MAX: usize = 200_000;
@@ -28,12 +28,17 @@ impl Pipeline {
                 lane.work = Work::Retry { at_ms: now_ms + wait, batch, call, attempts: attempts + 1 };
             }
             Answer::Halt { reason } => self.halt(shard, effects, reason),
+            Answer::Apply(Reply::Stale(shown)) if call.is_question() => {
+                self.learn(shown);
+                self.send_asked(now_ms, shard, batch, effects);
+            }
+            Answer::Apply(Reply::Applied(_)) if call.is_question() => self.send_asked(now_ms, shard, batch, effects),
             Answer::Apply(Reply::Applied(applied)) => {
                 if let Call::Apply(call) = &call {
                     if call.commands_first.is_some() {
                         self.lane(shard).commands_first = None;
                     }
-                    self.learn_days(call);
+                    self.learn_days(call, &applied.grown);
                 }
                 let report = Report::of(&batch, &call, &applied.verdicts, None);
                 self.applied(shard, &batch, report, applied.outbox, effects);
@@ -175,8 +180,13 @@ impl Pipeline {
         }
     }
 
-    /// The days that a call has begun are known from now on.
-    pub(super) fn learn_days(&mut self, call: &ApplyCall) {
+    /// The days that a call has begun are known from now on, and those that have more sets.
+    pub(super) fn learn_days(&mut self, call: &ApplyCall, grown: &[GrownDay]) {
+        for GrownDay { account, day, layout } in grown {
+            if let Some(account) = self.accounts.get_mut(account) {
+                account.days.insert(*day, layout.clone());
+            }
+        }
         for group in call.groups.iter().filter(|group| group.days.iter().any(|day| !day.known)) {
             let Some(account) = self.accounts.get_mut(&group.account) else { continue };
             for day in group.days.iter().filter(|day| !day.known) {

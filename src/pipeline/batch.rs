@@ -1,9 +1,9 @@
 //! From records to a call: which account they belong to, what they cost, which are repeats or dead.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::record::{Body, Record};
 use super::recorded::{Decision, Recorded};
@@ -39,6 +39,11 @@ pub enum Call {
 }
 
 impl Call {
+    /// Whether it only asks for accounts.
+    pub fn is_question(&self) -> bool {
+        matches!(self, Call::Apply(call) if call.is_question())
+    }
+
     pub const fn script(&self) -> &'static str {
         match self {
             Call::Apply(_) => "apply",
@@ -187,9 +192,13 @@ struct Builder<'a> {
     recorded: &'a Recorded,
     call: ApplyCall,
     group_of: FxHashMap<&'a str, usize>,
-    class_of: HashMap<Class, usize>,
-    /// Days of the events that are in the call, by account and identity.
-    in_call: FxHashMap<(usize, i64), Vec<i64>>,
+    /// The same by where the name lies: events that were read together share it.
+    group_at: FxHashMap<*const u8, usize>,
+    /// Of each group, as the worker knows it.
+    account_of: Vec<Option<&'a AccountView>>,
+    class_of: FxHashMap<Class, usize>,
+    /// Group, identity and day of the events that are in the call.
+    in_call: FxHashSet<(usize, i64, i64)>,
     due: Due<'a>,
 }
 
@@ -216,8 +225,10 @@ impl<'a> Builder<'a> {
             recorded: known.recorded,
             call,
             group_of: FxHashMap::default(),
-            class_of: HashMap::new(),
-            in_call: FxHashMap::default(),
+            group_at: FxHashMap::default(),
+            account_of: Vec::new(),
+            class_of: FxHashMap::default(),
+            in_call: FxHashSet::default(),
             due: Due::new(),
         }
     }
@@ -226,6 +237,7 @@ impl<'a> Builder<'a> {
         let noted: std::collections::HashSet<_> =
             self.call.dead.iter().map(|note| (note.partition, note.offset)).collect();
         let batch = self.batch;
+        self.in_call.reserve(batch.records.len());
         for record in batch.records.iter().filter(|record| !noted.contains(&(record.partition, record.offset))) {
             match &record.body {
                 Body::Usage(event) => self.usage(record, event),
@@ -255,7 +267,7 @@ impl<'a> Builder<'a> {
             return self.found(record, reason);
         }
         let group = self.group(event);
-        let class = match self.accounts.get(&event.account) {
+        let class = match self.account_of[group] {
             // The shard answers with the account, or says that it has none.
             None => 0,
             Some(account) if account.is_due(event.dated_ms) => {
@@ -295,9 +307,16 @@ impl<'a> Builder<'a> {
     }
 
     fn group(&mut self, event: &'a UsageEvent) -> usize {
-        if let Some(&index) = self.group_of.get(&*event.account) {
+        let at = event.account.as_ptr();
+        if let Some(&index) = self.group_at.get(&at) {
             return index;
         }
+        let index = self.group_of.get(&*event.account).copied().unwrap_or_else(|| self.new_group(event));
+        self.group_at.insert(at, index);
+        index
+    }
+
+    fn new_group(&mut self, event: &'a UsageEvent) -> usize {
         let account = self.accounts.get(&event.account);
         let plan = account.and_then(|account| self.catalogue.plans.get(&account.config.plan));
         let overage = account.zip(plan).map_or(Overage::Reject, |(account, plan)| account.config.overage(plan));
@@ -309,6 +328,7 @@ impl<'a> Builder<'a> {
             days: Vec::new(),
             events: Vec::new(),
         });
+        self.account_of.push(account);
         self.group_of.insert(&event.account, index);
         index
     }
@@ -336,13 +356,14 @@ impl<'a> Builder<'a> {
     /// Whether the call holds the event already; the rule is the one by which the shard remembers.
     fn repeat(&mut self, group: usize, event: &UsageEvent) -> Repeat {
         let days = Days::of(event.time_ms, self.call.stamp.restamp_tolerance_ms);
-        let before = self.in_call.entry((group, event.identity.member)).or_default();
-        if before.contains(&days.own) {
+        let member = event.identity.member;
+        if !self.in_call.insert((group, member, days.own)) {
             return Repeat::Known;
         }
-        let repeat = before.iter().any(|day| Some(*day) == days.neighbour);
-        before.push(days.own);
-        if repeat { Repeat::OfAnotherDay } else { Repeat::New }
+        match days.neighbour {
+            Some(day) if self.in_call.contains(&(group, member, day)) => Repeat::OfAnotherDay,
+            _ => Repeat::New,
+        }
     }
 
     fn found(&mut self, record: &Record, reason: DeadReason) {

@@ -274,7 +274,28 @@ impl Pipeline {
         }
     }
 
+    /// Sends a batch; if it holds accounts that the worker does not know, a question for them goes first: a call that is
+    /// refused since it was priced without them costs half of one that is applied.
     fn send(&mut self, now_ms: u64, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
+        let Some((batch, call)) = self.price(now_ms, shard, batch, effects) else { return };
+        // Those that wait for commands were asked for before.
+        let question = match &call {
+            Call::Apply(call) if batch.commands_end.is_none() => call.question(),
+            _ => None,
+        };
+        let call = question.map_or(call, |question| Call::Apply(Arc::new(question)));
+        self.send_again(shard, batch, call, 0, effects);
+    }
+
+    /// Sends a batch whose accounts were asked for. Those that the shard has not shown do not exist, or were made since.
+    fn send_asked(&mut self, now_ms: u64, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
+        if let Some((batch, call)) = self.price(now_ms, shard, batch, effects) {
+            self.send_again(shard, batch, call, 0, effects);
+        }
+    }
+
+    /// Makes a batch's call; `None`: its partition is halted, since too much of it is dead.
+    fn price(&mut self, now_ms: u64, shard: u32, batch: Batch, effects: &mut Vec<Effect>) -> Option<(Batch, Call)> {
         let lane = &mut self.lanes[shard as usize];
         for record in &batch.records {
             if let Some(Decision::Dead(reason)) = self.recorded.of(record) {
@@ -302,13 +323,15 @@ impl Pipeline {
             && batch.records.iter().any(|record| record.partition.input == Topic::Usage)
         {
             // What was ordered before a renewal comes before it.
-            return self.hold(now_ms, shard, batch, effects);
+            self.hold(now_ms, shard, batch, effects);
+            return None;
         }
         if let Some(partition) = self.too_many_dead(&found) {
             self.lane(shard).put_back(batch, 0);
-            return self.halt_partition(partition, effects);
+            self.halt_partition(partition, effects);
+            return None;
         }
-        self.send_again(shard, batch, call, 0, effects);
+        Some((batch, call))
     }
 
     fn send_again(&mut self, shard: u32, batch: Batch, call: Call, attempts: u32, effects: &mut Vec<Effect>) {

@@ -34,6 +34,67 @@ impl Input {
     }
 }
 
+/// A value in MessagePack, which a script takes apart in one go: thousands of arguments would cost more than what is
+/// done with them.
+#[derive(Default)]
+pub struct Packed {
+    bytes: Vec<u8>,
+}
+
+impl Packed {
+    /// Goes on behind what was written already.
+    pub fn behind(bytes: Vec<u8>) -> Packed {
+        Packed { bytes }
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// A list; its values follow.
+    pub fn list(&mut self, values: usize) {
+        match values {
+            0..16 => self.bytes.push(0x90 | values as u8),
+            16..0x1_0000 => self.head(0xdc, &(values as u16).to_be_bytes()),
+            _ => self.head(0xdd, &u32::try_from(values).expect("a list fits into memory").to_be_bytes()),
+        }
+    }
+
+    pub fn text(&mut self, text: impl AsRef<[u8]>) {
+        let text = text.as_ref();
+        match text.len() {
+            0..32 => self.bytes.push(0xa0 | text.len() as u8),
+            32..0x1_0000 => self.head(0xda, &(text.len() as u16).to_be_bytes()),
+            _ => self.head(0xdb, &u32::try_from(text.len()).expect("a text fits into memory").to_be_bytes()),
+        }
+        self.bytes.extend_from_slice(text);
+    }
+
+    /// An amount, a time or an identity: as text, since numbers in Lua end at 2^53.
+    pub fn decimal(&mut self, number: impl itoa::Integer) {
+        self.text(itoa::Buffer::new().format(number));
+    }
+
+    /// An index from 1, or a count.
+    pub fn number(&mut self, number: usize) {
+        match number {
+            0..0x80 => self.bytes.push(number as u8),
+            0x80..0x1_0000 => self.head(0xcd, &(number as u16).to_be_bytes()),
+            _ => self.head(0xce, &u32::try_from(number).expect("a count fits into memory").to_be_bytes()),
+        }
+    }
+
+    /// The place of an item in a list.
+    pub fn index(&mut self, index: usize) {
+        self.number(index + 1);
+    }
+
+    fn head(&mut self, kind: u8, size: &[u8]) {
+        self.bytes.push(kind);
+        self.bytes.extend_from_slice(size);
+    }
+}
+
 /// Words in one piece of memory: a call has thousands, and one allocation each would cost more than writing them.
 #[derive(Default)]
 pub struct Words {

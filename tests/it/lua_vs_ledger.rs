@@ -115,6 +115,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "other_catalogue",
         "other_generation",
         "stale",
+        "question",
         "unknown",
         "dead",
         "outbox_full",
@@ -127,6 +128,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "refused_command",
         "taken",
         "grown",
+        "grown_ahead",
         "time_held",
         "time_moved",
         "time_other_generation",
@@ -354,6 +356,20 @@ impl<'a> History<'a> {
                 batch.commands_end = Some(self.positions[&Partition::COMMANDS] + self.rng.random_range(0..2));
                 continue;
             }
+            if let Call::Apply(apply) = &call
+                && let Some(question) = apply.question().filter(|_| self.rng.random_bool(0.3))
+            {
+                *self.replies.entry("question").or_insert(0) += 1;
+                match self.send(&Call::Apply(Arc::new(question))).await {
+                    Reply::Stale(shown) => {
+                        self.learn(shown);
+                        continue;
+                    }
+                    Reply::Applied(()) => {} // there are none
+                    Reply::OutboxFull { .. } => self.take().await,
+                    other => panic!("seed {}: unexpected {other:?}", self.seed),
+                }
+            }
             let reply = self.send(&call).await;
             self.last = Some(call);
             match reply {
@@ -365,12 +381,7 @@ impl<'a> History<'a> {
                     let many = |view: &AccountView| view.days.values().any(|layout| layout.generations() > 1);
                     let grown = stale.iter().filter(|each| each.view.as_ref().is_some_and(many)).count();
                     *self.replies.entry("grown").or_insert(0) += grown as u64;
-                    for StaleAccount { account, view } in stale {
-                        match view {
-                            Some(view) => self.accounts.insert(account, view),
-                            None => self.accounts.remove(&account),
-                        };
-                    }
+                    self.learn(stale);
                 }
                 Reply::FellBack => others.clear(),
                 Reply::Unknown { commands_position } => {
@@ -389,6 +400,15 @@ impl<'a> History<'a> {
 
                 other => panic!("seed {}: unexpected {other:?}", self.seed),
             }
+        }
+    }
+
+    fn learn(&mut self, shown: Vec<StaleAccount>) {
+        for StaleAccount { account, view } in shown {
+            match view {
+                Some(view) => self.accounts.insert(account, view),
+                None => self.accounts.remove(&account),
+            };
         }
     }
 
@@ -522,6 +542,7 @@ impl<'a> History<'a> {
                 let expected = self.shard.apply(call);
                 assert_eq!(stored, expected, "seed {seed}: {call:#?}");
                 if let Reply::Applied(applied) = &stored {
+                    *self.replies.entry("grown_ahead").or_insert(0) += applied.grown.len() as u64;
                     for verdict in &applied.verdicts {
                         *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
                     }

@@ -68,6 +68,7 @@ fn every_event_is_charged_once_whatever_happens() {
         "other_position",
         "done_before",
         "stale",
+        "question",
         "unknown",
         "dead",
         "rewind",
@@ -124,8 +125,26 @@ struct Worker {
     asks: Vec<(u32, u64)>,
     probes: Vec<(u32, u64)>,
     recalls: Vec<(u64, Vec<(Partition, i64)>)>,
+    /// Shards whose last call was a question for accounts.
+    asked: BTreeSet<u32>,
     /// What the reader has read and the pipeline has not seen yet.
     inbox: VecDeque<Input>,
+}
+
+impl Worker {
+    /// Events of an account that the worker does not know are sent only after a question for it.
+    fn check_asked(&mut self, seed: u64, shard: u32, call: &Call) {
+        if call.is_question() {
+            self.asked.insert(shard);
+        } else if let Call::Apply(call) = call {
+            if call.question().is_none() {
+                self.asked.remove(&shard);
+            } else {
+                let asked = self.asked.contains(&shard) || call.commands_end.is_some();
+                assert!(asked, "seed {seed}: shard {shard} was not asked for the accounts of {call:?}");
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -209,6 +228,7 @@ impl World {
             asks: Vec::new(),
             probes: Vec::new(),
             recalls: Vec::new(),
+            asked: BTreeSet::new(),
             inbox: VecDeque::new(),
         });
         self.assign(self.workers.len() - 1);
@@ -336,7 +356,7 @@ impl World {
                 ("roll", Answer::Roll(reply))
             }
         };
-        self.meet(kind);
+        self.meet(if call.is_question() { "question" } else { kind });
         assert!(!matches!(answer, Answer::Apply(Reply::OtherGeneration(_) | Reply::OtherCatalogue(_))));
         if !given_up {
             let answer = if lot == 1 { Answer::None } else { answer };
@@ -374,6 +394,7 @@ impl World {
         for effect in self.workers[worker].pipeline.on(now_ms, input) {
             match effect {
                 Effect::Call { shard, id, call } => {
+                    self.workers[worker].check_asked(self.seed, shard, &call);
                     self.calls.push(OnItsWay { worker, shard, id, call, given_up: false });
                 }
                 Effect::AskCommandsEnd { shard, id } => self.workers[worker].asks.push((shard, id)),

@@ -12,27 +12,35 @@
 --         ranges: n, then n x (partition, from, to, repeats, anchor and time reached of the last record, or '')
 --         others: n, then n x (partition, position that the worker knows)
 --         dead:   n, then n x (range, offset, reason, '1' if its dead letter is in Kafka)
---         types:  n, then n x name
---         classes: n, then n x (action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled, or
---                the verdict in upper case: it stands already, and nothing is published about it again; 'R': the
---                call holds an earlier attempt, of the neighbouring day; the closed cycle that it is charged to,
---                '' = the open one)
---         kinds:  n, then n x (range, class): what an event's two bytes in `kinds` stand for
---         groups: n, then n x (account, version, overage: 'reject' | 'cap' | 'allow', overage limit,
---                 oldest date, types (a byte each), kinds (two bytes an event),
---                 lines (an event each: offset, date, its source and id in JSON),
---                 runs: n, then n x (day, its layout, neighbouring day or '', its layout or '' = it has none,
---                   probes of the own day, probes: n, then n x (sets, in two bytes an event which set is its own, or
---                   '' where there is one), members: n, then n x member)); the last probe of the own day is where
---                   the members are added
---         all indexes count from 0
+--         groups, in MessagePack: account, version, wants, policy, oldest date,
+--           tally: kind, events, for each kind among its events
+--           kinds: two bytes an event
+--           where its lines begin
+--           runs:  days, events, members (empty if no probe asks for them all), probes: for each the sets of one
+--                  generation; none = one set for all members, else for each set its members and, in two bytes each,
+--                  which of the run's events they are
+--         tables, in MessagePack, lists that the groups point into:
+--           types:    name
+--           wants:    the types (of an account) that a group needs
+--           classes:  action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled, or the verdict in
+--                     upper case: it stands already, and nothing is published about it again; 'R': the call holds an
+--                     earlier attempt, of the neighbouring day; the closed cycle that it is charged to, '' = the open one
+--           kinds:    range, class
+--           sources:  as JSON text
+--           policies: overage ('reject' | 'cap' | 'allow'), overage limit
+--           days:     day, its layout, neighbouring day or '', its layout or '' = it has none, probes of the own day;
+--                     the last of those is where identities are added
+--         lines, an event each: offset, date, source, its id as JSON text; one long text, since Lua hashes every byte of
+--                 every text that it makes, and a line is needed only where a message names its event
+--         all indexes count from 1, those of 'dead' from 0; a call without ranges and events only asks for accounts
 -- Reply   in order of precedence; all but 'applied' (and the notes of 'dead') wrote nothing:
 --         {'other_generation', stored} {'done_before'} {'other_position', stored of each range} {'fell_back'}
 --         {'other_catalogue', version, hash}
 --         {'stale', then for each: group, n, n x (field, value) of the account}
 --         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
 --         {'outbox_full', entries}
---         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event}
+--         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event,
+--           then for each day that gets more sets from now on: group, day, layout}
 local DENIED_EVENTS_MAX = 500
 local DENIED_BYTES_MAX = 262144
 local byte, format, match = string.byte, string.format, string.match
@@ -119,23 +127,20 @@ for d = 1, dead_count do
   end
 end
 
-local type_count = take_number()
-local type_name = {}
-for t = 1, type_count do
-  type_name[t] = take()
-end
-local class_count = take_number()
+local packed_groups = cmsgpack.unpack(take())
+local type_name, wants, classes, kinds, sources, policies, days_of = unpack(cmsgpack.unpack(take()))
+local lines = take()
 local class_action, class_type, class_cost, class_judge, class_cycle = {}, {}, {}, {}, {}
 local holds_repeats = false
-for c = 1, class_count do
-  class_action[c], class_type[c], class_cost[c], class_judge[c] = take(), take_number() + 1, take_number(), take()
-  class_cycle[c] = take_number()
-  holds_repeats = holds_repeats or class_judge[c] == 'R'
+for c, class in ipairs(classes) do
+  class_action[c], class_type[c], class_cost[c], class_judge[c] = class[1], class[2], tonumber(class[3]), class[4]
+  class_cycle[c] = tonumber(class[5])
+  holds_repeats = holds_repeats or class[4] == 'R'
 end
-local kind_count = take_number()
+local kind_count = #kinds
 local kind_range, kind_class = {}, {}
-for k = 1, kind_count do
-  kind_range[k], kind_class[k] = take_number() + 1, take_number() + 1
+for k, kind in ipairs(kinds) do
+  kind_range[k], kind_class[k] = kind[1], kind[2]
 end
 
 -- The layout of a day among an account's days.
@@ -144,49 +149,49 @@ local function layout_of(days, day)
   return last and match(days, '^%S+', last + 1)
 end
 
+-- The fields of an account that a group needs.
+local wanted_of = {}
+for w, want in ipairs(wants) do
+  local wanted = { 'version', 'days' }
+  for _, t in ipairs(want) do
+    local name = type_name[t]
+    local n = #wanted
+    wanted[n + 1], wanted[n + 2], wanted[n + 3] = name .. '.granted', name .. '.charged', name .. '.expired'
+  end
+  wanted_of[w] = wanted
+end
+
 -- Accounts: read each once; is the worker's knowledge of them stale?
-local group_count = take_number()
+local group_count = #packed_groups
 local groups = {}
 local key = 4
 local stale = { 'stale' }
 local unknown = false
 local floor = tonumber(fence[4])
 local below_floor = false
--- The fields of an account that a group's types need.
-local wanted_of = {}
 for g = 1, group_count do
-  local group = {
-    account = take(), version = take(), overage = take(), limit = take_number(), oldest = take_number(),
-    types = take(), kinds = take(), lines = take(), runs = {},
-  }
+  local account, version, want, policy, oldest, tally, event_kinds, first_line, packed_runs = unpack(packed_groups[g])
   key = key + 1
-  group.key = KEYS[key]
+  local group = {
+    account = account, version = version, types = wants[want], overage = policies[policy][1],
+    limit = tonumber(policies[policy][2]), tally = tally, kinds = event_kinds, first_line = first_line, runs = {}, key = KEYS[key],
+  }
   local event = 0
-  for i = 1, take_number() do
-    local run = { day = take(), layout = take(), neighbour = take(), beside = take(), probes = {} }
-    run.newest, run.first_event = take_number(), event + 1
-    for p = 1, take_number() do
-      run.probes[p] = { key = key, sets = take_number(), places = take() }
-      key = key + run.probes[p].sets
-    end
-    run.count = take_number()
-    run.first = at + 1
-    at = at + run.count
+  for r, packed in ipairs(packed_runs) do
+    local days = days_of[packed[1]]
+    local run = {
+      day = days[1], layout = days[2], neighbour = days[3], beside = days[4], newest = days[5],
+      first_event = event + 1, count = packed[2], members = packed[3], probes = packed[4],
+    }
     event = event + run.count
-    group.runs[i] = run
+    for _, probe in ipairs(run.probes) do
+      probe.key = key
+      key = key + math.max(1, #probe)
+    end
+    group.runs[r] = run
   end
   group.count = event
-  local wanted = wanted_of[group.types]
-  if not wanted then
-    wanted = { 'version', 'days' }
-    for t = 1, #group.types do
-      local name = type_name[byte(group.types, t) + 1]
-      local n = #wanted
-      wanted[n + 1], wanted[n + 2], wanted[n + 3] = name .. '.granted', name .. '.charged', name .. '.expired'
-    end
-    wanted_of[group.types] = wanted
-  end
-  local stored = redis.call('HMGET', group.key, unpack(wanted))
+  local stored = redis.call('HMGET', group.key, unpack(wanted_of[want]))
   group.stored = stored
   local is_stale = (stored[1] or '0') ~= group.version
   if stored[1] then
@@ -206,7 +211,7 @@ for g = 1, group_count do
     end
   end
   unknown = unknown or (group.version == '0' and group.count > 0)
-  below_floor = below_floor or (group.count > 0 and group.oldest < floor)
+  below_floor = below_floor or (group.count > 0 and tonumber(oldest) < floor)
   groups[g] = group
 end
 assert(at == #ARGV and key == #KEYS, 'apply: wrong arity')
@@ -235,6 +240,18 @@ if redis.call('HLEN', KEYS[2]) > 0 then
     noted[all[i]] = all[i + 1]
   end
 end
+-- Gives an event's line, later events after earlier ones.
+local function lines_of(group)
+  local line, start = 1, group.first_line
+  return function(event)
+    while line < event do
+      start = string.find(lines, '\n', start, true) + 1
+      line = line + 1
+    end
+    return string.sub(lines, start, string.find(lines, '\n', start, true) - 1)
+  end
+end
+
 local new_notes = {}
 local function find_dead(name, reason)
   found_dead = true
@@ -251,12 +268,11 @@ end
 if unknown or below_floor then
   for g = 1, group_count do
     local group = groups[g]
-    local e = 0
-    for line in string.gmatch(group.lines, '[^\n]+') do
-      e = e + 1
-      local offset, date = match(line, '^(%d+) (-?%d+) ')
+    local line_of = lines_of(group)
+    for e = 1, group.count do
+      local offset, date = match(line_of(e), '^(%d+) (-?%d+) ')
       local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-      local name = partition[kind_range[b1 * 256 + b2 + 1]] .. '@' .. offset
+      local name = partition[kind_range[b1 * 256 + b2]] .. '@' .. offset
       if group.version == '0' then
         find_dead(name, 'unknown_account')
       elseif tonumber(date) < floor then
@@ -302,46 +318,35 @@ end
 
 -- What was seen before. The worker has taken out repeats within the call.
 local function look(probe, run, seen)
-  local full = false
-  local lists, events = nil, nil
-  if probe.sets > 1 then
-    lists, events = {}, {}
-    for s = 1, probe.sets do
-      lists[s], events[s] = {}, {}
-    end
-    local places, before = probe.places, run.first - 1
-    for i = 1, run.count do
-      local b1, b2 = byte(places, 2 * i - 1, 2 * i)
-      local s = b1 * 256 + b2 + 1
-      local list, own = lists[s], events[s]
-      local n = #list + 1
-      list[n], own[n] = ARGV[before + i], i
-    end
-  end
   local new = {}
   local before_run = run.first_event - 1
-  for s = 1, probe.sets do
-    local own, is_member = nil, nil
-    if lists then
-      own = events[s]
-      is_member = redis.call('SMISMEMBER', KEYS[probe.key + s], unpack(lists[s]))
-    else
-      is_member = redis.call('SMISMEMBER', KEYS[probe.key + s], unpack(ARGV, run.first, run.first + run.count - 1))
+  for s = 1, math.max(1, #probe) do
+    local members, events = run.members, nil
+    if probe[s] then
+      members, events = probe[s][1], probe[s][2]
     end
-    local count, known = #is_member, 0
+    local is_member = redis.call('SMISMEMBER', KEYS[probe.key + s], unpack(members))
+    local count, known = #members, 0
     for i = 1, count do
       if is_member[i] == 1 then
         known = known + 1
-        seen[before_run + (own and own[i] or i)] = true
+        local event = i
+        if events then
+          local b1, b2 = byte(events, 2 * i - 1, 2 * i)
+          event = b1 * 256 + b2
+        end
+        seen[before_run + event] = true
       end
     end
-    new[s] = known < count or nil
-    if probe.is_newest and run.stored then
-      full = full or redis.call('SCARD', KEYS[probe.key + s]) + count > set_members_max
+    new[s] = known < count and members or nil
+    if probe.is_newest and run.stored and s == 1 then
+      -- One of several stands for all, and they are full a little earlier, since they do not fill evenly.
+      local bound = probe[s] and set_members_max * 7 / 8 or set_members_max
+      local members = redis.call('SCARD', KEYS[probe.key + s]) + count
+      run.is_full, run.is_crowded = members > bound, members + count > bound
     end
   end
-  probe.new, probe.lists = new, lists
-  return full
+  probe.new = new
 end
 
 -- The layout of a day with one generation of sets more, for so many events to come.
@@ -355,6 +360,16 @@ local function grown(layout, count)
   return layout .. ',' .. format('%.0f', math.max(next, math.min(sets, SETS_MAX)))
 end
 
+-- An account's days, one of them with one generation more; as they are if another run has seen to it.
+local function more_sets(days, run)
+  local first, last = string.find(days, ' ' .. run.day .. ':' .. run.layout, 1, true)
+  if not first or layout_of(days, run.day) ~= run.layout then
+    return days, nil
+  end
+  local layout = grown(run.layout, run.count)
+  return string.sub(days, 1, first - 1) .. ' ' .. run.day .. ':' .. layout .. string.sub(days, last + 1), layout
+end
+
 local growing = {}
 for g = 1, group_count do
   local group = groups[g]
@@ -363,10 +378,12 @@ for g = 1, group_count do
   for _, run in ipairs(group.runs) do
     run.probes[run.newest].is_newest = true
     for _, probe in ipairs(run.probes) do
-      if look(probe, run, seen) and layout_of(days, run.day) == run.layout then
-        local first, last = string.find(days, ' ' .. run.day .. ':' .. run.layout, 1, true)
-        days = string.sub(days, 1, first - 1) .. ' ' .. run.day .. ':' .. grown(run.layout, run.count)
-          .. string.sub(days, last + 1)
+      look(probe, run, seen)
+    end
+    if run.is_full then
+      local layout
+      days, layout = more_sets(days, run)
+      if layout then
         growing[#growing + 1] = g
       end
     end
@@ -374,7 +391,7 @@ for g = 1, group_count do
   if holds_repeats then
     for e = 1, group.count do
       local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-      if class_judge[kind_class[b1 * 256 + b2 + 1]] == 'R' then
+      if class_judge[kind_class[b1 * 256 + b2]] == 'R' then
         seen[e] = true
       end
     end

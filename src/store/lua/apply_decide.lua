@@ -18,18 +18,6 @@ local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capp
 local LETTERS = { 'e', 'i', 'o' }
 local messages = {}
 
--- Gives an event's line, later events after earlier ones: only those that a message names are taken out of the text.
-local function lines_of(group)
-  local lines, line, start = group.lines, 1, 1
-  return function(event)
-    while line < event do
-      start = string.find(lines, '\n', start, true) + 1
-      line = line + 1
-    end
-    return string.sub(lines, start, (string.find(lines, '\n', start, true) or 0) - 1)
-  end
-end
-
 -- An account that late events change is read whole, once.
 local function whole_account(group)
   group.whole = group.whole or read_account(group.key, group.account)
@@ -42,7 +30,7 @@ local function one_by_one(group, counter)
   local line_of = lines_of(group)
   for e = 1, group.count do
     local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-    local kind = b1 * 256 + b2 + 1
+    local kind = b1 * 256 + b2
     local range, class = kind_range[kind], kind_class[kind]
     local tally = counts[range]
     if group.seen[e] then
@@ -88,10 +76,11 @@ local function one_by_one(group, counter)
       end
       local recorded = RECORDED[class_judge[class]]
       if reason and not recorded then
-        local offset, named = match(line_of(e), '^(%d+) %-?%d+ (.*)$')
+        local offset, source, id = match(line_of(e), '^(%d+) %-?%d+ (%d+) (.*)$')
         local index = match(partition[range], ':(%d+)$')
-        local described = '{' .. named .. ',"topic":' .. topic_text .. ',"partition":' .. index .. ',"offset":' .. offset
-          .. ',"action":"' .. class_action[class] .. '","credit_type":"' .. type_name[class_type[class]]
+        local described = '{"source":' .. sources[tonumber(source)] .. ',"id":' .. id .. ',"topic":' .. topic_text
+          .. ',"partition":' .. index .. ',"offset":' .. offset .. ',"action":"' .. class_action[class]
+          .. '","credit_type":"' .. type_name[class_type[class]]
           .. '","required":' .. credits(cost) .. ',"remaining":' .. credits(left)
         if reason == 4 then
           described = described .. ',"uncovered":' .. credits(uncovered)
@@ -123,44 +112,40 @@ end
 local reply = { 'applied', '' }
 -- New events of the group in hand, by kind.
 local new_of = {}
-for k = 1, kind_count do
-  new_of[k] = 0
-end
 for g = 1, group_count do
   local group = groups[g]
   local stored = group.stored
   local counter = {}
-  for i = 1, #group.types do
+  for i, t in ipairs(group.types) do
     local granted, charged, expired = stored[3 * i], tonumber(stored[3 * i + 1] or '0'), tonumber(stored[3 * i + 2] or '0')
     local c = { charged = charged, was = charged, unlimited = granted == 'unlimited' }
     if not c.unlimited then
       c.usable = tonumber(granted or '0') - expired
       assert(c.usable >= 0 and charged >= 0 and c.usable <= BALANCE_MAX, 'apply: a counter is broken')
     end
-    counter[byte(group.types, i) + 1] = c
+    counter[t] = c
   end
-  -- Count the group's new events by kind and add their costs up: where the sums fit, every event fits.
-  local seen, any_seen, kinds = group.seen, group.any_seen, group.kinds
-  local own_kinds = {}
-  for e = 1, group.count do
-    if not (any_seen and seen[e]) then
-      local b1, b2 = byte(kinds, 2 * e - 1, 2 * e)
-      local kind = b1 * 256 + b2 + 1
-      local n = new_of[kind]
-      if n == 0 then
-        own_kinds[#own_kinds + 1] = kind
-      end
-      new_of[kind] = n + 1
+  -- Add the costs of the group's new events up, by kind: where the sums fit, every event fits.
+  local seen, any_seen, tally = group.seen, group.any_seen, group.tally
+  for i = 1, #tally, 2 do
+    new_of[tally[i]] = tally[i + 1]
+  end
+  if any_seen then
+    for e in pairs(seen) do
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local kind = b1 * 256 + b2
+      new_of[kind] = new_of[kind] - 1
     end
   end
   local sums, fits = {}, true
-  for _, kind in ipairs(own_kinds) do
-    local class = kind_class[kind]
+  for i = 1, #tally, 2 do
+    local new = new_of[tally[i]]
+    local class = kind_class[tally[i]]
     local judge = class_judge[class]
-    if judge == 'c' and not class_cycle[class] then
+    if new > 0 and judge == 'c' and not class_cycle[class] then
       local t = class_type[class]
-      sums[t] = (sums[t] or 0) + class_cost[class] * new_of[kind]
-    elseif judge ~= 'f' then
+      sums[t] = (sums[t] or 0) + class_cost[class] * new
+    elseif new > 0 and judge ~= 'f' then
       fits = false
     end
   end
@@ -182,14 +167,15 @@ for g = 1, group_count do
       end
     end
   else
-    for _, kind in ipairs(own_kinds) do
+    for i = 1, #tally, 2 do
+      local kind = tally[i]
       simple[kind] = simple[kind] + new_of[kind]
     end
     local verdicts = any_seen and {}
     if verdicts then
       for e = 1, group.count do
-        local b1, b2 = byte(kinds, 2 * e - 1, 2 * e)
-        local kind = b1 * 256 + b2 + 1
+        local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+        local kind = b1 * 256 + b2
         if seen[e] then
           local tally = counts[kind_range[kind]]
           tally.duplicate = tally.duplicate + 1
@@ -203,9 +189,6 @@ for g = 1, group_count do
       counter[t].charged = counter[t].charged + sum
     end
     reply[g + 2] = verdicts and table.concat(verdicts) or ''
-  end
-  for _, kind in ipairs(own_kinds) do
-    new_of[kind] = 0
   end
   group.counter = counter
 end
@@ -256,15 +239,20 @@ for g = 1, group_count do
   local had_days = days
   for _, run in ipairs(group.runs) do
     local probe = run.probes[run.newest]
-    for s in pairs(probe.new) do
-      if probe.lists then
-        redis.call('SADD', KEYS[probe.key + s], unpack(probe.lists[s]))
-      else
-        redis.call('SADD', KEYS[probe.key + s], unpack(ARGV, run.first, run.first + run.count - 1))
-      end
+    for s, members in pairs(probe.new) do
+      redis.call('SADD', KEYS[probe.key + s], unpack(members))
     end
     if not run.stored and not layout_of(days, run.day) then
       days = days .. ' ' .. run.day .. ':' .. run.layout
+    end
+    -- Sets that would not take as much again: the next call finds more, and need not be refused for it.
+    if run.is_crowded then
+      local layout
+      days, layout = more_sets(days, run)
+      if layout then
+        local n = #reply
+        reply[n + 1], reply[n + 2], reply[n + 3] = tostring(g - 1), run.day, layout
+      end
     end
   end
   if days ~= had_days then
@@ -285,7 +273,9 @@ for _, message in ipairs(messages) do
     'account', message.account,
     'data', '{"reason":"' .. message.reason .. '","events":[' .. table.concat(message.events, ',') .. ']}')
 end
-redis.call('HSET', KEYS[1], unpack(moved))
+if #moved > 0 then
+  redis.call('HSET', KEYS[1], unpack(moved))
+end
 for _, note in ipairs(in_ranges) do
   redis.call('HDEL', KEYS[2], note[3])
 end
