@@ -1,10 +1,11 @@
 //! How usage events are decided: one by one, in the call's order.
 //! `store/lua/apply.lua` adds an account's events up where the sum fits; the answers are the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::account::Balance;
+use super::account::{Balance, Counter};
+use super::alerts::Moved;
 use super::call::{
     Applied, ApplyCall, CallEvent, DENIED_BYTES_MAX, DENIED_EVENTS_MAX, Group, GrownDay, Note, OutboxEntry, Output,
     Reply, StaleAccount,
@@ -131,15 +132,28 @@ impl Shard {
         // The next call finds more sets, and need not be refused for it.
         let grown = self.without_room(call, 2);
         let mut verdicts = Vec::with_capacity(call.events());
+        let mut alerts = Vec::new();
         for group in &call.groups {
+            let before = self.accounts.get(&group.account).map(|account| account.counters.clone()).unwrap_or_default();
             let mut denied = Denied::new(call, group);
+            let mut starved = BTreeSet::new();
             for event in &group.events {
                 let verdict = self.decide(call, group, event, &mut denied);
                 self.count(call.ranges[event.range].partition, verdict.outcome(), 1);
                 verdicts.push(verdict);
+                let class = &call.classes[event.class];
+                if class.cycle.is_none()
+                    && let Verdict::Denied(Denial::InsufficientCredits | Denial::OverageLimit) = verdict
+                {
+                    starved.insert(&class.credit_type);
+                }
             }
             self.outbox.extend(denied.messages());
+            if let Some(account) = self.accounts.get_mut(&group.account) {
+                alerts.extend(account.alerts_after_use(group, &before, &starved));
+            }
         }
+        self.outbox.extend(alerts);
         for note in &call.dead {
             self.count(note.partition, Outcome::DeadLettered, 1);
         }
@@ -184,6 +198,26 @@ impl Shard {
 }
 
 impl Account {
+    /// Messages about the credit types that a group's events have moved.
+    fn alerts_after_use(
+        &mut self,
+        group: &Group,
+        before: &BTreeMap<String, Counter>,
+        starved: &BTreeSet<&String>,
+    ) -> Vec<OutboxEntry> {
+        let charged = |counters: &BTreeMap<String, Counter>, name: &str| counters.get(name).map(|each| each.charged);
+        let mut messages = Vec::new();
+        let types = self.counters.keys().chain(starved.iter().copied()).cloned().collect::<BTreeSet<_>>();
+        for credit_type in types {
+            let denied = starved.contains(&credit_type);
+            if denied || charged(&self.counters, &credit_type) != charged(before, &credit_type) {
+                let moved = Moved::Used { denied };
+                messages.extend(self.judge_alerts(&group.account, &credit_type, &group.thresholds, moved));
+            }
+        }
+        messages
+    }
+
     /// Decides an event of the open cycle, and charges it. The remaining credits are those before it.
     fn use_now(&mut self, class: &Class, overage: Overage) -> (Verdict, Credits, Option<Credits>) {
         let mut counter = self.counters.get(&class.credit_type).copied().unwrap_or_default();
@@ -333,7 +367,6 @@ pub fn json_text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::account::Counter;
     use crate::ledger::catalogue::Amount;
 
     fn class(judge: Judge, cost: i64) -> Class {

@@ -161,6 +161,7 @@ impl ApplyCall {
                 account: group.account.clone(),
                 version: 0,
                 overage: Overage::Reject,
+                thresholds: Vec::new(),
                 days: Vec::new(),
                 events: Vec::new(),
             })
@@ -192,6 +193,7 @@ pub struct Group {
     /// The version that the events were priced by; 0 if the worker does not know the account.
     pub version: u64,
     pub overage: Overage,
+    pub thresholds: Vec<Threshold>,
     /// The days of its events and their neighbours, as far as they are known or begun.
     pub days: Vec<CallDay>,
     pub events: Vec<CallEvent>,
@@ -482,7 +484,7 @@ mod tests {
         let mut events = vec![event(noon); 2 * RUN_EVENTS_MAX + 1];
         events.extend(vec![event(noon + DAY_MS); 3]);
         let (account, overage, days) = ("a".into(), Overage::Reject, Vec::new());
-        let group = Group { account, version: 1, overage, days, events };
+        let group = Group { account, version: 1, overage, thresholds: Vec::new(), days, events };
         let runs: Vec<_> = group.runs(0).map(|(days, run)| (days.own, run.len())).collect();
         assert_eq!(runs, [(0, RUN_EVENTS_MAX), (0, RUN_EVENTS_MAX), (0, 1), (1, 3)]);
     }

@@ -325,6 +325,7 @@ impl<'a> Builder<'a> {
             account: event.account.clone(),
             version: account.map_or(0, |account| account.version),
             overage,
+            thresholds: account.map_or(Vec::new(), |account| thresholds(self.catalogue, &account.config)),
             days: Vec::new(),
             events: Vec::new(),
         });

@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::StoreError;
 use super::keys::{Key, Keys};
-use super::scripts::{Script, refused, unexpected};
+use super::scripts::{Script, levels_text, refused, unexpected};
 use super::stored::number;
 use super::words::{Fields, Input, Packed};
 use crate::ledger::apply::json_text;
@@ -126,7 +126,7 @@ struct Groups<'a> {
     wants: Listed<Vec<usize>>,
     kinds: Listed<(usize, usize)>,
     sources: Listed<&'a str>,
-    policies: Listed<(&'static str, Credits)>,
+    policies: Listed<(&'static str, Credits, String)>,
     days: Listed<(Days, &'a Layout, Option<&'a Layout>)>,
     packed: Packed,
     /// Events of the group in hand, by kind.
@@ -194,10 +194,11 @@ impl<'a> Groups<'a> {
         tables.list(self.sources.items.len());
         self.sources.items.iter().for_each(|source| tables.text(json_text(source)));
         tables.list(self.policies.items.len());
-        for (overage, limit) in &self.policies.items {
-            tables.list(2);
+        for (overage, limit, levels) in &self.policies.items {
+            tables.list(3);
             tables.text(overage);
             tables.decimal(limit.thousandths());
+            tables.text(levels);
         }
         tables.list(self.days.items.len());
         for (days, own, neighbour) in &self.days.items {
@@ -223,7 +224,7 @@ impl<'a> Groups<'a> {
         self.packed.decimal(group.version);
         let want = self.want(group);
         self.packed.index(self.wants.place(want));
-        self.packed.index(self.policies.place((overage, limit)));
+        self.packed.index(self.policies.place((overage, limit, levels_text(&group.thresholds))));
         self.packed.decimal(group.events.iter().map(|event| event.event.dated_ms).min().unwrap_or(0));
         self.kinds(group);
         self.packed.index(self.lines.len());

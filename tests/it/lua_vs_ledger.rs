@@ -140,6 +140,9 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "restated",
         "cycle_forgotten",
         "late",
+        "low",
+        "exhausted",
+        "restored",
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count >= 20), "{kind} hardly occurs: {seen:?}");
     }
@@ -635,6 +638,15 @@ impl<'a> History<'a> {
         assert_eq!(plain(&stored), plain(&expected), "seed {}", self.seed);
         let other = TakeCall { relay: "r2".into(), published: Vec::new(), ..call };
         assert_eq!(self.store.take(0, &other).await.expect("redis answers"), Taken::Held);
+        for (_, entry) in &stored {
+            let kind = match entry.event_type.as_str() {
+                "credits.low.v1" => "low",
+                "credits.exhausted.v1" => "exhausted",
+                "credits.restored.v1" => "restored",
+                _ => continue,
+            };
+            *self.replies.entry(kind).or_insert(0) += 1;
+        }
         self.published = stored.into_iter().map(|(id, _)| id).collect();
         *self.replies.entry("taken").or_insert(0) += self.published.len() as u64;
     }

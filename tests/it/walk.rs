@@ -4,7 +4,7 @@ use chrono::Utc;
 use credit_meter::ledger::outcome::Outcome;
 use serde_json::json;
 
-use crate::support::kafka::{Outgoing, Topics, data};
+use crate::support::kafka::{Outgoing, Topics, data, kind};
 use crate::support::meter::Meter;
 
 pub const CATALOGUE: &str = "tests/data/catalogue-independent.toml";
@@ -45,6 +45,16 @@ async fn an_event_goes_from_topic_to_counter_and_what_does_not_fit_comes_out() {
         (&denial["events"][0]["id"], &denial["events"][0]["required"], &denial["events"][0]["remaining"]),
         (&json!("e2"), &json!(8), &json!(5))
     );
+
+    // 25 of 30 are more than 80 %; then an event is denied for want of credits. A top-up lifts the balance above both.
+    let grant = ["grant", "acme", "--type", "email", "--amount", "10", "--id", "more", "--json"];
+    assert_eq!(meter.json(&grant)["status"], "applied");
+    meter.published().await;
+    let alerts = topics.read("alerts", 1);
+    let told: Vec<_> = alerts.iter().map(|alert| (kind(alert), data(alert)["threshold"].clone())).collect();
+    let edges = [("low", "80%"), ("exhausted", "exhausted"), ("restored", "80%"), ("restored", "exhausted")];
+    assert_eq!(told, edges.map(|(kind, threshold)| (format!("credits.{kind}.v1"), json!(threshold))));
+    assert_eq!((&data(&alerts[0])["used"], &data(&alerts[3])["remaining"]), (&json!(30), &json!(10)));
 
     let (status, page) = running.get("/metrics").await.expect("it serves");
     assert_eq!(status, 200);

@@ -27,7 +27,7 @@
 --                     earlier attempt, of the neighbouring day; the closed cycle that it is charged to, '' = the open one
 --           kinds:    range, class
 --           sources:  as JSON text
---           policies: overage ('reject' | 'cap' | 'allow'), overage limit
+--           policies: overage ('reject' | 'cap' | 'allow'), overage limit, levels at which it alerts
 --           days:     day, its layout, neighbouring day or '', its layout or '' = it has none, probes of the own day;
 --                     the last of those is where identities are added
 --         lines, an event each: offset, date, source, its id as JSON text; one long text, since Lua hashes every byte of
@@ -161,6 +161,11 @@ for w, want in ipairs(wants) do
   wanted_of[w] = wanted
 end
 
+local levels_of = {}
+for p, policy in ipairs(policies) do
+  levels_of[p] = codes_from(policy[3])
+end
+
 -- Accounts: read each once; is the worker's knowledge of them stale?
 local group_count = #packed_groups
 local groups = {}
@@ -174,7 +179,8 @@ for g = 1, group_count do
   key = key + 1
   local group = {
     account = account, version = version, types = wants[want], overage = policies[policy][1],
-    limit = tonumber(policies[policy][2]), tally = tally, kinds = event_kinds, first_line = first_line, runs = {}, key = KEYS[key],
+    limit = tonumber(policies[policy][2]), levels = levels_of[policy],
+    tally = tally, kinds = event_kinds, first_line = first_line, runs = {}, key = KEYS[key],
   }
   local event = 0
   for r, packed in ipairs(packed_runs) do

@@ -52,7 +52,7 @@ local function one_by_one(group, counter)
         reason, uncovered, left = use_late(account, class, credit_type, dated)
         local moved = account.counters[credit_type]
         if not c.unlimited and moved then
-          c.usable = moved.granted - moved.expired
+          c.granted, c.usable = moved.granted, moved.granted - moved.expired
         end
       else
         left = not c.unlimited and math.max(0, c.usable - c.charged) or nil
@@ -62,6 +62,7 @@ local function one_by_one(group, counter)
           c.charged = c.charged + cost - uncovered
         else
           c.denied = (c.denied or 0) + 1
+          c.starved = c.starved or reason > 1
         end
       end
       if not reason then
@@ -109,6 +110,28 @@ local function one_by_one(group, counter)
   return table.concat(verdicts)
 end
 
+-- Judges the credit types that a group's events have moved. Most are above all levels.
+local alerts = {}
+local function alerts_after_use(group, counter)
+  for t, credit_type in ipairs(type_name) do
+    local c = counter[t]
+    if c and (c.starved or c.charged ~= c.was) then
+      local used, left = not c.unlimited and math.min(c.charged, c.usable), remaining(c)
+      local judges = c.starved
+      for _, code in ipairs(group.levels) do
+        judges = judges or below(code, c.granted, used, left)
+      end
+      if judges then
+        local stored = redis.call('HMGET', group.key, 'cycle', credit_type .. '.alerts')
+        local cycle, alarm = tonumber(match(stored[1], '^%-?%d+')), stored[2] and alarm_from(stored[2])
+        alarm = judge_alerts(alerts, group.account, cycle, credit_type, c, alarm, group.levels, false, c.starved)
+        c.alarm = format('%.0f', alarm.arming) .. ' ' .. table.concat(alarm.fired, ',')
+        c.alarm = c.alarm ~= stored[2] and c.alarm or nil
+      end
+    end
+  end
+end
+
 local reply = { 'applied', '' }
 -- New events of the group in hand, by kind.
 local new_of = {}
@@ -118,9 +141,10 @@ for g = 1, group_count do
   local counter = {}
   for i, t in ipairs(group.types) do
     local granted, charged, expired = stored[3 * i], tonumber(stored[3 * i + 1] or '0'), tonumber(stored[3 * i + 2] or '0')
-    local c = { charged = charged, was = charged, unlimited = granted == 'unlimited' }
+    local c = { charged = charged, was = charged, expired = expired, unlimited = granted == 'unlimited' }
     if not c.unlimited then
-      c.usable = tonumber(granted or '0') - expired
+      c.granted = tonumber(granted or '0')
+      c.usable = c.granted - expired
       assert(c.usable >= 0 and charged >= 0 and c.usable <= BALANCE_MAX, 'apply: a counter is broken')
     end
     counter[t] = c
@@ -191,6 +215,7 @@ for g = 1, group_count do
     reply[g + 2] = verdicts and table.concat(verdicts) or ''
   end
   group.counter = counter
+  alerts_after_use(group, counter)
 end
 for k = 1, kind_count do
   local tally = counts[kind_range[k]]
@@ -229,6 +254,10 @@ for g = 1, group_count do
     if c.charged ~= c.was then
       changed[#changed + 1] = type_name[t] .. '.charged'
       changed[#changed + 1] = format('%.0f', c.charged)
+    end
+    if c.alarm then
+      changed[#changed + 1] = type_name[t] .. '.alerts'
+      changed[#changed + 1] = c.alarm
     end
     if c.denied then
       changed[#changed + 1] = type_name[t] .. '.denied'
@@ -273,11 +302,14 @@ for _, message in ipairs(messages) do
     'account', message.account,
     'data', '{"reason":"' .. message.reason .. '","events":[' .. table.concat(message.events, ',') .. ']}')
 end
+for _, entry in ipairs(alerts) do
+  publish(KEYS[3], entry)
+end
 if #moved > 0 then
   redis.call('HSET', KEYS[1], unpack(moved))
 end
 for _, note in ipairs(in_ranges) do
   redis.call('HDEL', KEYS[2], note[3])
 end
-reply[2] = tostring(outbox_entries + #messages)
+reply[2] = tostring(outbox_entries + #messages + #alerts)
 return reply

@@ -215,6 +215,12 @@ pub fn header(message: &OwnedMessage, name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(found.value?).into_owned())
 }
 
+/// The type of a message that the meter has published.
+pub fn kind(message: &OwnedMessage) -> String {
+    let event: serde_json::Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
+    event["type"].as_str().expect("a type").to_owned()
+}
+
 /// The `data` of a message that the meter has published.
 pub fn data(message: &OwnedMessage) -> serde_json::Value {
     let event: serde_json::Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
