@@ -7,8 +7,8 @@
 -- KEYS[6] due            zset    every open account, by the time at which it next changes by itself
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, anchor and time reached of the record, account, version, member, command id (JSON text),
---         command type,
---         '1' if its answer was published before, levels and credit types (in order, with commas), change: 'refuse', reason, message (JSON text)
+--         command type, '1' if its answer was published before, levels and credit types (in order, with commas),
+--         change: 'refuse', reason, message (JSON text)
 --              or 'put', '1' if a cycle opens and then its number, from, to; n, then n x (field, value) to set,
 --                 n, then n x field to clear, n, then n x (credit type, kind, amount in thousandths or 'unlimited')
 --              or 'grant', the lot as it is stored
