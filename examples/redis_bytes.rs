@@ -152,6 +152,7 @@ impl Meter {
                 action: "reveal_email".into(),
                 quantity: 1,
                 outcome: None,
+                fields: Box::default(),
             };
             records.push(record(partition, offset, Body::Usage(Arc::new(event))));
             offset += 1;

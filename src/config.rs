@@ -11,7 +11,7 @@ mod check;
 /// The layers: file, environment, flags.
 mod load;
 
-pub use load::{ConfigError, read_catalogue};
+pub use load::{ConfigError, at_line, read_catalogue, read_catalogue_file};
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

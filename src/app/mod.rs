@@ -141,7 +141,7 @@ pub async fn run(
         consumer::Settings {
             kafka: config.kafka.clone(),
             age_from: config.events.age_from,
-            decoder: Decoder::new(decode::Settings::of(&config.events)),
+            decoder: Decoder::new(decode::Settings::of(&config.events), Arc::new(catalogue.conditions())),
             generation,
         },
         from_kafka,

@@ -11,7 +11,7 @@ use super::report::{Difference, Named, Report, Topics};
 use super::slices::Slice;
 use super::totals::Totals;
 use crate::ledger::call::Partition;
-use crate::ledger::catalogue::Catalogue;
+use crate::ledger::catalogue::{Catalogue, Field};
 use crate::ledger::command::Command;
 use crate::ledger::event::{Identity, UsageEvent};
 use crate::ledger::outcome::{DeadReason, Outcome};
@@ -55,8 +55,8 @@ pub struct Kept {
     pub kind: u32,
 }
 
-/// Action, quantity and outcome.
-type Kind = (Arc<str>, u64, Option<Arc<str>>);
+/// Action, quantity, outcome, and the further fields that prices depend on.
+type Kind = (Arc<str>, u64, Option<Arc<str>>, Box<[(Field, Arc<str>)]>);
 
 /// What events ask for, apart from when and for whom: many ask for the same.
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ pub struct Kinds {
 
 impl Kinds {
     fn of(&mut self, event: &UsageEvent) -> u32 {
-        let key = (event.action.clone(), event.quantity, event.outcome.clone());
+        let key = (event.action.clone(), event.quantity, event.outcome.clone(), event.fields.clone());
         *self.index.entry(key).or_insert_with(|| {
             self.examples.push(event.clone());
             u32::try_from(self.examples.len() - 1).expect("memory ends earlier")

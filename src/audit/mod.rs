@@ -23,6 +23,7 @@ mod slices;
 /// Records by how they ended.
 mod totals;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
@@ -263,7 +264,8 @@ impl Audit<'_> {
             kinds: Kinds::default(),
         };
         fold.see(seen);
-        let mut decoder = Decoder::new(decode::Settings::of(&self.config.events));
+        let mut decoder =
+            Decoder::new(decode::Settings::of(&self.config.events), Arc::new(self.catalogue.conditions()));
         // Commands first: they make the accounts that usage is priced for.
         for input in [Input::Commands, Input::Usage] {
             let topic = if input == Input::Usage { &kafka.topics.usage } else { &kafka.topics.commands };

@@ -23,8 +23,8 @@ pub struct Priced {
     pub decision: Option<Decision>,
 }
 
-/// Prices of an account: by kind, and the cycle that holds the date.
-type Prices = FxHashMap<(u32, Result<Option<i32>, DeadReason>), Result<u32, DeadReason>>;
+/// Prices of an account: by kind, the cycle that holds the date, and the period between changes of prices that does.
+type Prices = FxHashMap<(u32, Result<Option<i32>, DeadReason>, usize), Result<u32, DeadReason>>;
 
 /// What an account's records are, one after the other.
 pub enum Item<'a> {
@@ -72,7 +72,7 @@ impl<'a> Resolver<'a> {
         denials: &mut Denials,
         mut visit: impl FnMut(&Resolver<'_>, Item<'_>),
     ) {
-        // By kind and cycle: nothing else decides a price.
+        // Nothing else decides a price.
         let mut prices = Prices::default();
         let mut attempts = Vec::new();
         for group in folded.attempts.chunk_by(|a, b| a.identity.member == b.identity.member) {
@@ -130,7 +130,8 @@ impl<'a> Resolver<'a> {
     fn price(&mut self, folded: &Folded, kept: &Kept, prices: &mut Prices) -> Result<u32, DeadReason> {
         let view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
         let dated_ms = kept.time_ms.min(kept.append_ms);
-        let key = (kept.kind, terms_at(view, dated_ms).map(|(_, cycle)| cycle));
+        let cycle = terms_at(view, dated_ms).map(|(_, cycle)| cycle);
+        let key = (kept.kind, cycle, self.catalogue.period_at(dated_ms));
         if let Some(known) = prices.get(&key) {
             return *known;
         }

@@ -6,6 +6,8 @@ pub mod account;
 pub mod audit;
 /// What a team has left.
 pub mod balance;
+/// The price list.
+pub mod catalogue;
 /// Whether all that the meter needs is there.
 pub mod check;
 /// Made-up usage.
@@ -89,6 +91,9 @@ pub enum Command {
     Grant(account::GrantArgs),
     /// Show what an account has left
     Balance(balance::BalanceArgs),
+    /// Check or show the price list
+    #[command(subcommand)]
+    Catalogue(catalogue::CatalogueCommand),
     /// Fold the log again and compare every account with Redis; the meter may go on meanwhile
     Audit(audit::AuditArgs),
 }
@@ -153,6 +158,7 @@ impl Cli {
             Command::Grant(args) => account::grant(args, &config, output).await,
             Command::Balance(args) => balance::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
+            Command::Catalogue(command) => catalogue::run(command, &config, output),
             Command::Check(_) => unreachable!("it has run above"),
         }
     }
@@ -230,6 +236,8 @@ mod tests {
         check("grant team-1 --type email --amount 0", ErrorKind::ValueValidation);
         check("grant team-1 --type email --amount 1 --kind gift", ErrorKind::ValueValidation);
         check("demo --for soon", ErrorKind::ValueValidation);
+        check("catalogue show --at soon", ErrorKind::ValueValidation);
+        check("catalogue check new.toml --priced-up-to 2027-01-01", ErrorKind::MissingRequiredArgument);
     }
 
     #[test]

@@ -73,6 +73,14 @@ pub fn timezone(text: &str) -> Result<Tz, String> {
     text.parse().map_err(|_| "it must be a name of the IANA time zone database, for instance Europe/Paris".to_owned())
 }
 
+/// A date, which is its first moment in UTC, or an RFC 3339 time; in ms.
+pub fn time(text: &str) -> Result<i64, String> {
+    let date = text.parse::<chrono::NaiveDate>().map(|date| date.and_time(chrono::NaiveTime::MIN).and_utc());
+    let time = date.or_else(|_| chrono::DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()));
+    time.map(|time| time.timestamp_millis())
+        .map_err(|_| "it must look like 2027-01-01 or 2027-01-01T12:00:00Z".to_owned())
+}
+
 /// What a grant by hand can be.
 pub fn grant_kind(text: &str) -> Result<GrantKind, String> {
     match GrantKind::from_name(text) {

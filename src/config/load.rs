@@ -62,7 +62,11 @@ impl Config {
 
 /// Reads the price list that the configuration names.
 pub fn read_catalogue(config: &Config) -> Result<Catalogue, ConfigError> {
-    let path = &config.catalogue.path;
+    read_catalogue_file(&config.catalogue.path)
+}
+
+/// Reads a price list.
+pub fn read_catalogue_file(path: &Path) -> Result<Catalogue, ConfigError> {
     Catalogue::parse(&read(path)?).map_err(|error| refused(at_line(path, error.line), error.reason))
 }
 
@@ -214,7 +218,8 @@ fn refused(place: String, reason: String) -> ConfigError {
     ConfigError::Refused { place, reason }
 }
 
-fn at_line(path: &Path, line: usize) -> String {
+/// A place in a file, for messages.
+pub fn at_line(path: &Path, line: usize) -> String {
     format!("{}:{line}", path.display())
 }
 
@@ -390,9 +395,9 @@ mod tests {
         let catalogue = read_catalogue(&Config::default()).unwrap();
         assert_eq!(catalogue.credit_types, ["email", "enrichment", "phone"]);
         assert_eq!(catalogue.actions["enrich_contact"].free_outcomes, ["not_found"]);
-        assert_eq!(catalogue.actions["verify_email"].price, Credits::ZERO);
+        assert_eq!(catalogue.actions["verify_email"].prices[0].credits, Credits::ZERO);
         let organization = &catalogue.plans["organization"];
-        assert_eq!(organization.allowance["email"], Amount::Unlimited);
+        assert_eq!(organization.allowance_at(0)["email"], Amount::Unlimited);
         assert!(matches!(organization.overage, Overage::Allow { limit: Some(_) }));
         assert_eq!(catalogue.plans.len(), 4);
     }

@@ -3,6 +3,7 @@
 //! The record is read again from the log: the way there need not keep the bytes of all records in hand.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -63,7 +64,7 @@ pub async fn produce(config: &Config, producer: &Producer, notes: &[Note]) -> Re
     let (for_reading, to_read) = (kafka.clone(), notes.to_vec());
     let originals = tokio::task::spawn_blocking(move || read(&for_reading, &to_read));
     let originals = originals.await.expect("reading does not panic")?;
-    let mut decoder = Decoder::new(decode::Settings::of(&config.events));
+    let mut decoder = Decoder::new(decode::Settings::of(&config.events), Arc::default());
     let mut acknowledgements = Vec::new();
     for original in &originals {
         let topic = topic_of(&kafka.topics, original.note.partition.input);

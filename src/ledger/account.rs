@@ -49,9 +49,10 @@ impl AccountConfig {
         self.thresholds.clone().unwrap_or_else(|| plan.thresholds.clone())
     }
 
-    /// What plan and add-ons give at a renewal, in the order of kinds and types.
-    pub fn grants(&self, plan: &Plan) -> Vec<(String, GrantKind, Amount)> {
-        let allowance = plan.allowance.iter().map(|(name, amount)| (name.clone(), GrantKind::Plan, *amount));
+    /// What plan and add-ons give for a cycle that starts at a time, in the order of kinds and types.
+    pub fn grants(&self, plan: &Plan, start_ms: i64) -> Vec<(String, GrantKind, Amount)> {
+        let allowance =
+            plan.allowance_at(start_ms).iter().map(|(name, amount)| (name.clone(), GrantKind::Plan, *amount));
         let addons = self.addons.iter();
         let addons = addons.map(|each| (each.credit_type.clone(), GrantKind::Addon, Amount::Limited(each.amount)));
         allowance.chain(addons).collect()

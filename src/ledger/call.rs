@@ -477,6 +477,7 @@ mod tests {
                 action: "reveal".into(),
                 quantity: 1,
                 outcome: None,
+                fields: Box::default(),
                 identity: Identity::of("s", "1"),
             }),
         };

@@ -127,7 +127,7 @@ fn first_put(catalogue: &Catalogue, command: &Command, config: &AccountConfig) -
         refuse(RefusalReason::InvalidCommand, message)
     })?;
     let config = Box::new(config.clone());
-    let grants = config.grants(plan);
+    let grants = config.grants(plan, cycle.start_ms);
     Ok(Change::Put { config, next: None, replaces: None, opens: Some(cycle), grants })
 }
 
@@ -139,7 +139,8 @@ fn put(catalogue: &Catalogue, account: &AccountView, wanted: &AccountConfig) -> 
     let old_plan = catalogue.plans.get(&old.plan);
     let same_interval =
         old_plan.is_some_and(|old_plan| old.calendar(old_plan).interval == wanted.calendar(plan).interval);
-    let upgrade = same_interval && old_plan.is_some_and(|old_plan| plan.allows_all_of(old_plan));
+    let upgrade =
+        same_interval && old_plan.is_some_and(|old_plan| plan.allows_all_of(old_plan, account.cycle.start_ms));
     let (plan_now, interval_now) = if upgrade { (&wanted.plan, wanted.interval) } else { (&old.plan, old.interval) };
     let now = AccountConfig {
         plan: plan_now.clone(),
@@ -153,7 +154,7 @@ fn put(catalogue: &Catalogue, account: &AccountView, wanted: &AccountConfig) -> 
     };
     let mut grants = Vec::new();
     // Within a cycle plan and add-on grant at most their highest amount, however often they are set.
-    let given = if upgrade { now.grants(plan) } else { Vec::new() };
+    let given = if upgrade { now.grants(plan, account.cycle.start_ms) } else { Vec::new() };
     let addons = now.addons.iter();
     let addons = addons.map(|each| (each.credit_type.clone(), GrantKind::Addon, Amount::Limited(each.amount)));
     let plans = given.into_iter().filter(|(_, kind, _)| *kind == GrantKind::Plan);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::account::{AccountView, Life};
-use super::catalogue::{Action, Catalogue};
+use super::catalogue::{Action, Catalogue, Field, Price, choose};
 use super::credits::Credits;
 use super::outcome::{DeadReason, Denial};
 
@@ -25,6 +25,8 @@ pub struct UsageEvent {
     pub quantity: u64,
     /// What the lookup found, for actions that are free when it found nothing.
     pub outcome: Option<Arc<str>>,
+    /// Further data fields, where they have a value that some price depends on.
+    pub fields: Box<[(Field, Arc<str>)]>,
     pub identity: Identity,
 }
 
@@ -117,18 +119,31 @@ impl Judge {
     }
 }
 
-/// The action of an event and what it costs at most: all that can be judged without its account.
-pub fn cost<'a>(catalogue: &'a Catalogue, event: &UsageEvent) -> Result<(&'a Action, Credits), DeadReason> {
-    let action = catalogue.actions.get(&*event.action).ok_or(DeadReason::UnknownAction)?;
-    let cost = action.price.checked_mul(event.quantity).filter(|cost| *cost <= Credits::EVENT_MAX);
-    Ok((action, cost.ok_or(DeadReason::CostTooLarge)?))
+impl UsageEvent {
+    fn field(&self, name: Field) -> Option<&str> {
+        match name {
+            Field::Outcome => self.outcome.as_deref(),
+            _ => self.fields.iter().find(|(own, _)| *own == name).map(|(_, value)| &**value),
+        }
+    }
 }
 
-/// Prices an event for its account.
+/// The action of an event: all that can be judged without its account.
+pub fn action<'a>(catalogue: &'a Catalogue, event: &UsageEvent) -> Result<&'a Action, DeadReason> {
+    catalogue.actions.get(&*event.action).ok_or(DeadReason::UnknownAction)
+}
+
+/// Prices an event for its account, by what was in force at its time. A plan's price beats the general one.
 pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -> Result<Class, DeadReason> {
-    let (action, cost) = cost(catalogue, event)?;
+    let action = action(catalogue, event)?;
     let (plan, cycle) = terms_at(account, event.dated_ms)?;
     let plan = catalogue.plans.get(plan);
+    let choose =
+        |prices: &'_ [Price]| choose(prices, event.dated_ms, |name| event.field(name)).map(|price| price.credits);
+    let of_plan = plan.and_then(|plan| plan.prices.get(&*event.action)).and_then(|prices| choose(prices));
+    let unit = of_plan.or_else(|| choose(&action.prices)).expect("some price holds for every event at every time");
+    let cost = unit.checked_mul(event.quantity).filter(|cost| *cost <= Credits::EVENT_MAX);
+    let cost = cost.ok_or(DeadReason::CostTooLarge)?;
     let entitled = plan.is_some_and(|plan| plan.actions.iter().any(|name| **name == *event.action));
     let found_nothing =
         event.outcome.as_deref().is_some_and(|outcome| action.free_outcomes.iter().any(|free| free == outcome));

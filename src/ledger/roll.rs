@@ -130,19 +130,20 @@ fn step_at(catalogue: &Catalogue, view: &AccountView, at_ms: i64) -> Option<Step
         cycle: view.cycle,
         plan: view.config.plan.clone(),
         overage: view.config.overage(plan),
-        carry_over: Vec::new(),
+        carry_over: plan.carry_over_max.iter().map(|(credit_type, max)| (credit_type.clone(), *max)).collect(),
     };
     if view.life == Life::Closing {
         return Some(Step::Renew { closes, opens: None });
     }
     let config = view.next.as_ref().unwrap_or(&view.config);
     let plan = catalogue.plans.get(&config.plan)?;
+    let cycle = next_cycle(config.calendar(plan), view.cycle)?;
     let opens = Opens {
-        cycle: next_cycle(config.calendar(plan), view.cycle)?,
+        cycle,
         config: view.next.clone().map(|next| (Box::new(next), Box::new(view.config.clone()))),
         plan: config.plan.clone(),
         thresholds: config.thresholds(plan),
-        grants: config.grants(plan),
+        grants: config.grants(plan, cycle.start_ms),
     };
     Some(Step::Renew { closes, opens: Some(Box::new(opens)) })
 }

@@ -13,7 +13,7 @@ use crate::ledger::catalogue::{Catalogue, Overage, Threshold};
 use crate::ledger::command::{Command, decide};
 use crate::ledger::credits::Credits;
 use crate::ledger::day::{CallDay, Layout};
-use crate::ledger::event::{Class, Days, Judge, UsageEvent, cost, price};
+use crate::ledger::event::{Class, Days, Judge, UsageEvent, action, price};
 use crate::ledger::outcome::DeadReason;
 use crate::ledger::roll::{MeterTime, RollAccount, RollCall, STEPS_MAX, steps_until};
 
@@ -263,7 +263,7 @@ impl<'a> Builder<'a> {
 
     fn usage(&mut self, record: &Record, event: &'a Arc<UsageEvent>) {
         // Judged before the account, since it needs none.
-        if let Err(reason) = cost(self.catalogue, event) {
+        if let Err(reason) = action(self.catalogue, event) {
             return self.found(record, reason);
         }
         let group = self.group(event);
@@ -422,6 +422,7 @@ mod tests {
                 action: "reveal_email".into(),
                 quantity: 1,
                 outcome: None,
+                fields: Box::default(),
                 identity: Identity::of("s", "1"),
             })),
         };

@@ -586,6 +586,7 @@ fn event(account: &str, rng: &mut SmallRng) -> Body {
         action: "reveal_email".into(),
         quantity: 1,
         outcome: None,
+        fields: Box::default(),
     }))
 }
 

@@ -1,4 +1,5 @@
-//! Bytes to records: CloudEvents 1.0 in both content modes. Knows neither a Kafka client nor the catalogue.
+//! Bytes to records: CloudEvents 1.0 in both content modes. Knows no Kafka client, and of the catalogue only
+//! which data its prices depend on.
 //!
 //! A record is read in one pass with what it borrows from the bytes. Only a faulty one is looked at again, to say
 //! what is wrong with it and whose it is.
@@ -20,6 +21,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::config::Events;
 use crate::ledger::call::{Input, Partition};
+use crate::ledger::catalogue::Conditions;
 use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::{Body, Record};
 
@@ -74,17 +76,24 @@ pub struct Decoded {
 #[derive(Debug)]
 pub struct Decoder {
     settings: Settings,
+    conditions: Arc<Conditions>,
     texts: SharedTexts,
 }
 
 impl Decoder {
-    pub fn new(settings: Settings) -> Decoder {
-        Decoder { settings, texts: SharedTexts::default() }
+    /// `conditions`: what is kept of the data, beside what every price needs.
+    pub fn new(settings: Settings, conditions: Arc<Conditions>) -> Decoder {
+        Decoder { settings, conditions, texts: SharedTexts::default() }
+    }
+
+    /// Another catalogue's prices may depend on more.
+    pub fn set_conditions(&mut self, conditions: Arc<Conditions>) {
+        self.conditions = conditions;
     }
 
     pub fn decode(&mut self, raw: Raw<'_>) -> Decoded {
         let read = match raw.partition.input {
-            Input::Usage => usage::read(raw, self.settings, &mut self.texts),
+            Input::Usage => usage::read(raw, self.settings, &self.conditions, &mut self.texts),
             Input::Commands => command::read(raw, self.settings, &mut self.texts),
         };
         let (body, detail) = match read {

@@ -6,6 +6,7 @@ mod commands;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ledger::catalogue::{Catalogue, Field};
 use crate::ledger::command::Command;
 use crate::ledger::event::{Identity, UsageEvent};
 
@@ -45,8 +46,12 @@ fn command<'a>(value: &'a [u8], headers: Headers<'a>) -> Raw<'a> {
     Raw { partition: Partition::COMMANDS, ..usage(value, headers) }
 }
 
+fn decoder(settings: Settings) -> Decoder {
+    Decoder::new(settings, Arc::default())
+}
+
 fn decode(raw: Raw) -> Decoded {
-    Decoder::new(SETTINGS).decode(raw)
+    decoder(SETTINGS).decode(raw)
 }
 
 fn alive(raw: Raw) -> UsageEvent {
@@ -89,9 +94,44 @@ fn a_structured_event_is_read() {
         action: "reveal_email".into(),
         quantity: 2,
         outcome: Some("found".into()),
+        fields: Box::default(),
         identity: Identity::of("/crm", "e-1"),
     };
     assert_eq!(event, expected);
+}
+
+#[test]
+fn data_fields_are_kept_where_a_price_depends_on_their_value() {
+    let catalogue = r#"
+        version = 1
+        [credit_types.email]
+        [actions.reveal_email]
+        prices = [
+          { credit_type = "email", credits = 1 },
+          { credit_type = "email", credits = 2, when = { channel = "api" } },
+          { credit_type = "email", credits = 3, when = { user = "u-1", channel = "api" } },
+        ]
+        [plans]
+    "#;
+    let conditions = Arc::new(Catalogue::parse(catalogue).unwrap().conditions());
+    let check = |channel: &str, expected: &[(Field, &str)]| {
+        let expected: Vec<_> = expected.iter().map(|(field, value)| (*field, Arc::<str>::from(*value))).collect();
+        for (from, headers) in [(USAGE_EVENT, &[][..]), (DATA, BINARY)] {
+            let value = change(from, r#""channel":7"#, channel);
+            let mut decoder = Decoder::new(SETTINGS, conditions.clone());
+            let Body::Usage(event) = decoder.decode(usage(value.as_bytes(), headers)).record.body else {
+                panic!("{channel}: it is good")
+            };
+            assert_eq!(event.fields[..], expected[..], "{channel}");
+        }
+    };
+    let user = (Field::User, "u-1");
+    check(r#""channel":"api""#, &[user, (Field::Channel, "api")]);
+    check(r#""channel":"\u0061pi""#, &[user, (Field::Channel, "api")]);
+    check(r#""channel":"web","source":"api""#, &[user]);
+    check(r#""channel":["api"]"#, &[user]);
+    check(r#""channel":null"#, &[user]);
+    assert_eq!(alive(usage(USAGE_EVENT.as_bytes(), &[])).fields[..], [], "no price asks");
 }
 
 #[test]
@@ -359,12 +399,12 @@ fn a_large_value_is_dead_in_its_accounts_shard() {
     let value = change(USAGE_EVENT, "\"channel\":7", &format!("\"channel\":\"{padding}\""));
     dead(usage(value.as_bytes(), &[]), DeadReason::TooLarge, Some("acme"), "more than 1048576");
     let large = Settings { max_bytes: 20 * 1024 * 1024, ..SETTINGS };
-    let decoded = Decoder::new(large).decode(usage(value.as_bytes(), &[]));
+    let decoded = decoder(large).decode(usage(value.as_bytes(), &[]));
     assert!(matches!(decoded.record.body, Body::Usage(_)), "{:?}", decoded.detail);
     assert_eq!(decoded.record.bytes, value.len() + "acme".len());
     let mut exact = SETTINGS;
     exact.max_bytes = USAGE_EVENT.len();
-    assert_eq!(Decoder::new(exact).decode(usage(USAGE_EVENT.as_bytes(), &[])).detail, None);
+    assert_eq!(decoder(exact).decode(usage(USAGE_EVENT.as_bytes(), &[])).detail, None);
 }
 
 #[test]
@@ -490,7 +530,7 @@ proptest! {
         let record = &decoded.record;
         prop_assert_eq!((record.partition, record.offset, record.append_ms), (partition, offset, append_ms));
         prop_assert_eq!(matches!(record.body, Body::Dead { .. }), decoded.detail.is_some());
-        let strict = Decoder::new(Settings { max_bytes: 0, early_limit_ms: i64::MIN }).decode(raw);
+        let strict = decoder(Settings { max_bytes: 0, early_limit_ms: i64::MIN }).decode(raw);
         let is_dead = |record: &Record| matches!(record.body, Body::Dead { .. });
         prop_assert!(is_dead(&strict.record));
         prop_assert_eq!(record.account(), strict.record.account());

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Object};
 use super::{Fault, Faults, Raw, Settings, SharedTexts, TICK, clip, envelope};
+use crate::ledger::catalogue::{Conditions, Field};
 use crate::ledger::event::{Identity, UsageEvent};
 use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::Body;
@@ -62,16 +63,56 @@ struct PlainData<'a> {
     outcome: Option<&'a str>,
 }
 
-pub fn read(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Body, Fault> {
-    match plain(raw, settings, texts) {
-        Some(event) => Ok(event),
+/// Fields of the data that nobody needs but prices that depend on them.
+#[derive(Deserialize)]
+struct FurtherData<'a> {
+    #[serde(borrow)]
+    user: Option<&'a RawValue>,
+    #[serde(borrow)]
+    channel: Option<&'a RawValue>,
+    #[serde(borrow)]
+    contact: Option<&'a RawValue>,
+    #[serde(borrow)]
+    company: Option<&'a RawValue>,
+    #[serde(borrow)]
+    source: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reservation: Option<&'a RawValue>,
+}
+
+pub fn read(raw: Raw<'_>, settings: Settings, conditions: &Conditions, texts: &mut SharedTexts) -> Result<Body, Fault> {
+    let event = match plain(raw, settings, texts) {
+        Some(event) => event,
         // With care, and with a word on what is wrong.
-        None => careful(raw, settings, texts),
-    }
+        None => match careful(raw, settings, texts)? {
+            Some(event) => event,
+            None => return Ok(Body::Tick),
+        },
+    };
+    let fields = if conditions.is_empty() { Box::default() } else { fields(raw, settings, conditions) };
+    Ok(Body::Usage(Arc::new(UsageEvent { fields, ..event })))
+}
+
+/// A second look at the data: most catalogues need none. What is no text, or comes twice, equals no condition.
+fn fields(raw: Raw<'_>, settings: Settings, conditions: &Conditions) -> Box<[(Field, Arc<str>)]> {
+    let read = envelope::read::<Object<FurtherData>>(raw, settings.max_bytes);
+    let Some(Object(data)) = read.ok().and_then(|event| event.data.ok()) else { return Box::default() };
+    conditions.of_event(|field| {
+        let raw = match field {
+            Field::User => data.user,
+            Field::Channel => data.channel,
+            Field::Contact => data.contact,
+            Field::Company => data.company,
+            Field::Source => data.source,
+            Field::Reservation => data.reservation,
+            Field::Outcome => None,
+        };
+        json::text_of(raw?)
+    })
 }
 
 /// `None`: the event is not plain, or something is wrong with it.
-fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<Body> {
+fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<UsageEvent> {
     let event: Object<Plain> = serde_json::from_str(envelope::structured_text(raw, settings.max_bytes)?).ok()?;
     let Object(Plain { specversion, event_type, id, source, subject, time, data: Object(data) }) = event;
     let kept = [id, source, subject, data.action];
@@ -82,7 +123,7 @@ fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<Bo
     if specversion != "1.0" || event_type != USAGE || !kept || early || !(1..=QUANTITY_MAX).contains(&quantity) {
         return None;
     }
-    Some(Body::Usage(Arc::new(UsageEvent {
+    Some(UsageEvent {
         account: texts.share(subject),
         source: texts.share(source),
         identity: Identity::of(source, id),
@@ -92,21 +133,23 @@ fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<Bo
         action: texts.share(data.action),
         quantity,
         outcome: data.outcome.map(|outcome| texts.share(outcome)),
-    })))
+        fields: Box::default(),
+    })
 }
 
-fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Body, Fault> {
+/// `None`: a tick.
+fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Option<UsageEvent>, Fault> {
     let event = envelope::read::<Object<UsageData>>(raw, settings.max_bytes)?;
     let mut faults = Faults::default();
     let envelope = event.attributes.check(&[USAGE, TICK], &mut faults);
     if envelope.event_type == TICK {
         faults.none()?;
-        return Ok(Body::Tick);
+        return Ok(None);
     }
     let usage = faults.take(event.data.and_then(|Object(data)| data.check()));
     faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
     faults.none()?;
-    Ok(Body::Usage(Arc::new(UsageEvent {
+    Ok(Some(UsageEvent {
         account: texts.share(&envelope.subject),
         source: texts.share(&envelope.source),
         identity: Identity::of(&envelope.source, &envelope.id),
@@ -116,7 +159,8 @@ fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<
         action: texts.share(&usage.action),
         quantity: usage.quantity,
         outcome: usage.outcome.map(|outcome| texts.share(&outcome)),
-    })))
+        fields: Box::default(),
+    }))
 }
 
 impl<'a> UsageData<'a> {
@@ -261,9 +305,9 @@ mod tests {
         };
         let settings = Settings { max_bytes: 1000, early_limit_ms: 300_000 };
         let plain = plain(raw, settings, &mut SharedTexts::default());
-        if let Some(plain) = &plain {
+        if plain.is_some() {
             let careful = careful(raw, settings, &mut SharedTexts::default());
-            assert_eq!(careful.as_ref().ok(), Some(plain), "{text}");
+            assert_eq!(careful.ok(), Some(plain.clone()), "{text}");
         }
         plain.is_some()
     }

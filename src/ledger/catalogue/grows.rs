@@ -1,0 +1,179 @@
+//! What a higher version may change: it adds, from a time on at which nothing was priced yet, and edits nothing that
+//! was priced with. So an event has the same price whichever version judges it.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, SecondsFormat};
+
+use super::{Action, Catalogue, CatalogueError, Line, Plan, Price};
+
+/// What a version adds to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Growth {
+    /// The earliest time at which something costs or gives otherwise than before, and the line that says so.
+    first: Option<(i64, Line)>,
+}
+
+impl Growth {
+    pub fn starts_ms(&self) -> Option<i64> {
+        self.first.map(|(starts_ms, _)| starts_ms)
+    }
+
+    /// Refuses what would change a price by which events dated up to a time were judged.
+    pub fn check(&self, priced_up_to_ms: i64) -> Result<(), CatalogueError> {
+        match self.first {
+            Some((starts_ms, line)) if starts_ms <= priced_up_to_ms => {
+                let reason = format!(
+                    "it changes what counts from {} on, but events dated up to {} were priced already: let it start later",
+                    rfc3339(starts_ms),
+                    rfc3339(priced_up_to_ms),
+                );
+                Err(Catalogue::refuse(line, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn add(&mut self, from_ms: i64, line: Line) {
+        if self.starts_ms().is_none_or(|first_ms| from_ms < first_ms) {
+            self.first = Some((from_ms, line));
+        }
+    }
+}
+
+impl Catalogue {
+    /// Whether this catalogue only adds to an older one, and from when on.
+    pub fn grows_from(&self, old: &Catalogue) -> Result<Growth, CatalogueError> {
+        let mut growth = Growth::default();
+        if self.id == old.id {
+            return Ok(growth);
+        }
+        if self.id.version <= old.id.version {
+            let reason = format!(
+                "version {} was installed already with another content: raise it above {}",
+                self.id.version, old.id.version
+            );
+            let lower = format!("version {} is lower than {}, which is installed", self.id.version, old.id.version);
+            let is_lower = self.id.version < old.id.version;
+            return Err(Catalogue::refuse(self.line, if is_lower { lower } else { reason }));
+        }
+        let gone = |what: &str, name: &str| {
+            let reason = format!("{what} `{name}` is gone: events were priced with it, so it must stay");
+            Err(Catalogue::refuse(self.line, reason))
+        };
+        for name in &old.credit_types {
+            if !self.credit_types.contains(name) {
+                return gone("credit type", name);
+            }
+        }
+        for (name, before) in &old.actions {
+            let Some(now) = self.actions.get(name) else { return gone("action", name) };
+            same_action(name, before, now, &mut growth)?;
+        }
+        for (name, before) in &old.plans {
+            let Some(now) = self.plans.get(name) else { return gone("plan", name) };
+            same_plan(name, before, now, old, &mut growth)?;
+        }
+        Ok(growth)
+    }
+}
+
+fn same_action(name: &str, before: &Action, now: &Action, growth: &mut Growth) -> Result<(), CatalogueError> {
+    let place = format!("action `{name}`");
+    let edited = |what: &str, remedy: &str| Err(edits(now.line, &place, what, remedy));
+    if before.credit_type != now.credit_type {
+        return edited("its credit type", "make another action");
+    }
+    if set(&before.free_outcomes) != set(&now.free_outcomes) {
+        return edited("free_outcomes", "add a dated price of 0 with when = { outcome = … }");
+    }
+    if before.charge_once != now.charge_once {
+        return edited("charge_once", "make another action");
+    }
+    if before.voidable != now.voidable {
+        return edited("voidable", "make another action");
+    }
+    same_prices(&place, now.line, &before.prices, &now.prices, growth)
+}
+
+fn same_plan(
+    name: &str,
+    before: &Plan,
+    now: &Plan,
+    old: &Catalogue,
+    growth: &mut Growth,
+) -> Result<(), CatalogueError> {
+    let place = format!("plan `{name}`");
+    let edited = |what: &str| Err(edits(now.line, &place, what, "make another plan"));
+    if before.interval != now.interval {
+        return edited("interval");
+    }
+    if before.overage != now.overage {
+        return edited("overage");
+    }
+    if before.carry_over_max != now.carry_over_max {
+        return edited("carry_over_max");
+    }
+    // Nobody has judged an event with an action that did not exist.
+    let (entitled, now_entitled) = (set(&before.actions), set(&now.actions));
+    if !entitled.is_subset(&now_entitled)
+        || now_entitled.difference(&entitled).any(|name| old.actions.contains_key(*name))
+    {
+        return edited("the actions that it is entitled to (new actions may be added)");
+    }
+    for action in now.prices.keys().chain(before.prices.keys()).filter(|name| old.actions.contains_key(*name)) {
+        let of = |plan: &Plan| plan.prices.get(action).cloned().unwrap_or_default();
+        let place = format!("plan `{name}`, price of `{action}`");
+        same_prices(&place, now.line, &of(before), &of(now), growth)?;
+    }
+    for allowance in now.allowances.iter().filter(|allowance| !before.allowances.contains(allowance)) {
+        dated(&place, "an allowance", allowance.from_ms, allowance.line, growth)?;
+    }
+    for allowance in before.allowances.iter().filter(|allowance| !now.allowances.contains(allowance)) {
+        dated(&place, "an allowance", allowance.from_ms, now.line, growth)?;
+    }
+    Ok(())
+}
+
+fn same_prices(
+    place: &str,
+    line: Line,
+    before: &[Price],
+    now: &[Price],
+    growth: &mut Growth,
+) -> Result<(), CatalogueError> {
+    for price in now.iter().filter(|price| !before.contains(price)) {
+        dated(place, "a price", price.from_ms, price.line, growth)?;
+    }
+    for price in before.iter().filter(|price| !now.contains(price)) {
+        dated(place, "a price", price.from_ms, line, growth)?;
+    }
+    Ok(())
+}
+
+/// What is not in both versions must have a start; whether something was priced after it is for those who know.
+fn dated(place: &str, what: &str, from_ms: Option<i64>, line: Line, growth: &mut Growth) -> Result<(), CatalogueError> {
+    let Some(from_ms) = from_ms else {
+        return Err(edits(
+            line,
+            place,
+            &format!("{what} that counts from the beginning"),
+            "add one with effective_from",
+        ));
+    };
+    growth.add(from_ms, line);
+    Ok(())
+}
+
+fn edits(line: Line, place: &str, what: &str, remedy: &str) -> CatalogueError {
+    Catalogue::refuse(line, format!("{place}: {what} is not as it was, and events were priced with it: {remedy}"))
+}
+
+fn set(texts: &[String]) -> BTreeSet<&str> {
+    texts.iter().map(String::as_str).collect()
+}
+
+fn rfc3339(time_ms: i64) -> String {
+    let time = DateTime::from_timestamp_millis(time_ms);
+    time.map_or_else(|| format!("{time_ms} ms"), |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+}
