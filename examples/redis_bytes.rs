@@ -92,6 +92,8 @@ impl Meter {
             generation: "g".into(),
             shards: 1,
             catalogue: catalogue.id.clone(),
+            catalogue_text: catalogue.text.clone(),
+            grown: None,
             starts: Vec::new(),
             first_start: true,
         };

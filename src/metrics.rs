@@ -202,6 +202,35 @@ pub fn record_forgotten(accounts: u64) {
     METRICS.forgotten.inc_by(accounts);
 }
 
+/// What came of a look at the catalogue's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    Applied,
+    Refused,
+    Unchanged,
+}
+
+impl Reload {
+    const ALL: [Reload; 3] = [Reload::Applied, Reload::Refused, Reload::Unchanged];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Reload::Applied => "applied",
+            Reload::Refused => "refused",
+            Reload::Unchanged => "unchanged",
+        }
+    }
+}
+
+pub fn record_catalogue_reload(result: Reload) {
+    METRICS.catalogue_reloads.with_label_values(&[result.name()]).inc();
+}
+
+/// The version by which this worker prices.
+pub fn set_catalogue_version(version: u32) {
+    METRICS.catalogue_version.set(i64::from(version));
+}
+
 pub fn set_shards_halted(shards: usize) {
     METRICS.shards_halted.set(gauge(shards));
 }
@@ -270,6 +299,8 @@ struct Metrics {
     rewinds: IntCounter,
     redis_connects: IntCounter,
     queue_records: IntGauge,
+    catalogue_reloads: IntCounterVec,
+    catalogue_version: IntGauge,
     shards_halted: IntGauge,
     partitions_halted: IntGauge,
     meter_time_seconds: GaugeVec,
@@ -355,6 +386,13 @@ impl Metrics {
             ),
             redis_connects: register.counter("credit_meter_redis_connects_total", "Connections made to Redis."),
             queue_records: register.gauge("credit_meter_queue_records", "Records read that wait in the worker."),
+            catalogue_reloads: register.counters(
+                "credit_meter_catalogue_reloads_total",
+                "Looks at the catalogue's file that found something to judge, by what came of it.",
+                &["result"],
+            ),
+            catalogue_version: register
+                .gauge("credit_meter_catalogue_version", "Version of the catalogue by which this worker prices."),
             shards_halted: register.gauge(
                 "credit_meter_shards_halted",
                 "Shards that apply nothing until someone looks at them; the log says why.",
@@ -423,6 +461,9 @@ impl Metrics {
         }
         for step in Step::NAMES {
             metrics.swept.with_label_values(&[step]);
+        }
+        for result in Reload::ALL {
+            metrics.catalogue_reloads.with_label_values(&[result.name()]);
         }
         for script in SCRIPTS {
             metrics.call_seconds.with_label_values(&[script]);

@@ -2,6 +2,10 @@
 
 /// What calls have changed, in the metrics.
 mod counted;
+/// A catalogue into every shard.
+mod install;
+/// The catalogue's file while the meter runs.
+mod reload;
 /// From an unknown state to open shards.
 pub mod start;
 /// What time asks of idle accounts.
@@ -33,10 +37,10 @@ use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::Stamp;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::day::SET_MEMBERS_MAX;
-use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::{self, Pipeline};
 use crate::store::{RedisStore, Store};
+use reload::Reloader;
 use ticker::Ticker;
 
 /// How long a stopping meter waits for what is under way. What has no answer by then is resent at the next start.
@@ -60,7 +64,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::spawn(stop_on_signal(stop.clone()));
     let health = Arc::new(Health::new());
     let http = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
-    let result = run(config, catalogue, Store::Redis(store), health, stop.clone()).await;
+    let result = run(config, catalogue, Reloads::OnChange, Store::Redis(store), health, stop.clone()).await;
     stop.cancel();
     http.await.context("the http server")??;
     result
@@ -75,16 +79,24 @@ fn end_on_panic() {
     }));
 }
 
+/// Whether the file that the catalogue came from is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloads {
+    OnChange,
+    /// The catalogue is the caller's, and SIGHUP ends the process as ever.
+    Never,
+}
+
 /// Runs a meter until it is told to stop.
 pub async fn run(
     config: Config,
     catalogue: Catalogue,
+    reloads: Reloads,
     store: Store,
     health: Arc<Health>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    metrics::init_actions(catalogue.actions.keys().map(String::as_str));
-    metrics::init_credit_types(catalogue.credit_types.iter().map(String::as_str));
+    worker::start_series(&catalogue);
     let watermarks = Watermarks::new(&config.kafka)?;
     let producer = Arc::new(Producer::new(&config.kafka)?);
     let generation = tokio::select! {
@@ -116,6 +128,7 @@ pub async fn run(
         set_members_max: SET_MEMBERS_MAX,
     });
     let catalogue = Arc::new(catalogue);
+    let (in_force, catalogues) = watch::channel(catalogue.clone());
     let (lead, leads) = watch::channel(false);
     let ticker = Ticker {
         config: config.clone(),
@@ -127,14 +140,26 @@ pub async fn run(
         sweeper: Arc::new(Sweeper {
             store: store.clone(),
             relay: relay.clone(),
-            catalogue: catalogue.clone(),
-            stamp: stamp.clone(),
+            catalogues: catalogues.clone(),
+            stamp: (*stamp).clone(),
             late_after_ms: config.events.late_after.as_millis() as i64,
             busy: (0..config.redis.shards).map(|_| AtomicBool::new(false)).collect(),
         }),
         leads,
     };
     let ticker = tokio::spawn(ticker.run(stop.clone()));
+
+    let other_catalogue = Arc::new(Notify::new());
+    let reloader = Reloader {
+        config: config.clone(),
+        store: store.clone(),
+        generation: generation.clone(),
+        other_catalogue: other_catalogue.clone(),
+        in_force,
+    };
+    if reloads == Reloads::OnChange {
+        tokio::spawn(reloader.run(stop.clone()));
+    }
 
     let (from_kafka, events) = mpsc::unbounded_channel();
     let reader = consumer::spawn(
@@ -172,6 +197,8 @@ pub async fn run(
         watermarks,
         health,
         lead,
+        catalogues,
+        other_catalogue,
     });
 
     // The order of stopping: the worker (reads no more, waits for its calls, commits) · the reader (leaves the

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::install;
 use crate::config::{Config, StartFrom};
 use crate::http::{Check, Health};
 use crate::ingest::client::{BrokerError, Cluster, topic_of};
@@ -49,6 +50,20 @@ pub enum StartError {
          raise the version if the content has changed"
     )]
     OtherCatalogue { own: u32, stored: u32, hash: String },
+    #[error("{place}: {reason} (the state was priced by version {stored})")]
+    CatalogueEdits { place: String, reason: String, stored: u32 },
+    #[error(
+        "the state was priced by catalogue version {stored}, which an older program has not kept: start once with the file \
+         of that version, then with this one"
+    )]
+    CatalogueNotKept { stored: u32 },
+    #[error("the catalogue that shard {shard} was priced by cannot be read ({reason}): run the newer program")]
+    CatalogueUnreadable { shard: u32, reason: String },
+    #[error(
+        "shard {shard} has priced events dated up to {up_to} by the older catalogue while the other shards took this one, \
+         which prices them otherwise: `credit-meter rebuild --shard {shard}` counts it anew"
+    )]
+    PricedMeanwhile { shard: u32, up_to: String },
     #[error("topic {topic} has {partitions} partitions, but commands have one order: it must have 1")]
     CommandsPartitions { topic: String, partitions: i32 },
     #[error("shard {shard} holds state {stored}, the root key another: restore redis from one snapshot")]
@@ -153,24 +168,12 @@ async fn try_open(
         generation: root.generation.clone(),
         shards: root.shards,
         catalogue: catalogue.id.clone(),
+        catalogue_text: catalogue.text.clone(),
+        grown: None,
         starts: root.starts(),
         first_start: used.is_none(),
     };
-    for shard in 0..root.shards {
-        match store.init(shard, &call).await? {
-            InitReply::Ready => {}
-            InitReply::Emptied => return Err(StartError::ShardEmptied { prefix, shard }),
-            InitReply::OtherGeneration(stored) => return Err(StartError::Torn { shard, stored }),
-            InitReply::OtherShards(stored) => {
-                return Err(StartError::OtherShards { configured: root.shards, stored });
-            }
-            InitReply::NewerSchema(stored) => return Err(StartError::NewerSchema { stored }),
-            InitReply::OtherCatalogue(stored) => {
-                let own = catalogue.id.version;
-                return Err(StartError::OtherCatalogue { own, stored: stored.version, hash: stored.hash });
-            }
-        }
-    }
+    install::everywhere(config, catalogue, store, &call).await?;
     if used.is_none() {
         let data = serde_json::to_string(&root).expect("a root has only text keys");
         state_line::write(config, producer, &root.generation, &data).await?;
@@ -274,6 +277,8 @@ pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan) -> 
         generation: plan.root.generation.clone(),
         shards: plan.root.shards,
         catalogue: catalogue.id.clone(),
+        catalogue_text: catalogue.text.clone(),
+        grown: None,
         starts: plan.root.starts(),
         first_start: true,
     };

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::watch;
+
 use crate::ledger::call::{Reply, StaleAccount, Stamp};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::roll::{MeterTime, RollAccount, RollCall, STEPS_MAX, steps_until};
@@ -20,8 +22,10 @@ const PAGE: usize = 100;
 pub struct Sweeper {
     pub store: Store,
     pub relay: Arc<Relay>,
-    pub catalogue: Arc<Catalogue>,
-    pub stamp: Arc<Stamp>,
+    /// The one in force.
+    pub catalogues: watch::Receiver<Arc<Catalogue>>,
+    /// Of the catalogue that was in force at first.
+    pub stamp: Stamp,
     pub late_after_ms: i64,
     /// Shards that are being swept.
     pub busy: Vec<AtomicBool>,
@@ -46,6 +50,7 @@ impl Sweeper {
 
     /// Rolls the accounts of a shard that are due; gives how many steps they took.
     async fn sweep(&self, shard: u32, meter: MeterTime) -> Result<usize, StoreError> {
+        let catalogue = self.catalogues.borrow().clone();
         let mut taken = 0;
         // Accounts that are due and have nothing to do yet: a closed cycle that the floor has not passed.
         let mut waiting = 0;
@@ -59,11 +64,11 @@ impl Sweeper {
                 .into_iter()
                 .map(|account| RollAccount { account, version: 0, thresholds: Vec::new(), steps: Vec::new() })
                 .collect();
-            let Some(shown) = self.roll(shard, look).await? else { return Ok(taken) };
+            let Some(shown) = self.roll(shard, &catalogue, look).await? else { return Ok(taken) };
             let mut accounts = Vec::new();
             let mut steps_left = STEPS_MAX;
             for StaleAccount { account, view } in shown {
-                let mut steps = view.as_ref().map(|view| steps_until(&self.catalogue, view, meter.now_ms, meter));
+                let mut steps = view.as_ref().map(|view| steps_until(&catalogue, view, meter.now_ms, meter));
                 let steps = steps.as_mut().map(std::mem::take).unwrap_or_default();
                 if steps.is_empty() {
                     waiting += 1;
@@ -72,7 +77,7 @@ impl Sweeper {
                     let steps: Vec<_> = steps.into_iter().take(steps_left).collect();
                     steps_left -= steps.len();
                     let Some(view) = view else { continue };
-                    let thresholds = thresholds(&self.catalogue, &view.config);
+                    let thresholds = thresholds(&catalogue, &view.config);
                     accounts.push(RollAccount { account, version: view.version, thresholds, steps });
                 }
             }
@@ -82,7 +87,7 @@ impl Sweeper {
             if !accounts.is_empty() {
                 taken += STEPS_MAX - steps_left;
                 metrics::record_swept(accounts.iter().flat_map(|roll| &roll.steps).map(|step| step.name()));
-                if self.roll(shard, accounts).await?.is_none() {
+                if self.roll(shard, &catalogue, accounts).await?.is_none() {
                     return Ok(taken);
                 }
                 self.relay.bells[shard as usize].notify_one();
@@ -91,12 +96,17 @@ impl Sweeper {
     }
 
     /// The accounts as they are afterwards; `None`: the shard takes no steps now, and the next round tries again.
-    async fn roll(&self, shard: u32, accounts: Vec<RollAccount>) -> Result<Option<Vec<StaleAccount>>, StoreError> {
+    async fn roll(
+        &self,
+        shard: u32,
+        catalogue: &Catalogue,
+        accounts: Vec<RollAccount>,
+    ) -> Result<Option<Vec<StaleAccount>>, StoreError> {
         let call = RollCall {
-            stamp: self.stamp.clone(),
+            stamp: Arc::new(Stamp { catalogue: catalogue.id.clone(), ..self.stamp.clone() }),
             commands_first: None,
             late_after_ms: self.late_after_ms,
-            credit_types: self.catalogue.credit_types.clone(),
+            credit_types: catalogue.credit_types.clone(),
             accounts,
         };
         match self.store.roll(shard, &call).await? {

@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::counted::count;
@@ -23,6 +23,7 @@ use crate::ingest::producer::Producer;
 use crate::ingest::recorded;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::{Anchor, Input as Topic, Note, Partition};
+use crate::ledger::catalogue::Catalogue;
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::batch::Call;
@@ -36,6 +37,8 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 const STALL_AFTER: Duration = Duration::from_secs(30);
 /// A thread that says nothing for so long is stuck. Longer than any call to Kafka that it waits for.
 const SILENCE_MAX: Duration = Duration::from_secs(180);
+/// The files of workers are not changed at the same moment. Long enough for any way of bringing them out.
+const OTHER_CATALOGUE_GRACE: Duration = Duration::from_secs(10);
 /// The wait before something that failed outside the pipeline is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Events from Kafka taken in a row before answers get their turn.
@@ -53,6 +56,10 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// Told whether this worker has the commands partition.
     pub lead: watch::Sender<bool>,
+    /// The catalogue in force in every shard.
+    pub catalogues: watch::Receiver<Arc<Catalogue>>,
+    /// Rung when a shard prices by another one.
+    pub other_catalogue: Arc<Notify>,
 }
 
 pub struct Worker {
@@ -71,6 +78,8 @@ pub struct Worker {
     probed: Instant,
     /// Whether Redis answers for each shard.
     redis: Arc<ByShard>,
+    /// Since when some shard prices by another catalogue.
+    other_catalogue_since: Option<Instant>,
 }
 
 /// When positions last moved.
@@ -133,6 +142,7 @@ impl Worker {
             halted: BTreeMap::new(),
             heard: Instant::now(),
             probed: Instant::now(),
+            other_catalogue_since: None,
         }
     }
 
@@ -150,6 +160,7 @@ impl Worker {
                 biased;
                 () = stop.cancelled() => break,
                 Some(done) = self.finished.recv() => self.on_done(done),
+                Ok(()) = self.parts.catalogues.changed() => self.reprice(),
                 event = events.recv() => {
                     let Some(event) = event else {
                         self.parts.health.set_dead("the thread that reads kafka has ended".to_owned());
@@ -163,6 +174,7 @@ impl Worker {
                 }
                 _ = status.tick() => {
                     self.status();
+                    self.watch_catalogue();
                     self.watch_reader();
                     self.probe_redis();
                     self.on(Input::Probe);
@@ -317,7 +329,7 @@ impl Worker {
             Effect::Rewind { partition, offset, epoch } => {
                 metrics::record_rewind();
                 failpoint::reached(Failpoint::AfterRewind);
-                tracing::warn!(%partition, offset, "redis is older than it was: reading again from its position");
+                tracing::warn!(%partition, offset, "reading again from where redis is");
                 let _ = self.parts.reader.send(ToConsumer::Rewind { partition, offset, epoch });
             }
             Effect::Applied(report) => count(&report),
@@ -334,6 +346,10 @@ impl Worker {
             Effect::HaltedPartition { partition, reason } => {
                 let _ = self.parts.reader.send(ToConsumer::Halt { partition });
                 self.halt_partition(Some(partition), reason);
+            }
+            Effect::OtherCatalogue { shard } => {
+                tracing::debug!(shard, "prices by another catalogue");
+                self.parts.other_catalogue.notify_one();
             }
             Effect::Halted { shard, reason } => {
                 let reason = format!("shard {shard} is halted: {reason}");
@@ -490,6 +506,41 @@ impl Worker {
         self.parts.health.set(Check::Progress, Err(reason));
     }
 
+    /// Another catalogue is in force in every shard.
+    fn reprice(&mut self) {
+        let catalogue = self.parts.catalogues.borrow_and_update().clone();
+        start_series(&catalogue);
+        // Before the pipeline has anything read again.
+        let _ = self.parts.reader.send(ToConsumer::Conditions(Arc::new(catalogue.conditions())));
+        self.on(Input::Catalogue(catalogue));
+    }
+
+    /// A shard that prices by another catalogue waits for this worker's file to be renewed, or for the shard.
+    fn watch_catalogue(&mut self) {
+        let others = self.parts.pipeline.other_catalogues();
+        let Some((shard, stored)) = others.first() else {
+            if self.other_catalogue_since.take().is_some() && self.parts.pipeline.halted() == 0 {
+                metrics::set_shards_halted(0);
+                self.parts.health.set(Check::Shards, Ok(()));
+            }
+            return;
+        };
+        self.parts.other_catalogue.notify_one();
+        let since = *self.other_catalogue_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < OTHER_CATALOGUE_GRACE {
+            return;
+        }
+        let reason = format!(
+            "shard {shard} is halted: it is priced by catalogue version {} (hash {}), and {} is not that: give this \
+             worker the same file, it goes on by itself",
+            stored.version,
+            stored.hash,
+            self.parts.config.catalogue.path.display(),
+        );
+        metrics::set_shards_halted(self.parts.pipeline.halted() + others.len());
+        self.parts.health.set(Check::Shards, Err(reason));
+    }
+
     /// The thread tells of the client's statistics every second, whatever the brokers do.
     fn watch_reader(&self) {
         if self.heard.elapsed() > SILENCE_MAX {
@@ -532,6 +583,13 @@ impl Worker {
             metrics::forget_lag(topic, each.partition.index);
         }
     }
+}
+
+/// Starts the series of what a catalogue names, at zero.
+pub fn start_series(catalogue: &Catalogue) {
+    metrics::init_actions(catalogue.actions.keys().map(String::as_str));
+    metrics::init_credit_types(catalogue.credit_types.iter().map(String::as_str));
+    metrics::set_catalogue_version(catalogue.id.version);
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -2,8 +2,9 @@
 
 use std::io::{ErrorKind, Write};
 
-use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
+
+pub use crate::ledger::time::rfc3339 as time;
 
 /// How a command answers.
 #[derive(Clone, Copy, Debug)]
@@ -25,10 +26,4 @@ fn line(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// RFC 3339 in UTC, as all times are shown.
-pub fn time(time_ms: i64) -> String {
-    let time = DateTime::from_timestamp_millis(time_ms);
-    time.map_or_else(|| format!("{time_ms} ms"), |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ended;
 use super::output::Output;
-use crate::app::{self, start};
+use crate::app::{self, Reloads, start};
 use crate::config::{Config, read_catalogue};
 use crate::http::{Check, Health};
 use crate::ingest::client::{Cluster, topic_of};
@@ -71,7 +71,8 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     eprintln!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
-    let mut meter = tokio::spawn(app::run(config.clone(), catalogue, store.clone(), health.clone(), stop.clone()));
+    let mut meter =
+        tokio::spawn(app::run(config.clone(), catalogue, Reloads::Never, store.clone(), health.clone(), stop.clone()));
     let progress = ProgressBar::new(plan.records.max(0) as u64);
     let caught_up = follow(config, &store, &watermarks, &health, &progress);
     let ended = tokio::select! {

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::Reloads;
 use crate::config::{AgeFrom, Config};
 use crate::http::{self, Health};
 use crate::ingest::mock::MockBroker;
@@ -75,7 +76,8 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
     eprintln!("metrics while it runs: http://{}/metrics", listener.local_addr()?);
     let http = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
     let catalogue = Catalogue::parse(CATALOGUE).context("the demo's catalogue")?;
-    let meter = tokio::spawn(crate::app::run(config.clone(), catalogue, store.clone(), health, stop.clone()));
+    let meter =
+        tokio::spawn(crate::app::run(config.clone(), catalogue, Reloads::Never, store.clone(), health, stop.clone()));
 
     let producer = Producer::new(&config.kafka)?;
     let started = Instant::now();

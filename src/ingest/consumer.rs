@@ -21,6 +21,7 @@ use super::group::{Group, Rebalance};
 use crate::config::{AgeFrom, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Input, Partition};
+use crate::ledger::catalogue::Conditions;
 use crate::metrics;
 use crate::pipeline::record::Record;
 
@@ -124,6 +125,8 @@ pub enum ToConsumer {
     Halt {
         partition: Partition,
     },
+    /// What prices depend on from now on.
+    Conditions(Arc<Conditions>),
     /// Commits applied positions, for lag tools.
     Commit {
         positions: Vec<(Partition, i64)>,
@@ -276,6 +279,7 @@ impl Thread {
                 }
             }
             ToConsumer::Halt { partition } => self.drop_partition(partition),
+            ToConsumer::Conditions(conditions) => self.settings.decoder.set_conditions(conditions),
             ToConsumer::Commit { positions } => {
                 if !self.reading.is_empty()
                     && let Err(error) = self.commit(&positions, CommitMode::Async)

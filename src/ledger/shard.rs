@@ -38,6 +38,8 @@ pub struct Fence {
     pub generation: String,
     pub shards: u32,
     pub catalogue: CatalogueId,
+    /// What it was read from; empty where an older program has not kept it.
+    pub catalogue_text: Arc<str>,
     pub meter_time_ms: i64,
     /// Events dated below it are too late. Only rises.
     pub floor_ms: i64,
@@ -135,10 +137,21 @@ pub struct InitCall {
     pub generation: String,
     pub shards: u32,
     pub catalogue: CatalogueId,
+    pub catalogue_text: Arc<str>,
+    /// The catalogue that was found stored, where this one only adds to it.
+    pub grown: Option<Grown>,
     /// Where each partition starts.
     pub starts: Vec<(Partition, i64)>,
     /// Whether the shard may be made: only until a worker may have applied anything to it.
     pub first_start: bool,
+}
+
+/// What a catalogue was compared with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grown {
+    pub from: CatalogueId,
+    /// The first time at which the two differ.
+    pub starts_ms: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -151,6 +164,10 @@ pub enum InitReply {
     NewerSchema(u32),
     /// The stored catalogue has a higher version, or the same with another content.
     OtherCatalogue(CatalogueId),
+    /// The stored catalogue has a lower version, and the call's was not compared with it.
+    OlderCatalogue(CatalogueId, Arc<str>),
+    /// Events dated up to this time were priced by the stored catalogue, and the call's differs before.
+    PricedUpTo(i64),
 }
 
 impl Shard {
@@ -164,6 +181,7 @@ impl Shard {
                 generation: call.generation.clone(),
                 shards: call.shards,
                 catalogue: call.catalogue.clone(),
+                catalogue_text: call.catalogue_text.clone(),
                 meter_time_ms: 0,
                 floor_ms: 0,
                 restamp_tolerance_ms: 0,
@@ -184,10 +202,23 @@ impl Shard {
             return InitReply::OtherShards(fence.shards);
         }
         if call.catalogue.version > fence.catalogue.version {
+            let Some(grown) = call.grown.as_ref().filter(|grown| grown.from == fence.catalogue) else {
+                return InitReply::OlderCatalogue(fence.catalogue.clone(), fence.catalogue_text.clone());
+            };
+            let reached_ms = fence.reached.values().copied().max();
+            if let (Some(reached_ms), Some(starts_ms)) = (reached_ms, grown.starts_ms)
+                && starts_ms <= reached_ms
+            {
+                return InitReply::PricedUpTo(reached_ms);
+            }
             fence.catalogue = call.catalogue.clone();
+            fence.catalogue_text = call.catalogue_text.clone();
         }
         if call.catalogue != fence.catalogue {
             return InitReply::OtherCatalogue(fence.catalogue.clone());
+        }
+        if fence.catalogue_text.is_empty() {
+            fence.catalogue_text = call.catalogue_text.clone();
         }
         InitReply::Ready
     }

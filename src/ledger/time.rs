@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, SecondsFormat};
+
 use super::call::Partition;
 use super::day::Layout;
 use super::event::DAY_MS;
@@ -101,4 +103,10 @@ impl Shard {
         }
         Some(changed)
     }
+}
+
+/// As times are written in messages.
+pub fn rfc3339(time_ms: i64) -> String {
+    let time = DateTime::from_timestamp_millis(time_ms);
+    time.map_or_else(|| format!("{time_ms} ms"), |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }

@@ -210,6 +210,8 @@ mod tests {
                 generation: generation.clone(),
                 shards: 1,
                 catalogue: catalogue.clone(),
+                catalogue_text: "".into(),
+                grown: None,
                 starts: Vec::new(),
                 first_start: true,
             },

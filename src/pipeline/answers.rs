@@ -123,14 +123,13 @@ impl Pipeline {
                 );
                 self.halt(shard, effects, reason);
             }
+            // This worker's catalogue was changed while the call was on its way.
+            Reply::OtherCatalogue(stored) if stored == self.stamp.catalogue => self.send(now_ms, shard, batch, effects),
             Reply::OtherCatalogue(stored) => {
-                let (version, own) = (stored.version, self.stamp.catalogue.version);
-                let reason = format!(
-                    "it is priced by catalogue version {version} ({}), this worker has version {own} ({}): \
-                     give all workers the same file and restart them",
-                    stored.hash, self.stamp.catalogue.hash,
-                );
-                self.halt(shard, effects, reason);
+                let lane = self.lane(shard);
+                lane.put_back(batch, now_ms);
+                lane.work = Work::OtherCatalogue { stored };
+                effects.push(Effect::OtherCatalogue { shard });
             }
         }
     }

@@ -44,6 +44,14 @@ impl Call {
         matches!(self, Call::Apply(call) if call.is_question())
     }
 
+    pub fn stamp(&self) -> &Stamp {
+        match self {
+            Call::Apply(call) => &call.stamp,
+            Call::Command(call) => &call.stamp,
+            Call::Roll(call) => &call.stamp,
+        }
+    }
+
     pub const fn script(&self) -> &'static str {
         match self {
             Call::Apply(_) => "apply",

@@ -1,12 +1,14 @@
 //! What goes into the pipeline, and what it wants done.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::batch::Call;
 use super::record::Record;
 use super::recorded::Published;
 use super::report::Report;
 use crate::ledger::call::{Applied, Commanded, Note, Partition, Reply};
+use crate::ledger::catalogue::Catalogue;
 
 /// What happens to the pipeline.
 #[derive(Debug)]
@@ -62,6 +64,8 @@ pub enum Input {
         shard: u32,
         reason: String,
     },
+    /// The catalogue in force, once every shard prices by it.
+    Catalogue(Arc<Catalogue>),
     Tick,
 }
 
@@ -120,6 +124,10 @@ pub enum Effect {
     Refused {
         shard: u32,
         kind: &'static str,
+    },
+    /// The shard prices by another catalogue: nothing goes to it before [`Input::Catalogue`].
+    OtherCatalogue {
+        shard: u32,
     },
     Halted {
         shard: u32,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::batch::{Batch, Call, DeadNotes};
 use super::record::Record;
 use crate::ledger::call::{Input, LastRead, Partition, Range};
+use crate::ledger::catalogue::CatalogueId;
 
 #[derive(Debug, Default)]
 pub struct Lane {
@@ -28,6 +29,8 @@ pub struct Lane {
     pub probe: Option<u64>,
     /// The shard has fallen back in some partition; how far in the others must be asked.
     pub suspect: bool,
+    /// Its usage was read for a catalogue that asks for less: it is read again from where the shard is.
+    pub reread: bool,
     pub work: Work,
 }
 
@@ -67,6 +70,8 @@ pub enum Work {
     Retry { at_ms: u64, batch: Batch, call: Call, attempts: u32 },
     /// Dead letters are being produced; then the batch goes out again.
     DeadLetters { id: u64, batch: Batch },
+    /// The shard prices by another catalogue than this worker.
+    OtherCatalogue { stored: CatalogueId },
     /// Nothing goes to this shard any more, and the reason is in the log.
     Halted,
 }
@@ -141,7 +146,7 @@ impl Lane {
             Work::InFlight { batch, .. } | Work::Retry { batch, .. } | Work::DeadLetters { batch, .. } => {
                 &batch.records
             }
-            Work::Idle | Work::Halted => &[],
+            Work::Idle | Work::OtherCatalogue { .. } | Work::Halted => &[],
         }
     }
 
@@ -199,7 +204,9 @@ impl Lane {
     pub fn due_at_ms(&self, bounds: Bounds, behind: bool) -> Option<u64> {
         match &self.work {
             Work::Retry { at_ms, .. } => return Some(*at_ms),
-            Work::InFlight { .. } | Work::DeadLetters { .. } | Work::Halted => return None,
+            Work::InFlight { .. } | Work::DeadLetters { .. } | Work::OtherCatalogue { .. } | Work::Halted => {
+                return None;
+            }
             Work::Idle => {}
         }
         if !self.commands.is_empty() {

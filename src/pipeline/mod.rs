@@ -19,6 +19,8 @@ pub mod record;
 pub mod recorded;
 /// What a call has changed.
 pub mod report;
+/// Another catalogue.
+mod repricing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -125,6 +127,7 @@ impl Pipeline {
                 self.probed(shard, id, generation, &positions, &mut effects);
             }
             Input::Halt { shard, reason } => self.halt(shard, &mut effects, reason),
+            Input::Catalogue(catalogue) => self.reprice(catalogue, &mut effects),
             Input::Tick => {}
         }
         if self.forgetful {
@@ -259,6 +262,7 @@ impl Pipeline {
         let read = |partition: Partition| partitions.get(&partition).map(|reading| reading.read).unwrap_or_default();
         let lane = &mut self.lanes[shard as usize];
         match &lane.work {
+            Work::Idle if lane.reread => self.read_again(shard, effects),
             Work::Idle if self.forgetful || self.recalling.is_some() => {}
             Work::Idle => {
                 if let Some(batch) = lane.cut(bounds, now_ms, read) {
@@ -266,11 +270,19 @@ impl Pipeline {
                 }
             }
             Work::Retry { at_ms, .. } if now_ms >= *at_ms => {
-                if let Work::Retry { batch, call, attempts, .. } = std::mem::take(&mut lane.work) {
-                    self.send_again(shard, batch, call, attempts, effects);
+                let Work::Retry { batch, call, attempts, .. } = std::mem::take(&mut lane.work) else { return };
+                if call.stamp().catalogue == self.stamp.catalogue {
+                    return self.send_again(shard, batch, call, attempts, effects);
                 }
+                // Made anew: a shard that has fallen back to the old catalogue must not take it. The fence keeps out
+                // whichever comes second, should this one arrive after all.
+                lane.put_back(batch, now_ms);
             }
-            Work::Retry { .. } | Work::InFlight { .. } | Work::DeadLetters { .. } | Work::Halted => {}
+            Work::Retry { .. }
+            | Work::InFlight { .. }
+            | Work::DeadLetters { .. }
+            | Work::OtherCatalogue { .. }
+            | Work::Halted => {}
         }
     }
 
@@ -294,9 +306,14 @@ impl Pipeline {
         }
     }
 
-    /// Makes a batch's call; `None`: its partition is halted, since too much of it is dead.
+    /// Makes a batch's call; `None`: it is put back, or its partition is halted, since too much of it is dead.
     fn price(&mut self, now_ms: u64, shard: u32, batch: Batch, effects: &mut Vec<Effect>) -> Option<(Batch, Call)> {
         let lane = &mut self.lanes[shard as usize];
+        if lane.reread {
+            lane.put_back(batch, now_ms);
+            self.read_again(shard, effects);
+            return None;
+        }
         for record in &batch.records {
             if let Some(Decision::Dead(reason)) = self.recorded.of(record) {
                 lane.dead.insert((record.partition, record.offset), *reason);

@@ -25,6 +25,9 @@ pub enum Key<'a> {
     /// - `reached:<input>:<partition>` ms, the time of the last records below it; absent = none was read
     /// - `total:<input>:<partition>:<outcome>` records that ended so; absent = 0
     Shard(u32),
+    /// `catalogue` string: what the catalogue in force was read from, so that a higher version can be compared with it.
+    /// Written with the shard's `catalogue_version`; absent = an older program made the shard.
+    Catalogue(u32),
     /// `notes` hash `<input>:<partition>@<offset>` -> reason: records found dead that the position has not
     /// passed yet. Absent = none.
     Notes(u32),
@@ -100,6 +103,7 @@ impl Keys {
         let written = match key {
             Key::Root => write!(to, "{prefix}:root"),
             Key::Shard(shard) => write!(to, "{prefix}:{{{}}}:shard", tag(shard)),
+            Key::Catalogue(shard) => write!(to, "{prefix}:{{{}}}:catalogue", tag(shard)),
             Key::Notes(shard) => write!(to, "{prefix}:{{{}}}:notes", tag(shard)),
             Key::Outbox(shard) => write!(to, "{prefix}:{{{}}}:outbox", tag(shard)),
             Key::Relay(shard) => write!(to, "{prefix}:{{{}}}:relay", tag(shard)),

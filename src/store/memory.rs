@@ -97,6 +97,7 @@ impl MemoryStore {
             positions: fence.positions.iter().map(|(partition, offset)| (*partition, *offset)).collect(),
             totals: fence.totals.iter().map(|((partition, outcome), n)| (*partition, *outcome, *n)).collect(),
             anchors: fence.anchors.iter().map(|(partition, anchor)| (*partition, *anchor)).collect(),
+            reached_ms: fence.reached.values().copied().max(),
             meter_time_ms: fence.meter_time_ms,
             floor_ms: fence.floor_ms,
             restamp_tolerance_ms: fence.restamp_tolerance_ms,

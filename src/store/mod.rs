@@ -133,6 +133,8 @@ pub struct ShardState {
     pub totals: Vec<(Partition, Outcome, u64)>,
     /// The last record below each position.
     pub anchors: Vec<(Partition, Anchor)>,
+    /// The latest time of the records below the positions: events dated later were not priced yet.
+    pub reached_ms: Option<i64>,
     pub meter_time_ms: i64,
     pub floor_ms: i64,
     /// The largest ever used.

@@ -158,9 +158,9 @@ impl RedisStore {
         let mut cursor = 0;
         loop {
             let (next, keys) = self.scan(shard, cursor).await?;
-            // A relay that goes on asks for its lease, whatever the shard holds.
-            let relay = self.shared.keys.spell(Key::Relay(shard));
-            let found = keys.iter().any(|key| *key != relay);
+            // A relay that goes on asks for its lease, whatever the shard holds; a price list is not counted with.
+            let nothing = [Key::Relay(shard), Key::Catalogue(shard)].map(|key| self.shared.keys.spell(key));
+            let found = keys.iter().any(|key| !nothing.contains(key));
             if found || next == 0 {
                 return Ok(found);
             }

@@ -81,12 +81,18 @@ impl Script for InitScript<'_> {
         let call = self.call;
         let mut input = Input::default();
         input.key(keys, Key::Shard(self.shard));
+        input.key(keys, Key::Catalogue(self.shard));
         input.number(SCHEMA);
         input.text(&call.generation);
         input.number(call.shards);
         input.number(call.catalogue.version);
         input.text(&call.catalogue.hash);
+        input.text(&*call.catalogue_text);
         input.text(if call.first_start { "1" } else { "0" });
+        let grown = call.grown.as_ref();
+        input.text(grown.map(|grown| grown.from.version.to_string()).unwrap_or_default());
+        input.text(grown.map_or("", |grown| grown.from.hash.as_str()));
+        input.text(grown.and_then(|grown| grown.starts_ms).map(|ms| ms.to_string()).unwrap_or_default());
         input.number(call.starts.len());
         for (partition, start) in &call.starts {
             input.text(partition.to_string());
@@ -107,6 +113,11 @@ impl Script for InitScript<'_> {
             "other_catalogue" => {
                 Ok(InitReply::OtherCatalogue(CatalogueId { version: number(&detail)?, hash: fields.text()? }))
             }
+            "older_catalogue" => {
+                let stored = CatalogueId { version: number(&detail)?, hash: fields.text()? };
+                Ok(InitReply::OlderCatalogue(stored, fields.text()?.into()))
+            }
+            "priced_up_to" => Ok(InitReply::PricedUpTo(number(&detail)?)),
             other => Err(unexpected(Self::NAME, other)),
         }
     }

@@ -38,6 +38,8 @@ pub fn parse_shard(fields: &BTreeMap<String, String>) -> Result<ShardState, Stor
         } else if let Some(partition) = field.strip_prefix("anchor:").and_then(Partition::parse) {
             let anchor = Anchor::parse(value).ok_or_else(|| StoreError::Broken(format!("{field} is `{value}`")))?;
             state.anchors.push((partition, anchor));
+        } else if field.starts_with("reached:") {
+            state.reached_ms = state.reached_ms.max(Some(number(value)?));
         } else if field == "meter_time_ms" {
             state.meter_time_ms = number(value)?;
         } else if field == "floor_ms" {

@@ -18,7 +18,7 @@ use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{DAY_MS, UsageEvent};
 use credit_meter::ledger::outcome::Denial;
 use credit_meter::ledger::roll::{MeterTime, RollAccount, RollCall, Step, steps_until};
-use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
+use credit_meter::ledger::shard::{Grown, InitCall, InitReply, Shard};
 use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known, thresholds};
 use credit_meter::pipeline::record::{Body, Record};
@@ -53,6 +53,7 @@ prices = [{ credit_type = "email", credits = 0 }]
 [plans.small]
 interval = "monthly"
 allowance = { email = 12, phone = 4.5 }
+carry_over_max = { email = 2.5 }
 actions = ["reveal_email", "reveal_phone"]
 thresholds = ["80%", "remaining 4", "33%"]
 [plans.capped]
@@ -70,6 +71,7 @@ overage = { allow = { limit = 6 } }
 [plans.large]
 interval = "monthly"
 allowance = { email = 30, phone = 9 }
+carry_over_max = { email = 100, phone = 1 }
 actions = ["reveal_email", "reveal_phone", "verify"]
 [plans.yearly]
 interval = "annual"
@@ -143,6 +145,11 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "low",
         "exhausted",
         "restored",
+        "installed",
+        "ready",
+        "init_other_catalogue",
+        "older_catalogue",
+        "priced_up_to",
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count >= 20), "{kind} hardly occurs: {seen:?}");
     }
@@ -183,6 +190,8 @@ impl<'a> History<'a> {
             generation: "g1".into(),
             shards: 1,
             catalogue: catalogue.id.clone(),
+            catalogue_text: catalogue.text.clone(),
+            grown: None,
             starts: positions.iter().map(|(partition, start)| (*partition, *start)).collect(),
             first_start: true,
         };
@@ -242,8 +251,9 @@ impl<'a> History<'a> {
                     self.send_if_fenced(&call).await;
                 }
             }
-            84..87 => self.other_stamp().await,
-            87..90 => self.move_time().await,
+            84..86 => self.other_stamp().await,
+            86..88 => self.init_again().await,
+            88..90 => self.move_time().await,
             90..92 => self.forget().await,
             94..98 => self.sweep().await,
             92..94 => {
@@ -585,6 +595,41 @@ impl<'a> History<'a> {
         };
         *self.replies.entry(kind).or_insert(0) += 1;
         reply
+    }
+
+    /// As a worker that starts, maybe with another catalogue: a higher version is taken if it was compared with the
+    /// stored one, and changes nothing up to what was priced.
+    async fn init_again(&mut self) {
+        let fence = self.shard.fence.clone().expect("it is made");
+        let rng = &mut self.rng;
+        let version = (fence.catalogue.version + rng.random_range(0..3)).max(2) - 1;
+        let hash = if rng.random_bool(0.3) { "other".to_owned() } else { self.catalogue.id.hash.clone() };
+        let from = if rng.random_bool(0.8) { fence.catalogue.clone() } else { self.catalogue.id.clone() };
+        let reached_ms = fence.reached.values().copied().max().unwrap_or(0);
+        let starts_ms = rng.random_bool(0.8).then(|| reached_ms + rng.random_range(-1..=1));
+        let call = InitCall {
+            generation: if rng.random_bool(0.9) { "g1".into() } else { "g2".into() },
+            shards: if rng.random_bool(0.9) { 1 } else { 2 },
+            catalogue: CatalogueId { version, hash },
+            catalogue_text: format!("version = {version}").into(),
+            grown: rng.random_bool(0.8).then_some(Grown { from, starts_ms }),
+            starts: Vec::new(),
+            first_start: rng.random_bool(0.5),
+        };
+        let stored = self.store.init(0, &call).await.expect("redis answers");
+        assert_eq!(stored, self.shard.init(&call), "seed {}: {call:?}", self.seed);
+        let kind = match &stored {
+            InitReply::Ready if call.catalogue != fence.catalogue => "installed",
+            InitReply::Ready => "ready",
+            InitReply::OtherCatalogue(_) => "init_other_catalogue",
+            InitReply::OlderCatalogue(..) => "older_catalogue",
+            InitReply::PricedUpTo(_) => "priced_up_to",
+            _ => "init_other",
+        };
+        *self.replies.entry(kind).or_insert(0) += 1;
+        if stored == InitReply::Ready {
+            Arc::make_mut(&mut self.stamp).catalogue = call.catalogue;
+        }
     }
 
     async fn other_stamp(&mut self) {

@@ -1,6 +1,7 @@
 //! The pipeline against shards in memory, with everything that can go wrong between them, from a seed:
 //! lost calls, lost answers, answers that come late, calls that arrive after they were given up, two workers on the
-//! same partitions, rebalances, shards that fall back to an older state, chunks cut anywhere.
+//! same partitions, rebalances, shards that fall back to an older state, chunks cut anywhere,
+//! catalogues that are replaced.
 //!
 //! Whatever happens, in the end each event is charged once, each dead record has its dead letter, and the totals
 //! add up to the records of the log.
@@ -11,11 +12,12 @@ use std::sync::Arc;
 use credit_meter::ingest::recorded;
 use credit_meter::ledger::account::AccountConfig;
 use credit_meter::ledger::call::{Note, OutboxEntry, Output, Partition, Reply, Stamp};
-use credit_meter::ledger::catalogue::Catalogue;
+use credit_meter::ledger::catalogue::{Catalogue, Conditions, Field};
 use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
 use credit_meter::ledger::event::{Identity, UsageEvent};
 use credit_meter::ledger::outcome::{DeadReason, Outcome};
-use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
+use credit_meter::ledger::shard::{Grown, InitCall, InitReply, Shard};
+use credit_meter::ledger::time::rfc3339;
 use credit_meter::pipeline::batch::Call;
 use credit_meter::pipeline::lane::Bounds;
 use credit_meter::pipeline::record::{Body, Record};
@@ -28,6 +30,8 @@ use rand::{Rng, SeedableRng};
 const SEEDS: u64 = 1_000;
 const SHARDS: u32 = 3;
 const STEPS: usize = 600;
+/// Prices that new versions of the catalogue add.
+const PRICES: usize = 3;
 const NOW_MS: i64 = 1_773_144_000_000;
 
 const CATALOGUE: &str = r#"
@@ -76,6 +80,8 @@ fn every_event_is_charged_once_whatever_happens() {
         "rollback",
         "zombie",
         "recalled",
+        "renewed",
+        "other_catalogue",
     ];
     for what in expected {
         assert!(met.get(what).is_some_and(|count| *count >= 50), "{what} hardly occurs: {met:?}");
@@ -113,7 +119,10 @@ struct World {
     /// Two workers on the same partitions decide without knowing what the other has published.
     zombies: bool,
     stamp: Arc<Stamp>,
+    /// The one in force; shards that fell back may have an older one.
     catalogue: Arc<Catalogue>,
+    /// From when on each of the prices counts that were added.
+    starts: Vec<i64>,
     faulty: bool,
     met: BTreeMap<&'static str, u64>,
 }
@@ -127,6 +136,10 @@ struct Worker {
     recalls: Vec<(u64, Vec<(Partition, i64)>)>,
     /// Shards whose last call was a question for accounts.
     asked: BTreeSet<u32>,
+    /// Some shard has another catalogue.
+    other_catalogue: bool,
+    /// What the reader keeps of events.
+    conditions: Conditions,
     /// What the reader has read and the pipeline has not seen yet.
     inbox: VecDeque<Input>,
 }
@@ -179,6 +192,8 @@ impl World {
             generation: "g".into(),
             shards: SHARDS,
             catalogue: catalogue.id.clone(),
+            catalogue_text: catalogue.text.clone(),
+            grown: None,
             starts: Vec::new(),
             first_start: true,
         };
@@ -201,6 +216,7 @@ impl World {
             zombies: rng_zombies,
             stamp,
             catalogue,
+            starts: Vec::new(),
             faulty: true,
             met: BTreeMap::new(),
         };
@@ -229,6 +245,8 @@ impl World {
             probes: Vec::new(),
             recalls: Vec::new(),
             asked: BTreeSet::new(),
+            other_catalogue: false,
+            conditions: self.catalogue.conditions(),
             inbox: VecDeque::new(),
         });
         self.assign(self.workers.len() - 1);
@@ -257,7 +275,8 @@ impl World {
                     self.on(worker, input);
                 }
             }
-            40..70 => self.arrive(),
+            40..69 => self.arrive(),
+            69..70 if self.faulty && self.starts.len() < PRICES => self.renew_catalogue(),
             70..80 => self.finish_side_work(worker),
             80..88 => self.on(worker, Input::Tick),
             88..90 => self.on(worker, Input::Probe),
@@ -306,7 +325,8 @@ impl World {
             return;
         }
         let rest = self.log[&partition].iter().filter(|record| record.offset >= cursor.next);
-        let records: Vec<Record> = rest.take(count).cloned().collect();
+        let conditions = &self.workers[worker].conditions;
+        let records: Vec<Record> = rest.take(count).map(|record| as_read(record, conditions)).collect();
         let epoch = cursor.epoch;
         let next = records.last().map_or(cursor.next, |record| record.offset + 1);
         if let Some(cursor) = self.workers[worker].cursors.get_mut(&partition) {
@@ -357,7 +377,7 @@ impl World {
             }
         };
         self.meet(if call.is_question() { "question" } else { kind });
-        assert!(!matches!(answer, Answer::Apply(Reply::OtherGeneration(_) | Reply::OtherCatalogue(_))));
+        assert!(!matches!(answer, Answer::Apply(Reply::OtherGeneration(_))));
         if !given_up {
             let answer = if lot == 1 { Answer::None } else { answer };
             self.on(worker, Input::Answered { shard, id, answer });
@@ -383,6 +403,10 @@ impl World {
             let commands_end = end_of(&self.log[&Partition::COMMANDS]);
             self.on(worker, Input::Recalled { id, published, commands_end });
         }
+        if std::mem::take(&mut self.workers[worker].other_catalogue) {
+            self.install();
+            self.on(worker, Input::Catalogue(self.catalogue.clone()));
+        }
         if let Some((shard, id)) = self.workers[worker].asks.pop() {
             let offset = end_of(&self.log[&Partition::COMMANDS]);
             self.on(worker, Input::CommandsEnd { shard, id, offset });
@@ -391,6 +415,9 @@ impl World {
 
     fn on(&mut self, worker: usize, input: Input) {
         let now_ms = self.now_ms;
+        if let Input::Catalogue(catalogue) = &input {
+            self.workers[worker].conditions = catalogue.conditions();
+        }
         for effect in self.workers[worker].pipeline.on(now_ms, input) {
             match effect {
                 Effect::Call { shard, id, call } => {
@@ -407,10 +434,63 @@ impl World {
                     self.meet("rewind");
                     self.workers[worker].cursors.insert(partition, Cursor { next: offset, epoch });
                 }
+                Effect::OtherCatalogue { .. } => self.workers[worker].other_catalogue = true,
                 Effect::Halted { shard, reason } => panic!("seed {}: shard {shard} halted: {reason}", self.seed),
                 Effect::HaltedPartition { reason, .. } => panic!("seed {}: {reason}", self.seed),
                 Effect::Applied(_) | Effect::Outbox { .. } | Effect::Refused { .. } => {}
             }
+        }
+    }
+
+    /// A higher version, with one more price from a time on that no shard has reached; all workers are told.
+    fn renew_catalogue(&mut self) {
+        let reached = |shard: &Shard| shard.fence.as_ref().and_then(|fence| fence.reached.values().copied().max());
+        let reached_ms = self.shards.iter().filter_map(reached).max().unwrap_or(NOW_MS);
+        self.starts.push(reached_ms + 1);
+        let added = (1..).zip(&self.starts).map(|(number, start_ms)| {
+            let from = rfc3339(*start_ms);
+            format!(
+                r#", {{ credit_type = "email", credits = {number}.5, when = {{ source = "s{number}" }}, effective_from = "{from}" }}"#
+            )
+        });
+        let prices = added.collect::<String>() + "]\n[plans.basic]";
+        let text = CATALOGUE.replacen("version = 1", &format!("version = {}", 1 + self.starts.len()), 1);
+        let text = text.replacen("]\n[plans.basic]", &prices, 1);
+        self.catalogue = Arc::new(Catalogue::parse(&text).expect("it is good"));
+        self.stamp = Arc::new(Stamp { catalogue: self.catalogue.id.clone(), ..(*self.stamp).clone() });
+        self.install();
+        for worker in 0..self.workers.len() {
+            self.on(worker, Input::Catalogue(self.catalogue.clone()));
+        }
+        self.meet("renewed");
+    }
+
+    /// The catalogue into every shard, as a worker does it.
+    fn install(&mut self) {
+        let catalogue = &self.catalogue;
+        for shard in &mut self.shards {
+            let call = InitCall {
+                generation: "g".into(),
+                shards: SHARDS,
+                catalogue: catalogue.id.clone(),
+                catalogue_text: catalogue.text.clone(),
+                grown: None,
+                starts: Vec::new(),
+                first_start: false,
+            };
+            let InitReply::OlderCatalogue(stored, text) = shard.init(&call) else { continue };
+            let growth = catalogue.grows_from(&Catalogue::parse(&text).expect("it is good")).expect("it only grows");
+            let grown = Some(Grown { from: stored, starts_ms: growth.starts_ms() });
+            assert_eq!(shard.init(&InitCall { grown, ..call }), InitReply::Ready, "seed {}", self.seed);
+        }
+    }
+
+    /// What an event costs, in thousandths.
+    fn price(&self, id: &str) -> i64 {
+        let (dated_ms, source) = (dated_ms(id), source(id));
+        match self.starts.get(source - 1) {
+            Some(start_ms) if *start_ms <= dated_ms => 1000 * source as i64 + 500,
+            _ => 1500,
         }
     }
 
@@ -493,17 +573,18 @@ impl World {
             match &*account {
                 "d" | "e" if self.zombies => {}
                 "d" => {
-                    let denied = denied.keys().filter(|(of, _)| *of == account).count();
-                    assert_eq!(
-                        charged,
-                        1500 * (ids.len() - denied) as i64,
-                        "seed {seed}: what is denied is not charged"
-                    );
+                    let is_denied = |id: &str| denied.contains_key(&(account.clone(), Identity::of("s", id).member));
+                    let paid: i64 = ids.iter().filter(|id| !is_denied(id)).map(|id| self.price(id)).sum();
+                    assert_eq!(charged, paid, "seed {seed}: what is denied is not charged");
                 }
                 "e" => {
-                    assert_eq!(charged, 1500 * ids.len() as i64 - uncovered, "seed {seed}: what is uncovered neither")
+                    let cost: i64 = ids.iter().map(|id| self.price(id)).sum();
+                    assert_eq!(charged, cost - uncovered, "seed {seed}: what is uncovered neither");
                 }
-                _ => assert_eq!(charged, 1500 * ids.len() as i64, "seed {seed}: {account}: each event once"),
+                _ => {
+                    let cost: i64 = ids.iter().map(|id| self.price(id)).sum();
+                    assert_eq!(charged, cost, "seed {seed}: {account}: each event once, by its own date");
+                }
             }
         }
         let letters: BTreeSet<_> = self.dead_letters.iter().map(|note| (note.partition, note.offset)).collect();
@@ -558,36 +639,55 @@ fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
     for index in 0..3 {
         let partition = Partition::usage(index);
         let mut offset = 0;
-        let records = (0..rng.random_range(20..80)).map(|_| {
+        let records = (0..rng.random_range(20..80)).map(|number| {
             offset += rng.random_range(1..3);
             let body = match rng.random_range(0..30) {
                 0 => Body::Dead { reason: DeadReason::InvalidUtf8, account: None },
                 1 => Body::Dead { reason: DeadReason::MissingField, account: Some("a".into()) },
-                2 => event("stranger", rng),
-                _ => event(accounts.choose(rng).expect("not empty"), rng),
+                2 => event("stranger", number, rng),
+                _ => event(accounts.choose(rng).expect("not empty"), number, rng),
             };
-            record(partition, offset, body)
+            Record { append_ms: NOW_MS + number * 1000, ..record(partition, offset, body) }
         });
         log.insert(partition, records.collect());
     }
     log
 }
 
-fn event(account: &str, rng: &mut SmallRng) -> Body {
+/// The `number`th of its partition.
+fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
     // Few ids, so that many events are repeats: in the same call, in other calls, in other partitions.
-    let id = format!("{}", rng.random_range(0..60));
+    // Attempts at one event have one date, which is not after any of them.
+    let id = format!("{}", rng.random_range(0..60.min(number + 1)));
     Body::Usage(Arc::new(UsageEvent {
         account: account.into(),
         source: "s".into(),
         identity: Identity::of("s", &id),
-        id: id.into(),
+        fields: [(Field::Source, format!("s{}", source(&id)).into())].into(),
         time_ms: NOW_MS + rng.random_range(-60_000..60_000),
-        dated_ms: NOW_MS,
+        dated_ms: dated_ms(&id),
         action: "reveal_email".into(),
         quantity: 1,
         outcome: None,
-        fields: Box::default(),
+        id: id.into(),
     }))
+}
+
+fn dated_ms(id: &str) -> i64 {
+    NOW_MS + id.parse::<i64>().expect("a number") * 1000
+}
+
+/// Which of the prices that are added counts for an event.
+fn source(id: &str) -> usize {
+    1 + id.parse::<usize>().expect("a number") % PRICES
+}
+
+/// A record as a reader has it that keeps only what prices depend on.
+fn as_read(record: &Record, conditions: &Conditions) -> Record {
+    let Body::Usage(event) = &record.body else { return record.clone() };
+    let of = |name| event.fields.iter().find(|(own, _)| *own == name).map(|(_, value)| (&**value).into());
+    let event = UsageEvent { fields: conditions.of_event(of), ..(**event).clone() };
+    Record { body: Body::Usage(Arc::new(event)), ..record.clone() }
 }
 
 fn record(partition: Partition, offset: i64, body: Body) -> Record {

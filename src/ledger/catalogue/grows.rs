@@ -3,9 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, SecondsFormat};
-
 use super::{Action, Catalogue, CatalogueError, Line, Plan, Price};
+use crate::ledger::time::rfc3339;
 
 /// What a version adds to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -171,9 +170,4 @@ fn edits(line: Line, place: &str, what: &str, remedy: &str) -> CatalogueError {
 
 fn set(texts: &[String]) -> BTreeSet<&str> {
     texts.iter().map(String::as_str).collect()
-}
-
-fn rfc3339(time_ms: i64) -> String {
-    let time = DateTime::from_timestamp_millis(time_ms);
-    time.map_or_else(|| format!("{time_ms} ms"), |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }

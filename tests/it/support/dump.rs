@@ -32,6 +32,7 @@ pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<S
 pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shard {
     let mut shard = Shard::default();
     let mut days = Vec::new();
+    let mut catalogue_text = String::new();
     for key in keys(connection, prefix).await {
         let name = key.split_once('}').map_or("", |(_, name)| name).trim_start_matches(':').to_owned();
         let mut parts = name.splitn(2, ':');
@@ -44,6 +45,9 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
                 }
             }
             ("outbox", None) => shard.outbox = outbox(connection, &key).await,
+            ("catalogue", None) => {
+                catalogue_text = redis::cmd("GET").arg(&key).query_async(connection).await.expect("redis answers")
+            }
             ("due" | "relay", None) => {}
             ("a", Some(account)) => {
                 shard.accounts.insert(account.into(), parse_account(&hash(connection, &key).await));
@@ -60,6 +64,9 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
             }
             other => panic!("an unknown key {key}: {other:?}"),
         }
+    }
+    if let Some(fence) = &mut shard.fence {
+        fence.catalogue_text = catalogue_text.into();
     }
     for (name, account) in &shard.accounts {
         for (day, layout) in &account.days {
@@ -135,6 +142,7 @@ fn fence(fields: &BTreeMap<String, String>) -> Fence {
         generation: owned("generation"),
         shards: number("shards") as u32,
         catalogue: CatalogueId { version: number("catalogue_version") as u32, hash: owned("catalogue_hash") },
+        catalogue_text: "".into(),
         meter_time_ms: number("meter_time_ms"),
         floor_ms: number("floor_ms"),
         restamp_tolerance_ms: number("restamp_tolerance_ms"),

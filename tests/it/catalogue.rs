@@ -1,0 +1,195 @@
+//! The catalogue while meters run: prices that change at a date, files that are refused, workers that do not have the
+//! same file at the same moment.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use credit_meter::ledger::outcome::Outcome;
+use serde_json::json;
+
+use crate::support::kafka::{Outgoing, Topics};
+use crate::support::meter::{Meter, Running, SHARDS};
+use crate::support::until;
+use crate::walk::{put, reveal};
+
+const MINUTE_MS: i64 = 60_000;
+
+const FIRST: &str = r#"version = 1
+[credit_types.email]
+[actions.reveal_email]
+prices = [
+  { credit_type = "email", credits = 1 },
+]
+[plans.basic]
+interval = "monthly"
+allowance = { email = 1000 }
+actions = ["reveal_email"]
+"#;
+
+/// The file of a worker.
+struct File {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl File {
+    fn new(text: &str) -> File {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = File { path: folder.path().join("catalogue.toml"), _folder: folder };
+        file.write(text);
+        file
+    }
+
+    /// At once, as a deployment does it.
+    fn write(&self, text: &str) {
+        let new = self.path.with_extension("new");
+        std::fs::write(&new, text).expect("it can be written");
+        std::fs::rename(&new, &self.path).expect("it can be renamed");
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().expect("a plain path")
+    }
+}
+
+/// The first catalogue with a higher version and further prices.
+fn with_prices(version: u32, prices: &str) -> String {
+    let text = FIRST.replacen("version = 1", &format!("version = {version}"), 1);
+    text.replacen("credits = 1 },\n", &format!("credits = 1 }},\n{prices}\n"), 1)
+}
+
+fn time(time_ms: i64) -> String {
+    let time = DateTime::<Utc>::from_timestamp_millis(time_ms).expect("a time");
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// An event at a time of its own, in a topic that keeps the producer's time.
+async fn send(topics: &Topics, id: &str, time_ms: i64, source: &str) {
+    let event = json!({
+        "specversion": "1.0", "id": id, "source": "test", "type": "credits.usage.v1", "subject": "acme",
+        "time": time(time_ms), "data": { "action": "reveal_email", "source": source },
+    });
+    let record = Outgoing { key: Some("acme".into()), value: Some(event.to_string().into()), ..Outgoing::default() };
+    topics.send_at("usage", &record, time_ms).await;
+}
+
+async fn reloads(running: &Running, result: &str, count: u64) {
+    let line = format!("credit_meter_catalogue_reloads_total{{result=\"{result}\"}} {count}");
+    until(&line, || async {
+        let (_, page) = running.get("/metrics").await?;
+        page.lines().any(|own| own == line).then_some(())
+    })
+    .await;
+}
+
+async fn used(meter: &Meter, topics: &Topics) -> serde_json::Value {
+    meter.caught_up(topics).await;
+    meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_price_changes_at_its_date_and_what_is_refused_changes_nothing() {
+    let topics = Topics::stamped("prices", 2, "CreateTime").await;
+    let file = File::new(FIRST);
+    let mut meter = Meter::new(&topics, file.path());
+    meter.set("EVENTS__AGE_FROM", "create");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    // Producers' clocks are ahead, so that the date comes as soon as the test likes.
+    let start_ms = Utc::now().timestamp_millis() + 30 * MINUTE_MS;
+    send(&topics, "before", start_ms - 2 * MINUTE_MS, "premium").await;
+    assert_eq!(used(&meter, &topics).await, 1);
+
+    // A price that counts later, and one on a field that was not read so far.
+    let start = time(start_ms);
+    let second = format!(
+        r#"  {{ credit_type = "email", credits = 2, effective_from = "{start}" }},
+  {{ credit_type = "email", credits = 5, when = {{ source = "premium" }}, effective_from = "{start}" }},"#
+    );
+    file.write(&with_prices(2, &second));
+    reloads(&running, "applied", 1).await;
+    send(&topics, "late", start_ms - 1, "premium").await;
+    send(&topics, "after", start_ms, "standard").await;
+    send(&topics, "premium", start_ms + MINUTE_MS, "premium").await;
+    assert_eq!(used(&meter, &topics).await, 1 + 1 + 2 + 5);
+
+    // Not TOML · another price from the beginning · another price for what was priced already · lower.
+    let edited = with_prices(3, &second).replacen("credits = 1 }", "credits = 3 }", 1);
+    let past = format!(
+        r#"  {{ credit_type = "email", credits = 9, when = {{ source = "vip" }}, effective_from = "{start}" }},"#
+    );
+    let refused = ["version = ", &edited, &with_prices(3, &format!("{second}\n{past}")), FIRST];
+    for (count, text) in (1..).zip(refused) {
+        file.write(text);
+        reloads(&running, "refused", count).await;
+    }
+    send(&topics, "still", start_ms + 2 * MINUTE_MS, "standard").await;
+    assert_eq!(used(&meter, &topics).await, 9 + 2);
+    // A signal asks for an answer, also to what was refused before.
+    running.signal("-HUP");
+    reloads(&running, "refused", 5).await;
+    file.write(&with_prices(2, &second));
+    running.signal("-HUP");
+    reloads(&running, "unchanged", 1).await;
+    running.ready().await;
+    let audit = meter.audit();
+    assert_eq!((&audit["mismatches"], &audit["outcomes"]["charged"]), (&json!(0), &json!(5)), "{audit}");
+    assert!(running.terminate().await.success());
+
+    // At a start it is the same.
+    file.write(&edited);
+    let refused = meter.run(&["serve", "--set", "http.listen=127.0.0.1:0"]);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    let place = format!("{}:5: action `reveal_email`", file.path());
+    assert!(!refused.status.success() && told.contains(&place), "{told}");
+    // With the way to say it.
+    let third_ms = start_ms + 10 * MINUTE_MS;
+    let third = format!(r#"  {{ credit_type = "email", credits = 3, effective_from = "{}" }},"#, time(third_ms));
+    file.write(&with_prices(3, &format!("{second}\n{third}")));
+    let running = meter.start(&[]);
+    running.ready().await;
+    send(&topics, "third", third_ms, "standard").await;
+    assert_eq!(used(&meter, &topics).await, 11 + 3);
+    assert_eq!(meter.audit()["mismatches"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_file_is_older_waits_for_it_and_goes_on_by_itself() {
+    let topics = Topics::create("two-files", 2).await;
+    let (own, other) = (File::new(FIRST), File::new(FIRST));
+    let meter = Meter::new(&topics, own.path());
+    let behind = meter.start(&[]);
+    behind.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    meter.caught_up(&topics).await;
+    let second_ms = Utc::now().timestamp_millis() + 60 * MINUTE_MS;
+    let price = format!(r#"  {{ credit_type = "email", credits = 2, effective_from = "{}" }},"#, time(second_ms));
+    let second = with_prices(2, &price);
+    // Another worker brings the new one, and does not stay: the partitions are the first one's again.
+    other.write(&second);
+    let ahead = meter.start(&[("CATALOGUE__PATH", other.path())]);
+    ahead.ready().await;
+    assert!(ahead.terminate().await.success());
+    for (index, partition) in [0, 1].into_iter().enumerate() {
+        let record = Outgoing { partition, ..reveal("acme", &format!("e{}", 2 + index), 1) };
+        topics.send("usage", &record).await;
+    }
+    let told = until("readiness says which catalogue is missing", || async {
+        let words = "catalogue version 2";
+        behind.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains(words))
+    })
+    .await;
+    assert!(told.1.contains(own.path()), "the file is named: {}", told.1);
+    until("each shard says so", || async {
+        (behind.metric("credit_meter_shards_halted").await == u64::from(SHARDS)).then_some(())
+    })
+    .await;
+    own.write(&second);
+    meter.caught_up(&topics).await;
+    behind.ready().await;
+    assert_eq!(behind.metric("credit_meter_shards_halted").await, 0);
+    assert_eq!(meter.totals("usage").await[&Outcome::Charged], 3);
+    assert_eq!(meter.audit()["mismatches"], 0);
+}
