@@ -228,16 +228,16 @@ impl<'a> History<'a> {
                 let record = self.command_record(offset, command);
                 self.submit(vec![record]).await;
             }
-            27..73 => {
+            27..72 => {
                 let records = self.usage();
                 self.submit(records).await;
             }
-            73..79 => {
+            72..78 => {
                 if let Some(call) = self.last.clone() {
                     self.send(&call).await; // a resend, whatever was applied since
                 }
             }
-            79..84 => {
+            78..83 => {
                 let mut call = self.last.clone();
                 if let Some(Call::Apply(apply)) = &mut call {
                     let by = self.rng.random_range(-3..=3);
@@ -251,9 +251,9 @@ impl<'a> History<'a> {
                     self.send_if_fenced(&call).await;
                 }
             }
-            84..86 => self.other_stamp().await,
-            86..88 => self.init_again().await,
-            88..90 => self.move_time().await,
+            83..85 => self.other_stamp().await,
+            85..87 => self.init_again().await,
+            87..90 => self.move_time().await,
             90..92 => self.forget().await,
             94..98 => self.sweep().await,
             92..94 => {
