@@ -222,7 +222,7 @@ impl Account {
     /// Credit types that the open cycle knows.
     pub(super) fn credit_types(&self) -> Vec<String> {
         let lots = self.lots.values().map(|lot| &lot.credit_type);
-        let known = self.counters.keys().chain(self.pools.keys()).chain(self.alarms.keys());
+        let known = self.counters.keys().chain(self.pools.keys()).chain(self.alarms.keys()).chain(self.denied.keys());
         let mut types: Vec<String> = known.chain(lots).cloned().collect();
         types.sort_unstable();
         types.dedup();
