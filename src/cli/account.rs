@@ -14,7 +14,8 @@ use super::{Ended, state, values};
 use crate::config::Config;
 use crate::ledger::account::{AccountConfig, AccountView, Addon, Life};
 use crate::ledger::catalogue::{Amount, Overage, Threshold};
-use crate::ledger::command::{ACCOUNT_PUT, GRANT};
+use crate::ledger::closed::ClosedCycle;
+use crate::ledger::command::{ACCOUNT_CLOSE, ACCOUNT_PUT};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::{Cycle, Interval};
 use crate::ledger::grants::{GrantKind, Lot};
@@ -25,6 +26,8 @@ pub enum AccountCommand {
     Put(PutArgs),
     /// Show an account's configuration, cycle and grants
     Get(GetArgs),
+    /// Close an account now and for good: it cannot be opened again
+    Close(CloseArgs),
 }
 
 #[derive(Debug, Args)]
@@ -58,23 +61,6 @@ pub struct PutArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct GrantArgs {
-    #[arg(value_parser = values::name)]
-    pub account: String,
-    /// A credit type of the catalogue
-    #[arg(long = "type", value_name = "TYPE", value_parser = values::name)]
-    pub credit_type: String,
-    /// How many credits, with at most three decimals
-    #[arg(long, value_parser = values::positive_credits)]
-    pub amount: Credits,
-    /// topup (bought) or promo (given)
-    #[arg(long, default_value = "topup", value_parser = values::grant_kind)]
-    pub kind: GrantKind,
-    #[command(flatten)]
-    pub sending: Sending,
-}
-
-#[derive(Debug, Args)]
 pub struct Sending {
     /// Names the command: the same id counts once [default: a new one]
     #[arg(long, value_parser = values::name)]
@@ -88,6 +74,14 @@ pub struct Sending {
 pub struct GetArgs {
     #[arg(value_parser = values::name)]
     pub account: String,
+}
+
+#[derive(Debug, Args)]
+pub struct CloseArgs {
+    #[arg(value_parser = values::name)]
+    pub account: String,
+    #[command(flatten)]
+    pub sending: Sending,
 }
 
 pub async fn put(args: PutArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
@@ -105,17 +99,17 @@ pub async fn put(args: PutArgs, config: &Config, output: Output) -> anyhow::Resu
     request::send(request, config, output).await
 }
 
-pub async fn grant(args: GrantArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
-    let data = GrantData { credit_type: args.credit_type, amount: args.amount, kind: args.kind.name() };
+pub async fn close(args: CloseArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let Sending { id, timeout } = args.sending;
-    let request = Request { account: args.account, command_type: GRANT, id, data, timeout };
+    let request = Request { account: args.account, command_type: ACCOUNT_CLOSE, id, data: CloseData {}, timeout };
     request::send(request, config, output).await
 }
 
 pub async fn get(args: GetArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let stored = state::open(config).await?.account(&args.account).await?;
     let stored = stored.with_context(|| unknown(&args.account))?;
-    let shown = Shown::of(&args.account, &stored.view);
+    let view = state::settled(&stored).view();
+    let shown = Shown::of(&args.account, &view);
     output.answer(&shown, || shown.text())?;
     Ok(Ended::Well)
 }
@@ -143,8 +137,8 @@ pub struct AccountData {
 
 #[derive(Debug, Serialize)]
 pub struct AddonData {
-    credit_type: String,
-    amount: Credits,
+    pub credit_type: String,
+    pub amount: Credits,
 }
 
 #[derive(Debug, Serialize)]
@@ -159,13 +153,9 @@ pub struct LimitData {
     limit: Credits,
 }
 
-/// `data` of `credits.grant.v1`.
+/// `data` of `credits.account.close.v1`.
 #[derive(Debug, Serialize)]
-struct GrantData {
-    credit_type: String,
-    amount: Credits,
-    kind: &'static str,
-}
+struct CloseData {}
 
 impl From<Addon> for AddonData {
     fn from(addon: Addon) -> AddonData {
@@ -215,6 +205,9 @@ struct Shown<'a> {
     life: &'static str,
     cycle: CycleShown,
     grants: Vec<GrantShown<'a>>,
+    /// Closed cycles to which late use is still charged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    closed: Vec<CycleShown>,
 }
 
 #[derive(Serialize)]
@@ -227,7 +220,7 @@ struct GrantShown<'a> {
     lot: Option<LotShown<'a>>,
 }
 
-/// A top-up or promo; `amount` is then what was left of it when grants were last settled.
+/// A top-up or promo; `amount` is then what is left of it.
 #[derive(Serialize)]
 struct LotShown<'a> {
     command_id: &'a str,
@@ -282,6 +275,10 @@ impl From<&AccountConfig> for AccountData {
     }
 }
 
+pub fn closed_cycle(number: i32, closed: &ClosedCycle) -> Cycle {
+    Cycle { number, start_ms: closed.start_ms, end_ms: closed.end_ms }
+}
+
 impl<'a> Shown<'a> {
     fn of(account: &'a str, view: &'a AccountView) -> Shown<'a> {
         Shown {
@@ -292,6 +289,7 @@ impl<'a> Shown<'a> {
             life: view.life.name(),
             cycle: view.cycle.into(),
             grants: pools(view).chain(view.lots.values().map(GrantShown::from)).collect(),
+            closed: view.closed.iter().map(|(number, closed)| closed_cycle(*number, closed).into()).collect(),
         }
     }
 
@@ -316,10 +314,15 @@ impl<'a> Shown<'a> {
         }));
         lines.extend(self.grants.iter().map(|grant| {
             let amount = grant.amount.map_or("unlimited".to_owned(), |amount| amount.to_string());
-            let until = grant.lot.as_ref().and_then(|lot| lot.expires_at.as_ref());
+            let lot = grant.lot.as_ref();
+            let from = lot.filter(|lot| !lot.begun).map_or(String::new(), |lot| format!(" from {}", lot.effective_at));
+            let until = lot.and_then(|lot| lot.expires_at.as_ref());
             let until = until.map_or(String::new(), |until| format!(" until {until}"));
-            format!("grant     {} {} {amount}{until}", grant.kind, grant.credit_type)
+            let command = lot.map_or(String::new(), |lot| format!(" by {}", lot.command_id));
+            format!("grant     {} {} {amount}{from}{until}{command}", grant.kind, grant.credit_type)
         }));
+        let closed = self.closed.iter();
+        lines.extend(closed.map(|cycle| format!("late use  still counts in cycle {}, to {}", cycle.number, cycle.end)));
         lines.join("\n")
     }
 }

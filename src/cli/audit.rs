@@ -1,17 +1,16 @@
 //! Whether Redis holds what the log comes to.
 
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::output::Output;
+use super::output::{self, Output};
 use super::{Ended, state, values};
 use crate::audit::report::{Difference, Named, Report};
 use crate::audit::{self, Options, Watch};
@@ -47,7 +46,7 @@ pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Re
 async fn once(args: &AuditArgs, config: &Config) -> anyhow::Result<Report> {
     let catalogue = read_catalogue(config)?;
     let (store, root) = state::open_with_root(config).await?;
-    let mut progress = Progress::new();
+    let mut progress = Progress { bar: output::progress(0) };
     let options = Options { memory_bytes: args.memory };
     let audited = audit::run(config, &catalogue, &store, &root, &options, &mut progress).await;
     progress.bar.finish_and_clear();
@@ -91,20 +90,8 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
     Ok(Ended::Well)
 }
 
-/// On stderr, and only where a person looks.
 struct Progress {
     bar: ProgressBar,
-}
-
-impl Progress {
-    fn new() -> Progress {
-        if !std::io::stderr().is_terminal() {
-            return Progress { bar: ProgressBar::hidden() };
-        }
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
-        let style = style.expect("the template is a constant that is valid");
-        Progress { bar: ProgressBar::new(0).with_style(style) }
-    }
 }
 
 impl Watch for Progress {

@@ -8,11 +8,12 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::account::{CycleShown, unknown};
-use super::output::Output;
+use super::output::{self, Output};
 use super::{Ended, state, values};
 use crate::config::Config;
-use crate::ledger::account::Balance;
+use crate::ledger::account::{Balance, Life};
 use crate::ledger::credits::Credits;
+use crate::ledger::grants::Lot;
 use crate::store::{AccountState, ShardState};
 
 #[derive(Debug, Args)]
@@ -39,6 +40,15 @@ struct Shown<'a> {
     plan: &'a str,
     cycle: CycleShown,
     balances: BTreeMap<&'a str, BalanceShown>,
+    /// The plan that waits for the renewal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_plan: Option<&'a str>,
+    /// When the account was closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closed_at: Option<String>,
+    /// Top-ups and promos, the soonest ending first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    grants: Vec<GrantShown>,
     as_of: AsOf,
 }
 
@@ -51,6 +61,38 @@ struct BalanceShown {
     reserved: Credits,
     available: Option<Credits>,
     overage: Credits,
+}
+
+/// What is left of a top-up or promo, and until when.
+#[derive(Serialize)]
+struct GrantShown {
+    kind: &'static str,
+    credit_type: String,
+    left: Credits,
+    /// Where it has not begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    /// `null`: the end of the cycle in which it begins.
+    until: Option<String>,
+    command_id: String,
+}
+
+/// Those that are used up do not matter any more.
+fn grants(state: &AccountState) -> Vec<GrantShown> {
+    let account = state::settled(state);
+    let end_ms = account.cycle.end_ms;
+    let ends = |lot: &Lot| lot.expires_ms.or(lot.begun.then_some(end_ms));
+    let mut lots: Vec<Lot> = account.lots.into_values().filter(|lot| lot.left > Credits::ZERO).collect();
+    lots.sort_by_key(|lot| ends(lot).unwrap_or(i64::MAX));
+    let shown = lots.into_iter().map(|lot| GrantShown {
+        kind: lot.kind.name(),
+        from: (!lot.begun).then(|| output::time(lot.effective_ms)),
+        until: ends(&lot).map(output::time),
+        credit_type: lot.credit_type,
+        left: lot.left,
+        command_id: lot.command_id,
+    });
+    shown.collect()
 }
 
 #[derive(Serialize)]
@@ -83,6 +125,9 @@ impl<'a> Shown<'a> {
             plan: &state.view.config.plan,
             cycle: state.view.cycle.into(),
             balances: counters.map(|(name, counter)| (name.as_str(), counter.balance().into())).collect(),
+            next_plan: state.view.next.as_ref().map(|next| next.plan.as_str()),
+            closed_at: (state.view.life != Life::Open).then(|| output::time(state.view.cycle.end_ms)),
+            grants: grants(state),
             as_of: AsOf { positions: positions.collect() },
         }
     }
@@ -95,7 +140,16 @@ impl<'a> Shown<'a> {
         );
         let positions = self.as_of.positions.iter().map(|(partition, offset)| format!("{partition} up to {offset}"));
         let positions: Vec<String> = positions.collect();
-        format!("{head}\n{}\nas of {}", self.table(), positions.join(", "))
+        let mut lines = vec![head, self.table().to_string()];
+        lines.extend(self.closed_at.as_ref().map(|at| format!("closed at {at}")));
+        lines.extend(self.next_plan.map(|plan| format!("plan {plan} begins at the renewal, {}", cycle.end)));
+        lines.extend(self.grants.iter().map(|grant| {
+            let from = grant.from.as_ref().map_or(String::new(), |from| format!(" from {from}"));
+            let until = grant.until.as_deref().unwrap_or("the end of that cycle");
+            format!("{} {}: {} left{from} until {until}", grant.kind, grant.credit_type, grant.left)
+        }));
+        lines.push(format!("as of {}", positions.join(", ")));
+        lines.join("\n")
     }
 
     fn table(&self) -> Table {
@@ -129,6 +183,7 @@ mod tests {
     use crate::ledger::call::Partition;
     use crate::ledger::catalogue::Amount;
     use crate::ledger::cycle::Cycle;
+    use crate::ledger::grants::GrantKind;
 
     fn state() -> AccountState {
         AccountState {
@@ -158,7 +213,49 @@ mod tests {
                     },
                 ),
             ],
+            denied: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn what_ends_first_and_what_waits_is_told() {
+        let mut state = state();
+        let lot = |left: i64, expires_ms: Option<i64>, begun: bool| Lot {
+            kind: GrantKind::Topup,
+            credit_type: "phone".into(),
+            left: Credits::whole(left),
+            priority: 100,
+            effective_ms: 1_772_236_800_000,
+            expires_ms,
+            begun,
+            command_id: format!("c-{left}"),
+        };
+        let (end_ms, day_ms) = (state.view.cycle.end_ms, 86_400_000);
+        state.view.lots = [
+            (1, lot(40, None, false)),
+            (2, lot(50, Some(end_ms + day_ms), true)),
+            (3, lot(20, Some(end_ms - day_ms), true)),
+            (4, lot(30, None, true)),
+        ]
+        .into_iter()
+        .collect();
+        // 10 of the 20 that end first are used: the grants are settled for the answer.
+        let phone = &mut state.counters[1].1;
+        phone.granted = Amount::Limited(Credits::whole(100));
+        phone.charged = Credits::whole(10);
+        state.view.next = Some(AccountConfig { plan: "starter".into(), ..state.view.config.clone() });
+        let shown = Shown::of("team-1", &state, &ShardState::default());
+        let left: Vec<_> = shown.grants.iter().map(|grant| (grant.left, grant.until.as_deref())).collect();
+        let expected = [
+            (Credits::whole(10), Some("2026-03-30T00:00:00Z")),
+            (Credits::whole(30), Some("2026-03-31T00:00:00Z")),
+            (Credits::whole(50), Some("2026-04-01T00:00:00Z")),
+            (Credits::whole(40), None),
+        ];
+        assert_eq!(left, expected);
+        let text = shown.text();
+        assert!(text.contains("plan starter begins at the renewal, 2026-03-31"), "{text}");
+        assert!(text.contains("topup phone: 40 left from 2026-02-28T00:00:00Z until the end of that cycle"), "{text}");
     }
 
     #[test]

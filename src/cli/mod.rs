@@ -2,6 +2,8 @@
 
 /// Commands to accounts, and what an account is.
 pub mod account;
+/// Add-ons of an account.
+pub mod addon;
 /// Whether Redis holds what the log comes to.
 pub mod audit;
 /// What a team has left.
@@ -12,6 +14,8 @@ pub mod catalogue;
 pub mod check;
 /// Made-up usage.
 pub mod generate;
+/// Top-ups, promos and corrections.
+pub mod grant;
 /// Events from a file into Kafka.
 pub mod load;
 /// Texts and JSON on stdout.
@@ -24,6 +28,8 @@ mod request;
 mod source;
 /// The state in Redis, as the meter left it.
 mod state;
+/// What a team was granted and has used, cycle by cycle.
+pub mod statement;
 /// Arguments from their texts.
 mod values;
 
@@ -87,10 +93,19 @@ pub enum Command {
     /// Create, change or show an account
     #[command(subcommand)]
     Account(account::AccountCommand),
-    /// Give credits to an account, in its open cycle
-    Grant(account::GrantArgs),
+    /// Give credits to an account: bought ones (top-up) or a gift (promo)
+    Grant(grant::GrantArgs),
+    /// Take back what is left of a grant
+    VoidGrant(grant::VoidGrantArgs),
+    /// Correct an account's open cycle by some credits
+    Adjust(grant::AdjustArgs),
+    /// Set or remove an account's add-ons, all else unchanged
+    #[command(subcommand)]
+    Addon(addon::AddonCommand),
     /// Show what an account has left
     Balance(balance::BalanceArgs),
+    /// Show what an account was granted and has used, cycle by cycle
+    Statement(statement::StatementArgs),
     /// Check or show the price list
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
@@ -155,8 +170,13 @@ impl Cli {
             Command::Load(args) => load::run(args, &config, output).await,
             Command::Account(account::AccountCommand::Put(args)) => account::put(args, &config, output).await,
             Command::Account(account::AccountCommand::Get(args)) => account::get(args, &config, output).await,
-            Command::Grant(args) => account::grant(args, &config, output).await,
+            Command::Account(account::AccountCommand::Close(args)) => account::close(args, &config, output).await,
+            Command::Grant(args) => grant::grant(args, &config, output).await,
+            Command::VoidGrant(args) => grant::void(args, &config, output).await,
+            Command::Adjust(args) => grant::adjust(args, &config, output).await,
+            Command::Addon(command) => addon::run(command, &config, output).await,
             Command::Balance(args) => balance::run(args, &config, output).await,
+            Command::Statement(args) => statement::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),
             Command::Check(_) => unreachable!("it has run above"),
@@ -235,9 +255,26 @@ mod tests {
         check("account put team-1 --plan basic --anchor 2026-02-01 --overage allow:x", ErrorKind::ValueValidation);
         check("grant team-1 --type email --amount 0", ErrorKind::ValueValidation);
         check("grant team-1 --type email --amount 1 --kind gift", ErrorKind::ValueValidation);
+        check("grant team-1 --type email --amount 1 --priority 1001", ErrorKind::ValueValidation);
+        check("grant team-1 --type email --amount 1 --expires-at 2026-02-01", ErrorKind::ValueValidation);
+        check("void-grant team-1", ErrorKind::MissingRequiredArgument);
+        check("adjust team-1 --type email --amount -5", ErrorKind::MissingRequiredArgument);
+        check("adjust team-1 --type email --amount 0 --reason import", ErrorKind::ValueValidation);
+        check("addon set team-1 email", ErrorKind::ValueValidation);
+        check("addon set team-1 email=0", ErrorKind::ValueValidation);
+        check("addon remove team-1", ErrorKind::MissingRequiredArgument);
+        check("account close", ErrorKind::MissingRequiredArgument);
+        check("statement team-1 --cycle last", ErrorKind::ValueValidation);
         check("demo --for soon", ErrorKind::ValueValidation);
         check("catalogue show --at soon", ErrorKind::ValueValidation);
         check("catalogue check new.toml --priced-up-to 2027-01-01", ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn numbers_may_be_negative() {
+        parse("adjust team-1 --type email --amount -0.5 --reason import").unwrap();
+        parse("adjust team-1 --type email --amount +5 --reason import").unwrap();
+        parse("statement team-1 --cycle -1").unwrap();
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Texts and JSON on stdout. The only place that writes there.
+//! Texts and JSON on stdout. The only place that writes there. Progress on stderr.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 pub use crate::ledger::time::rfc3339 as time;
@@ -26,4 +27,13 @@ fn line(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
+}
+
+/// Progress of long work: on stderr, and only where a person looks.
+pub fn progress(length: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
+    ProgressBar::new(length).with_style(style.expect("the template is a constant that is valid"))
 }

@@ -73,9 +73,28 @@ struct Report<'a> {
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<&'a str>,
+    /// The id of a command that changed the account meanwhile, and whose change is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced: Option<&'a str>,
+}
+
+/// A command that Kafka has.
+pub struct Sent {
+    pub account: String,
+    pub command_type: &'static str,
+    pub id: String,
+    pub offset: i64,
+    /// `None`: none came in time.
+    pub answer: Option<Answer>,
+    waited: Duration,
 }
 
 pub async fn send<D: Serialize>(request: Request<D>, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    tell(&deliver(request, config).await?, None, output)
+}
+
+/// Sends a command and waits for its answer, which [`tell`] then shows.
+pub async fn deliver<D: Serialize>(request: Request<D>, config: &Config) -> anyhow::Result<Sent> {
     let id = request.id.unwrap_or_else(|| Uuid::now_v7().to_string());
     let event = CloudEvent::now(SOURCE, request.command_type, &id, &request.account, &request.data);
     let value = serde_json::to_vec(&event)?;
@@ -83,12 +102,13 @@ pub async fn send<D: Serialize>(request: Request<D>, config: &Config, output: Ou
     require_one_partition(config).await?;
     // Before the command: its answer cannot come earlier than it was sent.
     let ledger = LedgerTail::open(&config.kafka).await?;
-    produce(config, &request.account, &id, &value).await?;
+    let offset = produce(config, &request.account, &id, &value).await?;
     let answer = match timeout(request.timeout, ledger.answer(&request.account, &id)).await {
         Ok(answer) => Some(answer.with_context(|| kept(&id))?),
         Err(_) => None,
     };
-    tell(&request.account, request.command_type, &id, answer.as_ref(), request.timeout, output)
+    let Request { account, command_type, timeout: waited, .. } = request;
+    Ok(Sent { account, command_type, id, offset, answer, waited })
 }
 
 async fn require_one_partition(config: &Config) -> anyhow::Result<()> {
@@ -100,7 +120,7 @@ async fn require_one_partition(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn produce(config: &Config, account: &str, id: &str, value: &[u8]) -> anyhow::Result<()> {
+async fn produce(config: &Config, account: &str, id: &str, value: &[u8]) -> anyhow::Result<i64> {
     let producer = Producer::new(&config.kafka)?;
     let record = Outgoing {
         topic: &config.kafka.topics.commands,
@@ -118,22 +138,17 @@ async fn produce(config: &Config, account: &str, id: &str, value: &[u8]) -> anyh
         "kafka acknowledged command {id} at {}/{}@{}",
         config.kafka.topics.commands, delivered.partition, delivered.offset
     );
-    Ok(())
+    Ok(delivered.offset)
 }
 
 fn kept(id: &str) -> String {
     format!("command {id} is acknowledged by kafka and will be applied, but its answer cannot be read")
 }
 
-fn tell(
-    account: &str,
-    command_type: &str,
-    id: &str,
-    answer: Option<&Answer>,
-    waited: Duration,
-    output: Output,
-) -> anyhow::Result<Ended> {
-    let report = |status| Report { id, account, r#type: command_type, status, reason: None, message: None };
+/// Tells how a command ended. `replaced`: the command of another whose change this one has undone.
+pub fn tell(sent: &Sent, replaced: Option<&str>, output: Output) -> anyhow::Result<Ended> {
+    let Sent { account, command_type, id, answer, waited, .. } = sent;
+    let report = |status| Report { id, account, r#type: command_type, status, reason: None, message: None, replaced };
     let (report, ended) = match answer {
         Some(Answer::Applied) => (report("applied"), Ended::Well),
         Some(Answer::Duplicate) => (report("duplicate"), Ended::Well),
@@ -147,7 +162,7 @@ fn tell(
         None => eprintln!(
             "no meter has answered within {}; command {id} is acknowledged by kafka and will be applied when a meter \
              runs",
-            humantime::format_duration(waited)
+            humantime::format_duration(*waited)
         ),
         Some(Answer::Applied | Answer::Refused { .. }) => {}
     }
@@ -155,5 +170,10 @@ fn tell(
         (Some(reason), Some(message)) => format!("{account}: refused, {reason}: {message}"),
         _ => format!("{account}: {} {id}", report.status),
     })?;
-    Ok(ended)
+    let Some(replaced) = replaced else { return Ok(ended) };
+    eprintln!(
+        "meanwhile command {replaced} had put another configuration of {account}, which this one has replaced: put \
+         that again with the add-ons as they are wanted"
+    );
+    Ok(Ended::Badly)
 }

@@ -1,5 +1,6 @@
 //! Arguments from their texts. Inside, values are valid.
 
+use chrono::{DateTime, Datelike, SecondsFormat};
 use chrono_tz::Tz;
 
 use crate::ledger::account::Addon;
@@ -28,6 +29,22 @@ pub fn setting(text: &str) -> Result<(String, String), String> {
 pub fn positive_credits(text: &str) -> Result<Credits, String> {
     let credits = Credits::parse(text).map_err(|error| error.to_string())?;
     if credits > Credits::ZERO { Ok(credits) } else { Err("it must be more than 0".to_owned()) }
+}
+
+/// `-5` or `+0.5`.
+pub fn signed_credits(text: &str) -> Result<Credits, String> {
+    let credits = match text.strip_prefix('+') {
+        Some(unsigned) => positive_credits(unsigned)?,
+        None => Credits::parse(text).map_err(|error| error.to_string())?,
+    };
+    if credits == Credits::ZERO { Err("it must be more or less than 0".to_owned()) } else { Ok(credits) }
+}
+
+/// `2026-01-31T00:00:00Z`, also with an offset; written in UTC. No date: whose midnight would that be?
+pub fn instant(text: &str) -> Result<String, String> {
+    let time = DateTime::parse_from_rfc3339(text).ok().filter(|time| (1970..=9999).contains(&time.to_utc().year()));
+    let time = time.ok_or_else(|| "it must be an RFC 3339 time, for instance 2026-01-31T00:00:00Z".to_owned())?;
+    Ok(time.to_utc().to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
 /// `email=500`.
@@ -108,6 +125,24 @@ mod tests {
         assert_eq!(addon("email=500"), Ok(expected));
         for wrong in ["email", "email=", "=5", "email=-1", "email=0", "email=1e3"] {
             assert!(addon(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_adjustment_has_a_sign_and_is_not_nothing() {
+        assert_eq!(signed_credits("-0.5"), Ok(Credits::from_thousandths(-500)));
+        assert_eq!(signed_credits("+7"), Ok(Credits::whole(7)));
+        assert_eq!(signed_credits("7"), Ok(Credits::whole(7)));
+        for wrong in ["0", "-0", "+0", "+-1", "--1", "", "-", "1e3", "0.0001"] {
+            assert!(signed_credits(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_sent_in_utc() {
+        assert_eq!(instant("2026-01-31T01:00:00+01:00"), Ok("2026-01-31T00:00:00Z".to_owned()));
+        for wrong in ["2026-01-31", "soon", "1969-12-31T00:00:00Z", "2026-02-30T00:00:00Z"] {
+            assert!(instant(wrong).is_err(), "{wrong}");
         }
     }
 

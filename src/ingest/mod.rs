@@ -6,6 +6,8 @@ pub mod admin;
 pub mod anchors;
 /// What every client shares: settings, errors, a look at the cluster.
 pub mod client;
+/// Commands that were sent.
+pub mod commands;
 /// The thread that reads.
 pub mod consumer;
 /// Records that cannot be judged, to their own topic.
@@ -28,5 +30,7 @@ pub mod recorded;
 pub mod scan;
 /// The ledger's line that names a state.
 pub mod state_line;
+/// What was published about closed cycles.
+pub mod statements;
 /// Where logs start and end, and what the group committed.
 pub mod watermarks;

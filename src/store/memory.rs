@@ -109,6 +109,6 @@ impl MemoryStore {
         let shard = self.shard(shard_of(account, self.shards.len() as u32));
         let account = shard.accounts.get(account)?;
         let counters = account.counters.iter().map(|(name, counter)| (name.clone(), *counter)).collect();
-        Some(AccountState { view: account.view(), counters })
+        Some(AccountState { view: account.view(), counters, denied: account.denied.clone() })
     }
 }

@@ -27,6 +27,7 @@ pub mod stored;
 /// Keys, arguments and replies.
 pub mod words;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -122,6 +123,8 @@ pub enum Taken {
 pub struct AccountState {
     pub view: AccountView,
     pub counters: Vec<(String, Counter)>,
+    /// Events that were denied in the open cycle, by credit type.
+    pub denied: BTreeMap<String, u64>,
 }
 
 /// A shard's positions and totals, for `balance`, metrics and tests.

@@ -16,7 +16,7 @@ use super::nodes::{Node, Nodes, Request};
 use super::scripts::{
     ALL, CommandScript, ForgetScript, InitScript, RollScript, RootScript, Script, TakeScript, TimeScript, WipeScript,
 };
-use super::stored::{parse_counters, parse_days, parse_root, parse_shard, parse_view};
+use super::stored::{parse_counters, parse_days, parse_denied, parse_root, parse_shard, parse_view};
 use super::words::Fields;
 use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
 use crate::failpoint::{self, Failpoint};
@@ -203,7 +203,7 @@ impl RedisStore {
             return Ok(None);
         }
         let counters = parse_counters(&fields)?.into_iter().collect();
-        Ok(Some(AccountState { view: parse_view(&fields)?, counters }))
+        Ok(Some(AccountState { view: parse_view(&fields)?, counters, denied: parse_denied(&fields)? }))
     }
 
     /// Runs a command that only reads; its first argument is its key.

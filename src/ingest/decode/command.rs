@@ -25,7 +25,7 @@ use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::Body;
 
 /// No reason: round number.
-const PRIORITY_MAX: u32 = 1000;
+pub const PRIORITY_MAX: u32 = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

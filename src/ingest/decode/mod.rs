@@ -25,6 +25,7 @@ use crate::ledger::catalogue::Conditions;
 use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::{Body, Record};
 
+pub use command::PRIORITY_MAX;
 pub use usage::USAGE;
 
 /// A record that only moves time.
