@@ -106,7 +106,8 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
         ),
         spec(&topics.denied, many, vec![kept.clone()]),
         spec(&topics.alerts, many, vec![]),
-        spec(&topics.cycles, many, vec![]),
+        // Statements are read years later.
+        spec(&topics.cycles, many, for_ever.to_vec()),
         spec(&topics.ledger, many, for_ever.to_vec()),
         // Only the newest count.
         spec(
@@ -423,10 +424,11 @@ mod tests {
     }
 
     #[test]
-    fn commands_and_ledger_are_kept_for_ever() {
+    fn commands_ledger_and_statements_are_kept_for_ever() {
         let config = Config::default();
         for spec in topic_plan(&config) {
-            let for_ever = [&config.kafka.topics.commands, &config.kafka.topics.ledger].contains(&&spec.name);
+            let topics = &config.kafka.topics;
+            let for_ever = [&topics.commands, &topics.cycles, &topics.ledger].contains(&&spec.name);
             let kept = spec.settings.contains(&(RETENTION_MS, Rule::Is("-1")));
             assert_eq!(kept, for_ever, "{}", spec.name);
             assert!(spec.settings.contains(&(CLEANUP_POLICY, Rule::Is("delete"))), "{}", spec.name);

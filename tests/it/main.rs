@@ -2,6 +2,7 @@
 
 mod audit;
 mod bad_input;
+mod billing;
 mod catalogue;
 mod cluster;
 mod commands;
