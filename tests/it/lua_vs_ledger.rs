@@ -70,7 +70,6 @@ actions = ["reveal_email", "reveal_phone", "verify"]
 overage = { allow = { limit = 6 } }
 [plans.large]
 interval = "monthly"
-carry_over_max = { email = 6 }
 allowance = { email = 30, phone = 9 }
 carry_over_max = { email = 100, phone = 1 }
 actions = ["reveal_email", "reveal_phone", "verify"]
