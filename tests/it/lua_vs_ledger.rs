@@ -310,7 +310,7 @@ impl<'a> History<'a> {
 
     /// Sometimes the days around midnight end, and then the history.
     async fn end(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
-        if self.rng.random_bool(0.3) {
+        if self.rng.random_bool(0.5) {
             let floor_ms =
                 MIDNIGHT_MS + self.rng.random_range(0..2) * DAY_MS + self.rng.random_range(9..12) * MINUTE_MS;
             self.raise_floor(floor_ms, connection).await;
