@@ -396,7 +396,12 @@ impl Taker<'_> {
         let cycle = closes.cycle;
         let at_ms = cycle.end_ms;
         let mut counters = BTreeMap::new();
-        for credit_type in self.account.credit_types() {
+        // Also those of which something was only denied.
+        let mut types = self.account.credit_types();
+        types.extend(self.account.denied.keys().cloned());
+        types.sort_unstable();
+        types.dedup();
+        for credit_type in types {
             self.account.settle(&credit_type);
             let end = if opens.is_some() { LotsEnd::Renewal { at_ms } } else { LotsEnd::Closing };
             let mut spare = self.end_lots(&credit_type, end);
