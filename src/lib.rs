@@ -5,6 +5,8 @@
 pub mod app;
 /// The log folded again and compared with Redis, apart from the meter.
 pub mod audit;
+/// A file of events folded under a price list, with the ledger alone.
+pub mod backtest;
 /// The commands.
 pub mod cli;
 /// The only reader of files and environment.

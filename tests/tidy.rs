@@ -71,6 +71,7 @@ fn dependencies_point_one_way() {
     check("src/http", &["store", "ingest", "pipeline", "outbox", "app", "audit", "cli", "demo"]);
     check("src/app", &["audit", "cli", "demo"]);
     check("src/audit", &["outbox", "http", "app", "cli", "demo", "metrics"]);
+    check("src/backtest", &["store", "outbox", "http", "app", "audit", "cli", "demo", "config", "metrics"]);
 }
 
 #[test]

@@ -6,6 +6,8 @@ pub mod account;
 pub mod addon;
 /// Whether Redis holds what the log comes to.
 pub mod audit;
+/// What a file of events comes to under a price list.
+pub mod backtest;
 /// What a team has left.
 pub mod balance;
 /// The price list.
@@ -111,6 +113,8 @@ pub enum Command {
     Catalogue(catalogue::CatalogueCommand),
     /// Fold the log again and compare every account with Redis; the meter may go on meanwhile
     Audit(audit::AuditArgs),
+    /// What a file of events comes to under a price list, cycle by cycle, without Kafka or Redis
+    Backtest(backtest::BacktestArgs),
 }
 
 #[derive(Debug, Args)]
@@ -179,6 +183,7 @@ impl Cli {
             Command::Statement(args) => statement::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),
+            Command::Backtest(args) => backtest::run(args, &config, output).await,
             Command::Check(_) => unreachable!("it has run above"),
         }
     }

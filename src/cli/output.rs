@@ -18,6 +18,11 @@ impl Output {
     pub fn answer(self, document: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         if self.json { line(&serde_json::to_string(document)?) } else { line(&text()) }
     }
+
+    /// Writes lines that are read by programs, whatever `--json` says.
+    pub fn lines(self, lines: &[String]) -> anyhow::Result<()> {
+        line(&lines.join("\n"))
+    }
 }
 
 fn line(text: &str) -> anyhow::Result<()> {

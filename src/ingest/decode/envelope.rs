@@ -339,6 +339,17 @@ fn missing(name: &str) -> Fault {
     Fault::new(DeadReason::MissingField, format!("{name} is missing or empty"))
 }
 
+/// The time that a structured event gives, whatever else is in it.
+pub fn time_of(value: &[u8]) -> Option<i64> {
+    #[derive(Deserialize)]
+    struct OnlyTime<'a> {
+        #[serde(borrow)]
+        time: Cow<'a, str>,
+    }
+    let Object(OnlyTime { time }) = serde_json::from_slice(value).ok()?;
+    time_ms(&time)
+}
+
 /// An RFC 3339 timestamp between the years 1970 and 9999, in ms; what is finer is cut off.
 pub fn time_ms(text: &str) -> Option<i64> {
     let any_rfc_3339 = || Some(DateTime::parse_from_rfc3339(text).ok()?.timestamp_millis());
