@@ -170,11 +170,11 @@ impl Shard {
         let identity = event.event.identity;
         let in_day =
             |day: i64| self.seen.get(&(group.account.clone(), day)).is_some_and(|sets| sets.contains(identity));
-        let repeat = call.classes[event.class].judge == Judge::Repeat;
-        let duplicate = repeat || in_day(days.own) || days.neighbour.is_some_and(in_day);
-        // Each event is remembered in its own day, a duplicate too: the next retry may be nearer to that one.
+        let repeat = call.classes[event.class].judge == Judge::Repeat || days.neighbour.is_some_and(in_day);
         let (layout, _) = layouts_of(&group.days, days);
         let begun = self.seen.entry((group.account.clone(), days.own)).or_insert_with(|| DaySets::new(layout.clone()));
+        let duplicate = repeat || begun.contains(identity);
+        // Each event is remembered in its own day, a duplicate too: the next retry may be nearer to that one.
         begun.insert(identity);
         let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
         account.days.entry(days.own).or_insert_with(|| layout.clone());
@@ -220,13 +220,16 @@ impl Account {
 
     /// Decides an event of the open cycle, and charges it. The remaining credits are those before it.
     fn use_now(&mut self, class: &Class, overage: Overage) -> (Verdict, Credits, Option<Credits>) {
-        let mut counter = self.counters.get(&class.credit_type).copied().unwrap_or_default();
+        let counter = self.counters.get(&class.credit_type).copied().unwrap_or_default();
         let Balance { remaining, overage: over, .. } = counter.balance();
         let (verdict, uncovered) = judge(class, remaining, counter.charged, over, overage);
         match verdict {
             Verdict::Charged | Verdict::Capped => {
-                counter.charged += class.cost - uncovered;
-                self.counters.insert(class.credit_type.clone(), counter);
+                let charged = counter.charged + class.cost - uncovered;
+                match self.counters.get_mut(&class.credit_type) {
+                    Some(counter) => counter.charged = charged,
+                    None => drop(self.counters.insert(class.credit_type.clone(), Counter { charged, ..counter })),
+                }
             }
             Verdict::Denied(_) => *self.denied.entry(class.credit_type.clone()).or_default() += 1,
             Verdict::Free | Verdict::Duplicate => {}

@@ -1,8 +1,9 @@
 //! One shard: its accounts, what was already seen, and the fence that lets each record in once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::account::{AccountConfig, AccountView, Counter, Life};
@@ -20,11 +21,11 @@ use super::outcome::{DeadReason, Outcome};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Shard {
     pub fence: Option<Fence>,
-    pub accounts: HashMap<Arc<str>, Account>,
+    pub accounts: FxHashMap<Arc<str>, Account>,
     /// Identities decided, by account and UTC day.
-    pub seen: HashMap<(Arc<str>, i64), DaySets>,
+    pub seen: FxHashMap<(Arc<str>, i64), DaySets>,
     /// Identities of the commands that were applied to an account. Never forgotten.
-    pub commands_seen: HashMap<Arc<str>, BTreeSet<i64>>,
+    pub commands_seen: FxHashMap<Arc<str>, BTreeSet<i64>>,
     pub notes: BTreeMap<(Partition, i64), DeadReason>,
     pub outbox: Vec<OutboxEntry>,
     /// Entries taken from the front of the outbox so far.

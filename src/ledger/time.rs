@@ -98,7 +98,9 @@ impl Shard {
                 continue;
             }
             account.days.retain(|day, _| !gone.contains(day));
-            self.seen.retain(|(of, day), _| of != name || !gone.contains(day));
+            for day in gone {
+                self.seen.remove(&(name.clone(), *day));
+            }
             changed += 1;
         }
         Some(changed)
