@@ -105,6 +105,20 @@ impl Batch {
         }
     }
 
+    /// How many records come before the first one that time changes its account for, while others of that account wait
+    /// before it: they are judged first, however far behind the meter is.
+    pub fn cut_at(&self, accounts: &Accounts) -> Option<usize> {
+        let mut earlier = FxHashSet::default();
+        self.records.iter().position(|record| {
+            let Body::Usage(event) = &record.body else { return false };
+            let due = accounts.get(&event.account).is_some_and(|account| account.is_due(event.dated_ms));
+            if !due {
+                earlier.insert(&event.account);
+            }
+            due && earlier.contains(&event.account)
+        })
+    }
+
     fn roll(&self, known: &Known, due: Due, commands_first: Option<i64>) -> Option<RollCall> {
         let mut steps_left = STEPS_MAX;
         let mut accounts = Vec::new();
@@ -279,13 +293,14 @@ impl<'a> Builder<'a> {
             // The shard answers with the account, or says that it has none.
             None => 0,
             Some(account) if account.is_due(event.dated_ms) => {
-                if let Some(until_ms) = self.due.get_mut(&*event.account) {
-                    *until_ms = event.dated_ms.max(*until_ms);
-                } else if steps_until(self.catalogue, account, event.dated_ms, MeterTime::default()).is_empty() {
-                    return self.found(record, DeadReason::CycleNotOpen);
-                } else {
-                    self.due.insert(&event.account, event.dated_ms);
+                // The first one decides how far: what comes between it and the next is judged before that.
+                if self.due.contains_key(&*event.account) {
+                    return;
                 }
+                if steps_until(self.catalogue, account, event.dated_ms, MeterTime::default()).is_empty() {
+                    return self.found(record, DeadReason::CycleNotOpen);
+                }
+                self.due.insert(&event.account, event.dated_ms);
                 return;
             }
             Some(account) => match price(self.catalogue, account, event) {
@@ -392,17 +407,8 @@ mod tests {
     use crate::ledger::cycle::Cycle;
     use crate::ledger::event::{DAY_MS, Identity};
 
-    #[test]
-    fn a_retry_over_midnight_in_the_same_call_is_remembered_in_its_own_day() {
-        let catalogue = Catalogue::parse(include_str!("../../config/catalogue.toml")).unwrap();
-        let stamp = Arc::new(Stamp {
-            generation: "g".into(),
-            catalogue: catalogue.id.clone(),
-            usage_topic: "u".into(),
-            restamp_tolerance_ms: 600_000,
-            outbox_max: 10,
-            set_members_max: 512,
-        });
+    /// One account, whose cycle ends after 100 days.
+    fn accounts() -> Accounts {
         let config = AccountConfig {
             plan: "basic".into(),
             anchor: "1970-01-01".parse().unwrap(),
@@ -414,8 +420,11 @@ mod tests {
         };
         let cycle = Cycle { number: 0, start_ms: 0, end_ms: 100 * DAY_MS };
         let view = AccountView { version: 1, ..AccountView::opened(config, cycle) };
-        let accounts: Accounts = [(Arc::from("acme"), view)].into_iter().collect();
-        let record = |offset: i64, time_ms: i64| Record {
+        [(Arc::from("acme"), view)].into_iter().collect()
+    }
+
+    fn record(offset: i64, time_ms: i64) -> Record {
+        Record {
             partition: Partition::usage(0),
             offset,
             append_ms: time_ms,
@@ -433,7 +442,37 @@ mod tests {
                 fields: Box::default(),
                 identity: Identity::of("s", "1"),
             })),
+        }
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_its_account_changes_while_earlier_events_wait() {
+        let end_ms = 100 * DAY_MS;
+        let check = |times: &[i64], cut: Option<usize>| {
+            let records = times.iter().zip(0..).map(|(time_ms, offset)| record(offset, *time_ms)).collect();
+            let batch = Batch { records, ranges: Vec::new(), commands_end: None };
+            assert_eq!(batch.cut_at(&accounts()), cut, "{times:?}");
         };
+        check(&[end_ms - 2, end_ms - 1], None);
+        check(&[end_ms - 2, end_ms - 1, end_ms, end_ms + 1], Some(2));
+        // Time changes the account first, and what was late is late.
+        check(&[end_ms, end_ms + 1], None);
+        check(&[end_ms, end_ms - 1], None);
+        check(&[end_ms, end_ms - 1, end_ms + 1], Some(2));
+    }
+
+    #[test]
+    fn a_retry_over_midnight_in_the_same_call_is_remembered_in_its_own_day() {
+        let catalogue = Catalogue::parse(include_str!("../../config/catalogue.toml")).unwrap();
+        let stamp = Arc::new(Stamp {
+            generation: "g".into(),
+            catalogue: catalogue.id.clone(),
+            usage_topic: "u".into(),
+            restamp_tolerance_ms: 600_000,
+            outbox_max: 10,
+            set_members_max: 512,
+        });
+        let accounts = accounts();
         let minute = 60_000;
         // Before midnight, after it, and again: only the last is nothing new to the shard.
         let records =

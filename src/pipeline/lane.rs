@@ -261,12 +261,11 @@ impl Lane {
 
     /// Takes records out of the lane's counts, with a range for each of their partitions.
     fn batch(&mut self, records: Vec<Record>, commands_end: Option<i64>) -> Batch {
-        let mut ends: BTreeMap<Partition, (i64, Option<LastRead>)> = BTreeMap::new();
         for record in &records {
-            ends.insert(record.partition, (record.offset + 1, Some(record.last_read())));
             self.marks.get_mut(&record.partition).expect("a queued record's partition has a mark").queued -= 1;
         }
-        let ranges = ends.into_iter().map(|(partition, (to, last))| self.range(partition, to, last)).collect();
+        let ranges =
+            ends(&records).into_iter().map(|(partition, (to, last))| self.range(partition, to, last)).collect();
         Batch { records, ranges, commands_end }
     }
 
@@ -340,6 +339,20 @@ impl Lane {
         back
     }
 
+    /// Puts all but the first records of a batch back.
+    pub fn shorten(&mut self, batch: Batch, records: usize, now_ms: u64) -> Batch {
+        let Batch { records: mut first, ranges, commands_end } = batch;
+        let rest = first.split_off(records);
+        self.put_back(Batch { records: rest, ranges: ranges.clone(), commands_end }, now_ms);
+        let ends = ends(&first);
+        let ranges = ranges.into_iter().filter_map(|range| {
+            let &(to, last) = ends.get(&range.partition)?;
+            let halted = !self.marks.contains_key(&range.partition);
+            Some(if halted { range } else { self.range(range.partition, to, last) })
+        });
+        Batch { ranges: ranges.collect(), records: first, commands_end }
+    }
+
     /// The shard is further than the worker believed: what it has applied is dropped.
     pub fn skip_to(&mut self, partition: Partition, position: i64) {
         self.drop_records(|record| record.partition == partition && record.offset < position);
@@ -383,6 +396,12 @@ impl Lane {
         // The hold's end of the commands is too old for records that have moved up into its count: it is asked anew.
         self.hold = None;
     }
+}
+
+/// Where the records of each partition end.
+fn ends(records: &[Record]) -> BTreeMap<Partition, (i64, Option<LastRead>)> {
+    let end = |record: &Record| (record.partition, (record.offset + 1, Some(record.last_read())));
+    records.iter().map(end).collect()
 }
 
 /// How often ranges without records are sent. No reason: round number, well below what anyone watches.

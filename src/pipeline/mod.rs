@@ -330,6 +330,12 @@ impl Pipeline {
             others: lane.others(&batch.ranges),
             late_after_ms: self.settings.late_after_ms,
         });
+        if let Call::Roll(_) = &call
+            && let Some(records) = batch.cut_at(&self.accounts)
+        {
+            let batch = self.lane(shard).shorten(batch, records, now_ms);
+            return self.price(now_ms, shard, batch, effects);
+        }
         // Before they are noted: a note decides for ever.
         let found = match &call {
             Call::Apply(call) => call.found.clone(),
