@@ -245,10 +245,10 @@ impl Ticker {
         );
         let record = Outgoing {
             topic,
-            key: None,
             value: Some(value.as_bytes()),
             headers: &[("content-type", Some(b"application/cloudevents+json; charset=UTF-8"))],
             partition: Some(0),
+            ..Outgoing::default()
         };
         let delivered = self.producer.send(record).await?;
         delivered.append_ms.ok_or_else(|| TickError::NoAppendTime { topic: topic.clone() })

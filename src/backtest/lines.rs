@@ -74,7 +74,7 @@ impl<R: Read> Lines<R> {
         let time_ms = match &record.body {
             Body::Usage(event) => Some(event.time_ms),
             Body::Command(command) => Some(command.time_ms),
-            Body::Tick => decode::time_of(line),
+            Body::Tick => decode::bears(line).map(|(_, time_ms)| time_ms),
             Body::Dead { .. } => None,
         };
         record.append_ms = time_ms.unwrap_or_default();

@@ -1,6 +1,7 @@
 //! Events from a file, from stdin or made up, into Kafka: as fast as it takes them, and counted by its
 //! acknowledgements.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::IsTerminal;
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::account::AccountData;
 use super::generate::{Generated, Usage, account_name};
+use super::history::History;
 use super::output::Output;
 use super::request::{CLOUD_EVENTS_JSON, CloudEvent};
 use super::source::{Line, Source, actions, lines, now_ms, read_ahead};
@@ -48,6 +50,10 @@ pub struct LoadArgs {
     /// Events per second [default: as many as Kafka takes]
     #[arg(long, value_name = "EVENTS_PER_S", value_parser = clap::value_parser!(u64).range(1..))]
     pub rate: Option<u64>,
+    /// Send commands and usage of the past: each record bears its event's time, and time passes to the latest; for
+    /// topics with CreateTime and a meter with events.age_from = "create"
+    #[arg(long, conflicts_with_all = ["generate", "topic"])]
+    pub history: bool,
     /// Go on after a line that cannot be sent
     #[arg(long)]
     pub skip_bad: bool,
@@ -68,8 +74,9 @@ pub async fn run(args: LoadArgs, config: &Config, output: Output) -> anyhow::Res
         TopicName::Usage => &topics.usage,
         TopicName::Commands => &topics.commands,
     };
-    Cluster::new(&config.kafka)?.partitions(topic).await?;
-    let mut loader = Loader::new(config)?;
+    let partitions = Cluster::new(&config.kafka)?.partitions(topic).await?;
+    let history = if args.history { Some(History::open(config).await?) } else { None };
+    let mut loader = Loader::new(config, history)?;
     let source = open(&args, config)?;
     if let (Some(plan), Some(usage)) = (&args.put_accounts, source.usage()) {
         let accounts = put_accounts(&loader, &topics.commands, plan, usage).await?;
@@ -84,6 +91,7 @@ pub async fn run(args: LoadArgs, config: &Config, output: Output) -> anyhow::Res
         eprintln!("first failure: {failure}");
     }
     stopped?;
+    loader.end_history(partitions).await?;
     Ok(if report.failed == 0 { Ended::Well } else { Ended::Badly })
 }
 
@@ -122,8 +130,13 @@ async fn put_accounts(loader: &Loader, topic: &str, plan: &str, usage: Usage) ->
         };
         let value = serde_json::to_vec(&CloudEvent::now(SOURCE, ACCOUNT_PUT, &id, &account, data))?;
         let headers: [OutgoingHeader; 1] = [("content-type", Some(CLOUD_EVENTS_JSON))];
-        let record =
-            Outgoing { topic, key: Some(account.as_bytes()), value: Some(&value), headers: &headers, partition: None };
+        let record = Outgoing {
+            topic,
+            key: Some(account.as_bytes()),
+            value: Some(&value),
+            headers: &headers,
+            ..Outgoing::default()
+        };
         acknowledgements.push_back(loader.producer.enqueue(record).await?);
     }
     for acknowledgement in acknowledgements {
@@ -158,8 +171,13 @@ impl Report {
     }
 }
 
+/// A topic, and the time that a record bears in it; without one, the clock's.
+type Place<'a> = (Cow<'a, str>, Option<i64>);
+
 struct Loader {
     producer: Producer,
+    /// Set where records bear their events' times.
+    history: Option<History>,
     started: Instant,
     waiting: VecDeque<Acknowledgement>,
     sent: u64,
@@ -170,9 +188,10 @@ struct Loader {
 }
 
 impl Loader {
-    fn new(config: &Config) -> anyhow::Result<Loader> {
+    fn new(config: &Config, history: Option<History>) -> anyhow::Result<Loader> {
         Ok(Loader {
             producer: Producer::new(&config.kafka)?,
+            history,
             started: Instant::now(),
             waiting: VecDeque::new(),
             sent: 0,
@@ -216,7 +235,15 @@ impl Loader {
         while let Some(batch) = lines.recv().await {
             for line in batch {
                 match line {
-                    Line::Event(event) => self.send(topic, &event).await,
+                    Line::Event { number, event } => match self.place(topic, &event) {
+                        Ok(None) => {}
+                        Ok(Some((topic, time_ms))) => self.send(&topic, &event, time_ms).await,
+                        Err(reason) if skip_bad => {
+                            eprintln!("line {number} is skipped: {reason}");
+                            self.skipped += 1;
+                        }
+                        Err(reason) => bail!("line {number} cannot be sent: {reason}"),
+                    },
                     Line::Bad { number, reason } if skip_bad => {
                         eprintln!("line {number} is skipped: {reason}");
                         self.skipped += 1;
@@ -233,9 +260,16 @@ impl Loader {
         Ok(())
     }
 
-    async fn send(&mut self, topic: &str, event: &Generated) {
+    /// Where an event goes; `None`: nowhere.
+    fn place<'a>(&mut self, topic: &'a str, event: &Generated) -> Result<Option<Place<'a>>, String> {
+        let Some(history) = &mut self.history else { return Ok(Some((Cow::Borrowed(topic), None))) };
+        let placed = history.place(&event.value)?;
+        Ok(placed.map(|(topic, time_ms)| (Cow::Owned(topic.to_owned()), Some(time_ms))))
+    }
+
+    async fn send(&mut self, topic: &str, event: &Generated, time_ms: Option<i64>) {
         let (key, value) = (Some(event.account.as_bytes()), Some(event.value.as_slice()));
-        let record = Outgoing { topic, key, value, ..Outgoing::default() };
+        let record = Outgoing { topic, key, value, time_ms, ..Outgoing::default() };
         self.sent += 1;
         match self.producer.enqueue(record).await {
             Ok(acknowledgement) => self.waiting.push_back(acknowledgement),
@@ -266,6 +300,14 @@ impl Loader {
             self.waiting.pop_front();
             self.settle(fate);
             bar.set_position(self.acknowledged + self.failed);
+        }
+    }
+
+    /// Once everything is there: a tick that overtook a record would make it late.
+    async fn end_history(&self, partitions: i32) -> anyhow::Result<()> {
+        match &self.history {
+            Some(history) if self.failed == 0 => history.end(&self.producer, partitions).await,
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -18,6 +18,8 @@ pub mod check;
 pub mod generate;
 /// Top-ups, promos and corrections.
 pub mod grant;
+/// Events of the past into Kafka.
+mod history;
 /// Events from a file into Kafka.
 pub mod load;
 /// Texts and JSON on stdout.

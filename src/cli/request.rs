@@ -127,7 +127,7 @@ async fn produce(config: &Config, account: &str, id: &str, value: &[u8]) -> anyh
         key: Some(account.as_bytes()),
         value: Some(value),
         headers: &[("content-type", Some(CLOUD_EVENTS_JSON))],
-        partition: None,
+        ..Outgoing::default()
     };
     let again =
         || format!("command {id} may or may not be sent: send it again with --id {id}, the same id counts once");

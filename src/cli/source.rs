@@ -60,7 +60,10 @@ pub fn now_ms() -> i64 {
 /// What a line of the source is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
-    Event(Generated),
+    Event {
+        number: u64,
+        event: Generated,
+    },
     Bad {
         number: u64,
         reason: String,
@@ -114,8 +117,8 @@ fn make(usage: Usage, actions: &BTreeMap<String, Action>, batches: &mut Batches)
         ))?;
         return batches.flush();
     };
-    for event in generator {
-        batches.push(Line::Event(event))?;
+    for (number, event) in (1..).zip(generator) {
+        batches.push(Line::Event { number, event })?;
     }
     batches.flush()
 }
@@ -195,7 +198,7 @@ fn parse(number: u64, text: Vec<u8>) -> Option<Line> {
         Err(error) => Err(error.to_string().replace("at line 1 column", "at column")),
     };
     Some(match addressed {
-        Ok(account) => Line::Event(Generated { account, value: text }),
+        Ok(account) => Line::Event { number, event: Generated { account, value: text } },
         Err(reason) => Line::Bad { number, reason },
     })
 }
@@ -207,7 +210,7 @@ mod tests {
     #[test]
     fn a_line_is_an_object_with_a_subject() {
         let check = |text: &str, expected: Result<&str, &str>| match (parse(3, text.into()), expected) {
-            (Some(Line::Event(event)), Ok(account)) => {
+            (Some(Line::Event { number: 3, event }), Ok(account)) => {
                 assert_eq!((event.account.as_str(), event.value.as_slice()), (account, text.as_bytes()));
             }
             (Some(Line::Bad { number: 3, reason }), Err(expected)) => assert!(reason.contains(expected), "{reason}"),
@@ -231,7 +234,7 @@ mod tests {
         let mut accounts = Vec::new();
         while let Some(batch) = receiver.blocking_recv() {
             for line in batch {
-                let Line::Event(event) = line else { panic!("{line:?}") };
+                let Line::Event { event, .. } = line else { panic!("{line:?}") };
                 assert!(event.value.ends_with(b"}"));
                 accounts.push(event.account);
             }

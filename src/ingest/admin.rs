@@ -85,9 +85,13 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
     let kept = (RETENTION_MS, Rule::Keeps { least: millis(least), new: millis(new) });
     let deleted = (CLEANUP_POLICY, Rule::Is("delete"));
     let for_ever = [(RETENTION_MS, Rule::Is("-1")), (RETENTION_BYTES, Rule::Is("-1"))];
-    let usage_time = match config.events.age_from {
-        AgeFrom::Append => (TIMESTAMP_TYPE, Rule::Is("LogAppendTime")),
-        AgeFrom::Create => (TIMESTAMP_TYPE, Rule::Is("CreateTime")),
+    // History is kept by its own time, so a bound would delete it at once.
+    let (input_time, usage_kept) = match config.events.age_from {
+        AgeFrom::Append => ((TIMESTAMP_TYPE, Rule::Is("LogAppendTime")), kept.clone()),
+        AgeFrom::Create => {
+            let kept = (RETENTION_MS, Rule::Keeps { least: millis(least), new: -1 });
+            ((TIMESTAMP_TYPE, Rule::Is("CreateTime")), kept)
+        }
     };
     let inputs = vec![topics.usage.clone(), topics.commands.clone()];
     let spec = |name: &str, partitions: Expect, settings: Vec<(&'static str, Rule)>| TopicSpec {
@@ -97,13 +101,9 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
     };
     let many = Expect::AtLeast(1);
     vec![
-        spec(&topics.usage, many, vec![usage_time, kept.clone()]),
+        spec(&topics.usage, many, vec![input_time.clone(), usage_kept]),
         // Commands have one order.
-        spec(
-            &topics.commands,
-            Expect::Exactly(1),
-            [vec![(TIMESTAMP_TYPE, Rule::Is("LogAppendTime"))], for_ever.to_vec()].concat(),
-        ),
+        spec(&topics.commands, Expect::Exactly(1), [vec![input_time], for_ever.to_vec()].concat()),
         spec(&topics.denied, many, vec![kept.clone()]),
         spec(&topics.alerts, many, vec![]),
         // Statements are read years later.
@@ -128,6 +128,15 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Whose time the records of a topic bear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamps {
+    /// The broker's; else their producer's.
+    pub by_append: bool,
+    /// How long they are kept after it; `None`: for ever.
+    pub kept_ms: Option<i64>,
 }
 
 type Settings = BTreeMap<String, String>;
@@ -251,6 +260,19 @@ impl Admin {
             });
         }
         findings
+    }
+
+    /// Which time the records of an input topic bear, and how long they are kept.
+    pub async fn stamps(&self, topic: &String) -> Result<Stamps, BrokerError> {
+        let settings = self.settings([topic].into_iter()).await?;
+        let setting = |name: &str| settings.get(topic).and_then(|settings| settings.get(name));
+        let kept_ms = setting(RETENTION_MS).and_then(|ms| ms.parse().ok()).filter(|ms| *ms >= 0);
+        Ok(Stamps { by_append: setting(TIMESTAMP_TYPE).is_some_and(|kind| kind == "LogAppendTime"), kept_ms })
+    }
+
+    /// The command that lets producers stamp the records of a topic.
+    pub fn alter_stamps(&self, topic: &str) -> String {
+        self.alter(topic, TIMESTAMP_TYPE, &Wanted { value: "CreateTime".to_owned(), or_more: false })
     }
 
     fn alter(&self, topic: &str, setting: &str, wanted: &Wanted) -> String {

@@ -77,7 +77,7 @@ pub async fn produce(config: &Config, producer: &Producer, notes: &[Note]) -> Re
             key: original.key.as_deref(),
             value: original.value.as_deref(),
             headers: &headers,
-            partition: None,
+            ..Outgoing::default()
         };
         acknowledgements.push(producer.enqueue(record).await?);
     }

@@ -36,7 +36,7 @@ const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
 /// A header: a name, and a value that may be null.
 pub type OutgoingHeader<'a> = (&'a str, Option<&'a [u8]>);
 
-/// A record to send. Without a partition the key chooses one.
+/// A record to send. Without a partition the key chooses one; without a time the clock gives it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outgoing<'a> {
     pub topic: &'a str,
@@ -44,6 +44,7 @@ pub struct Outgoing<'a> {
     pub value: Option<&'a [u8]>,
     pub headers: &'a [OutgoingHeader<'a>],
     pub partition: Option<i32>,
+    pub time_ms: Option<i64>,
 }
 
 /// Where a record is.
@@ -144,6 +145,7 @@ fn base_record<'a>(record: &Outgoing<'a>, report: Box<Report>) -> BaseRecord<'a,
     made.key = record.key;
     made.payload = record.value;
     made.partition = record.partition;
+    made.timestamp = record.time_ms;
     if !record.headers.is_empty() {
         let headers = OwnedHeaders::new_with_capacity(record.headers.len());
         let add = |headers: OwnedHeaders, (key, value): &OutgoingHeader| headers.insert(Header { key, value: *value });

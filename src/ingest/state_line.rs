@@ -26,7 +26,7 @@ pub async fn write(config: &Config, producer: &Producer, generation: &str, data:
         key: Some(meter.as_bytes()),
         value: Some(value.as_bytes()),
         headers: &[("content-type", Some(b"application/cloudevents+json; charset=UTF-8"))],
-        partition: None,
+        ..Outgoing::default()
     };
     producer.send(record).await.map(|_| ())
 }

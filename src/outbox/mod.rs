@@ -149,7 +149,7 @@ impl Relay {
             key: Some(entry.account.as_bytes()),
             value: Some(event.as_bytes()),
             headers: &[("content-type", Some(b"application/cloudevents+json; charset=UTF-8"))],
-            partition: None,
+            ..Outgoing::default()
         };
         self.producer.enqueue(record).await
     }

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json::{self, NoObject, Object};
-use super::{Fault, Faults, Headers, Raw, clip};
+use super::{Fault, Faults, Headers, Raw, TICK, clip};
+use crate::ledger::command::{ACCOUNT_CLOSE, ACCOUNT_PUT, ADJUST, GRANT, GRANT_VOID};
 use crate::ledger::outcome::DeadReason;
 
 /// Bytes of a text that is kept: ids, accounts and names stand in keys, messages and logs.
@@ -339,15 +340,31 @@ fn missing(name: &str) -> Fault {
     Fault::new(DeadReason::MissingField, format!("{name} is missing or empty"))
 }
 
-/// The time that a structured event gives, whatever else is in it.
-pub fn time_of(value: &[u8]) -> Option<i64> {
+/// What an event is for, by its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bears {
+    Usage,
+    Command,
+    Tick,
+}
+
+/// What a structured event is for, and its time, whatever else is in it.
+pub fn bears(value: &[u8]) -> Option<(Bears, i64)> {
     #[derive(Deserialize)]
-    struct OnlyTime<'a> {
+    struct TypeAndTime<'a> {
+        #[serde(borrow, rename = "type")]
+        event_type: Option<Cow<'a, str>>,
         #[serde(borrow)]
         time: Cow<'a, str>,
     }
-    let Object(OnlyTime { time }) = serde_json::from_slice(value).ok()?;
-    time_ms(&time)
+    let Object(TypeAndTime { event_type, time }) = serde_json::from_slice(value).ok()?;
+    let bears = match event_type.as_deref() {
+        Some(TICK) => Bears::Tick,
+        Some(ACCOUNT_PUT | ACCOUNT_CLOSE | GRANT | GRANT_VOID | ADJUST) => Bears::Command,
+        // One of no known type goes where its producer would have sent it, to end as a dead letter.
+        _ => Bears::Usage,
+    };
+    Some((bears, time_ms(&time)?))
 }
 
 /// An RFC 3339 timestamp between the years 1970 and 9999, in ms; what is finer is cut off.

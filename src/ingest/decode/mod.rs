@@ -26,7 +26,7 @@ use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::{Body, Record};
 
 pub use command::PRIORITY_MAX;
-pub use envelope::time_of;
+pub use envelope::{Bears, bears};
 pub use usage::USAGE;
 
 /// A record that only moves time.
