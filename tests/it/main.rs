@@ -1,6 +1,7 @@
 //! Tests against a real Kafka and a real Redis, started by `tests/run` or by `docker/services up`.
 
 mod audit;
+mod backtest;
 mod bad_input;
 mod billing;
 mod catalogue;

@@ -12,12 +12,12 @@ from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 UTC = timezone.utc
-START = datetime(2026, 1, 1, tzinfo=UTC)
-END = datetime(2027, 1, 1, tzinfo=UTC)
+START = datetime(2025, 1, 1, tzinfo=UTC)
+END = datetime(2026, 1, 1, tzinfo=UTC)
 INTERVALS = ["monthly", "quarterly", "semi_annual", "annual"]
 # New York and Paris change their clocks, Kolkata never does, and Santiago skips midnight itself.
 ZONES = ["America/New_York", "Europe/Paris", "Asia/Kolkata", "America/Santiago"]
-ANCHORS = ["2025-03-31", "2025-08-30", "2025-10-29", "2026-01-31", "2025-12-30", "2025-09-06"]
+ANCHORS = ["2024-03-31", "2024-08-30", "2024-10-29", "2025-01-31", "2024-12-30", "2024-09-06"]
 PLANS = ["starter", "basic", "capped"]
 ACTIONS = ["reveal_email"] * 8 + ["reveal_phone"] * 3 + ["verify_email", "enrich_contact"]
 USAGE, TICK = "credits.usage.v1", "credits.tick.v1"
@@ -102,7 +102,7 @@ class Scenario:
             self.put(self.moment(up, down), account, index, larger, addons=addons)
         if index % 4 == 1:
             # Another anchor and interval wait for the renewal.
-            other = {"plan": "starter", "anchor": "2026-05-15", "timezone": "Asia/Kolkata", "interval": "monthly"}
+            other = {"plan": "starter", "anchor": "2025-05-15", "timezone": "Asia/Kolkata", "interval": "monthly"}
             self.command(down + timedelta(days=10), "account.put", account, other)
         for _ in range(3):
             amount = self.random.choice([-7.25, -60, 12, 30.125])
@@ -114,9 +114,9 @@ class Scenario:
         time = self.moment(START + timedelta(days=2))
         self.command(time, "grant.void", account, {"grant": "no-such-command"})
         self.command(time, "grant", account, {"credit_type": "sms", "amount": 1, "kind": "topup"})
-        self.command(time, "account.put", account, {"plan": "gold", "anchor": "2026-01-01"})
+        self.command(time, "account.put", account, {"plan": "gold", "anchor": "2025-01-01"})
         if index in (3, 9):
-            self.command(datetime(2026, 10, 3, 5, tzinfo=UTC), "account.close", account, None)
+            self.command(datetime(2025, 10, 3, 5, tzinfo=UTC), "account.close", account, None)
         # A command that comes late takes effect in the open cycle.
         late = self.moment(START + timedelta(days=40))
         data = {"credit_type": "email", "amount": 9, "kind": "promo", "expires_at": text(late + timedelta(days=90))}
@@ -129,7 +129,7 @@ class Scenario:
         for month in range(1, 13):
             for day in (1, 6, 28, 29, 30, 31):
                 try:
-                    midnight = datetime(2026, month, day, tzinfo=zone).astimezone(UTC)
+                    midnight = datetime(2025, month, day, tzinfo=zone).astimezone(UTC)
                 except ValueError:
                     continue
                 if midnight > START + timedelta(days=1):
