@@ -219,7 +219,7 @@ impl Account {
         change.into_iter().chain(closed).min().unwrap_or(NEVER_MS)
     }
 
-    /// Credit types that the open cycle knows.
+    /// Credit types that the open cycle knows, also those of which something was only denied.
     pub(super) fn credit_types(&self) -> Vec<String> {
         let lots = self.lots.values().map(|lot| &lot.credit_type);
         let known = self.counters.keys().chain(self.pools.keys()).chain(self.alarms.keys()).chain(self.denied.keys());
@@ -396,12 +396,7 @@ impl Taker<'_> {
         let cycle = closes.cycle;
         let at_ms = cycle.end_ms;
         let mut counters = BTreeMap::new();
-        // Also those of which something was only denied.
-        let mut types = self.account.credit_types();
-        types.extend(self.account.denied.keys().cloned());
-        types.sort_unstable();
-        types.dedup();
-        for credit_type in types {
+        for credit_type in self.account.credit_types() {
             self.account.settle(&credit_type);
             let end = if opens.is_some() { LotsEnd::Renewal { at_ms } } else { LotsEnd::Closing };
             let mut spare = self.end_lots(&credit_type, end);
