@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use credit_meter::ledger::call::Partition;
 use credit_meter::ledger::outcome::Outcome;
@@ -15,6 +15,8 @@ use super::{service, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credit-meter");
 pub const SHARDS: u32 = 4;
+/// A partition that moves no further for so long has stopped.
+const STILL_MAX: Duration = Duration::from_secs(180);
 
 /// The settings of one test's meter. Any number of processes may run with them.
 pub struct Meter {
@@ -173,10 +175,20 @@ impl Meter {
         let usage = topics.ends("usage", topics.partitions.load(Ordering::Relaxed));
         ends.extend(usage.into_iter().enumerate().map(|(index, end)| (Partition::usage(index as i32), end)));
         for (partition, end) in ends {
-            until(&format!("{partition} is applied up to {end}"), || async move {
-                (self.applied(partition).await >= end).then_some(())
-            })
-            .await;
+            self.applies_up_to(partition, end).await;
+        }
+    }
+
+    /// Waits as long as it goes on: how long that takes says nothing.
+    async fn applies_up_to(&self, partition: Partition, end: i64) {
+        let (mut applied, mut moved) = (-1, Instant::now());
+        while applied < end {
+            let now = self.applied(partition).await;
+            if now > applied {
+                (applied, moved) = (now, Instant::now());
+            }
+            assert!(moved.elapsed() < STILL_MAX, "{partition} stands still at {applied}, before {end}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
