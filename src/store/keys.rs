@@ -48,9 +48,9 @@ pub enum Key<'a> {
     /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
     /// - `<type>.pool` granted in the open cycle by plan, add-ons, carried over, adjustments, top-ups, promos, then
     ///   what is left of the first four; `<type>.denied` events
-    /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits command`
-    /// - `closed:<number>` `start end keep stated restate revision overage plan`; `closed:<number>:<type>` granted as
-    ///   above, then charged, expired, moved on, spare, denied: until nothing can be charged to it any more
+    /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command
+    /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;
+    ///   `closed:<number>:<type>` granted as above, then charged, expired, moved on, spare, denied: until nothing can be charged to it any more
     Account(&'a str),
     /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it
     /// stays an intset); `d:<day>.<generation>.<set>:<account>` where a busy day has several.

@@ -180,6 +180,7 @@ impl Script for CommandScript<'_> {
             Change::Grant(lot) => {
                 input.text("grant");
                 input.text(lot.to_string());
+                input.text(&lot.command_id);
             }
             Change::Void { created } => {
                 input.text("void");

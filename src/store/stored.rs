@@ -73,12 +73,18 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
     let (mut pools, mut lots, mut closed) = (BTreeMap::new(), Lots::new(), BTreeMap::new());
     let mut closed_counters = Vec::new();
     let mut pending = BTreeMap::new();
+    let (mut lot_ids, mut terms) = (Vec::new(), Vec::new());
     for (name, value) in fields {
         let broken = || StoreError::Broken(format!("`{name}` is `{value}`"));
         if let Some(name) = name.strip_prefix(PENDING) {
             pending.insert(name.to_owned(), value.clone());
-        } else if let Some(created) = name.strip_prefix("lot:") {
-            lots.insert(number(created)?, Lot::parse(value).ok_or_else(broken)?);
+        } else if let Some(name) = name.strip_prefix("lot:") {
+            match name.strip_suffix(":id") {
+                None => drop(lots.insert(number(name)?, Lot::parse(value).ok_or_else(broken)?)),
+                Some(created) => lot_ids.push((number::<i64>(created)?, value)),
+            }
+        } else if let Some(of) = name.strip_prefix("terms:") {
+            terms.push((number::<i32>(of)?, value));
         } else if let Some(name) = name.strip_prefix("closed:") {
             match name.split_once(':') {
                 None => {
@@ -92,6 +98,14 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
         } else if let Some(credit_type) = name.strip_suffix(".pool") {
             pools.insert(credit_type.to_owned(), parse_pool(value).ok_or_else(broken)?);
         }
+    }
+    for (created, id) in lot_ids {
+        let lot = lots.get_mut(&created).ok_or_else(|| StoreError::Broken(format!("there is no lot {created}")))?;
+        lot.command_id.clone_from(id);
+    }
+    for (of, text) in terms {
+        let cycle = closed.get_mut(&of).ok_or_else(|| StoreError::Broken(format!("there is no cycle {of}")))?;
+        parse_terms(cycle, text).ok_or_else(|| StoreError::Broken(format!("terms of cycle {of} are `{text}`")))?;
     }
     for (of, credit_type, counter) in closed_counters {
         let cycle = closed.get_mut(&of).ok_or_else(|| StoreError::Broken(format!("there is no cycle {of}")))?;
@@ -125,12 +139,21 @@ fn parse_closed(text: &str) -> Option<ClosedCycle> {
         end_ms: words.next()?.parse().ok()?,
         keep_ms: words.next()?.parse().ok()?,
         stated_ms: words.next()?.parse().ok()?,
-        restate: words.next()? == "1",
-        revision: words.next()?.parse().ok()?,
-        overage: Overage::from_stored(words.next()?)?,
-        plan: words.next()?.to_owned(),
+        restate: false,
+        revision: 0,
+        overage: Overage::Reject,
+        plan: String::new(),
         counters: BTreeMap::new(),
     })
+}
+
+fn parse_terms(cycle: &mut ClosedCycle, text: &str) -> Option<()> {
+    let mut words = text.split(' ');
+    cycle.restate = words.next()? == "1";
+    cycle.revision = words.next()?.parse().ok()?;
+    cycle.overage = Overage::from_stored(words.next()?)?;
+    cycle.plan = words.next()?.to_owned();
+    Some(())
 }
 
 fn parse_closed_counter(text: &str) -> Option<ClosedCounter> {

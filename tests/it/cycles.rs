@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use credit_meter::store::Store;
+use credit_meter::store::keys::Key;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rdkafka::Message;
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::kafka::{Outgoing, Topics, data};
 use crate::support::meter::{Meter, Running};
+use crate::support::redis::shared;
 use crate::support::report::{row, short_or_long};
 use crate::support::until;
 use crate::walk::{CATALOGUE, reveal};
@@ -218,6 +221,13 @@ async fn top_ups_outlive_renewals_a_smaller_plan_waits_and_an_account_ends() {
     .await;
     // 30 of the plan, 5 of the add-on, and the top-up goes on whole: the plan's credits end sooner, and burned first.
     assert_eq!(sums(&past.email("acme")), (&json!(135), &json!(0), &json!(0), &json!(135), &json!(0)));
+
+    // With a closed cycle and a top-up Redis still keeps the account packed: a hash table would take three times as much.
+    let Store::Redis(store) = &past.meter.store else { unreachable!("the tests use a real redis") };
+    let key = store.keys().spell(Key::Account("acme"));
+    let encoding: String =
+        redis::cmd("OBJECT").arg("ENCODING").arg(key).query_async(&mut shared().await).await.expect("redis answers");
+    assert_eq!(encoding, "listpack");
 
     // What was used beyond the plan is taken from the top-up, and its rest is voided.
     past.reveal("acme", "b", 40, "2026-02-02T00:00:00Z", 0).await;

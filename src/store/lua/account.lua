@@ -89,18 +89,17 @@ local function remaining(c)
 end
 
 local function lot_from(line)
-  local kind, credit_type, left, priority, effective, expires, begun, id =
-    string.match(line, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+  local list = words(line)
   return {
-    kind = kind, credit_type = credit_type, left = tonumber(left), priority = tonumber(priority),
-    effective = tonumber(effective), expires = tonumber(expires), begun = begun == 'begun', id = id,
+    kind = list[1], credit_type = list[2], left = tonumber(list[3]), priority = tonumber(list[4]),
+    effective = tonumber(list[5]), expires = tonumber(list[6]), begun = list[7] == 'begun',
   }
 end
 
 local function lot_text(lot)
   return table.concat({
     lot.kind, lot.credit_type, text(lot.left), text(lot.priority), text(lot.effective),
-    lot.expires and text(lot.expires) or '-', lot.begun and 'begun' or 'waits', lot.id,
+    lot.expires and text(lot.expires) or '-', lot.begun and 'begun' or 'waits',
   }, ' ')
 end
 
@@ -222,13 +221,14 @@ local function read_account(key, name)
     key = key, name = name, fields = {}, set = {}, cleared = {}, exists = #shown > 0,
     counters = {}, pools = {}, lots = {}, denied = {}, alarms = {}, closed = {},
   }
-  local fields = account.fields
+  local fields, ids = account.fields, {}
   for i = 1, #shown, 2 do
     local field, value = shown[i], shown[i + 1]
     fields[field] = value
     local credit_type, part = string.match(field, '^([%l%d_]+)%.(%l+)$')
     local number, closed_type = string.match(field, '^closed:(%-?%d+):?(.*)$')
-    local created = string.match(field, '^lot:(%d+)$')
+    local created, is_id = string.match(field, '^lot:(%d+)(:?)')
+    local judged = string.match(field, '^terms:(%-?%d+)$')
     if part == 'granted' then
       counter_of(account, credit_type).granted = tonumber(value)
     elseif part == 'charged' or part == 'expired' then
@@ -240,16 +240,25 @@ local function read_account(key, name)
       account.alarms[credit_type] = alarm_from(value)
     elseif part == 'denied' then
       account.denied[credit_type] = tonumber(value)
+    elseif is_id == ':' then
+      ids[tonumber(created)] = value
     elseif created then
       account.lots[tonumber(created)] = lot_from(value)
+    elseif judged then
+      local closed = closed_of(account, tonumber(judged))
+      local list = words(value)
+      closed.restate, closed.revision, closed.overage, closed.plan = list[1] == '1', tonumber(list[2]), list[3], list[4]
     elseif number and closed_type ~= '' then
       closed_of(account, tonumber(number)).counters[closed_type] = closed_counter_from(value)
     elseif number then
       local closed = closed_of(account, tonumber(number))
       local list = words(value)
-      closed.from, closed.to, closed.keep, closed.stated = tonumber(list[1]), tonumber(list[2]), tonumber(list[3]), tonumber(list[4])
-      closed.restate, closed.revision, closed.overage, closed.plan = list[5] == '1', tonumber(list[6]), list[7], list[8]
+      closed.from, closed.to, closed.keep, closed.stated =
+        tonumber(list[1]), tonumber(list[2]), tonumber(list[3]), tonumber(list[4])
     end
+  end
+  for created, lot in pairs(account.lots) do
+    lot.id = ids[created]
   end
   account.version = tonumber(fields.version or '0')
   account.life = fields.life or 'open'
@@ -366,7 +375,8 @@ local function due_of(account)
   return due
 end
 
--- The hash as it is now, in the order in which a new one is written: what every call reads comes first.
+-- The hash as it is now, in the order in which a new one is written: what every call reads comes first. No value is longer
+-- than Redis keeps packed (hash-max-listpack-value, 64), unless a name is.
 local function fields_of(account)
   local names, values = {}, {}
   local function put(name, value)
@@ -402,6 +412,7 @@ local function fields_of(account)
   end
   for created, lot in pairs(account.lots) do
     put('lot:' .. text(created), lot_text(lot))
+    put('lot:' .. text(created) .. ':id', lot.id)
   end
   put('cycle', text(account.number) .. ' ' .. text(account.from) .. ' ' .. text(account.to))
   if account.life ~= 'open' then
@@ -409,9 +420,9 @@ local function fields_of(account)
   end
   for number, closed in pairs(account.closed) do
     local name = 'closed:' .. text(number)
-    put(name, table.concat({
-      text(closed.from), text(closed.to), text(closed.keep), text(closed.stated), closed.restate and '1' or '0',
-      text(closed.revision), closed.overage, closed.plan,
+    put(name, table.concat({ text(closed.from), text(closed.to), text(closed.keep), text(closed.stated) }, ' '))
+    put('terms:' .. text(number), table.concat({
+      closed.restate and '1' or '0', text(closed.revision), closed.overage, closed.plan,
     }, ' '))
     for credit_type, c in pairs(closed.counters) do
       put(name .. ':' .. credit_type, table.concat({
@@ -422,7 +433,7 @@ local function fields_of(account)
   -- The configuration, as it was or as it is set.
   for name, value in pairs(account.fields) do
     local managed = string.find(name, '.', 1, true) or string.find(name, '^lot:') or string.find(name, '^closed:')
-      or name == 'life'
+      or string.find(name, '^terms:') or name == 'life'
     if not managed and not values[name] and not account.cleared[name] then
       put(name, value)
     end

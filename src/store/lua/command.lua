@@ -11,7 +11,7 @@
 --         change: 'refuse', reason, message (JSON text)
 --              or 'put', '1' if a cycle opens and then its number, from, to; n, then n x (field, value) to set,
 --                 n, then n x field to clear, n, then n x (credit type, kind, amount in thousandths or 'unlimited')
---              or 'grant', the lot as it is stored
+--              or 'grant', the lot as it is stored, the command's id
 --              or 'void', what created the lot
 --              or 'adjust', credit type, amount, '1' if it adds, reason (JSON text)
 --              or 'close', at, n, then n x field to clear
@@ -129,6 +129,7 @@ function CHANGES.put()
 end
 function CHANGES.grant()
   local lot = lot_from(take())
+  lot.id = take()
   if lot.begun then
     settle(account, lot.credit_type)
     local granted, before, after = grant(account, lot.credit_type, lot.kind, lot.left)
