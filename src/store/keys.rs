@@ -43,6 +43,7 @@ pub enum Key<'a> {
     /// - `version` counts every change but usage; `days` ` <day>:<layout>` for each day whose identities are kept, where a layout is the
     ///   number of sets of each generation: `1`, or `1,8,64` for a busy day
     /// - `<type>.granted` thousandths or `unlimited`; `<type>.charged`; `<type>.expired`; absent = 0
+    /// - `ids` identities of the first commands that were applied to it, for ever
     /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put; with `>` before
     ///   the name what waits for the renewal
     /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
@@ -56,7 +57,8 @@ pub enum Key<'a> {
     /// stays an intset); `d:<day>.<generation>.<set>:<account>` where a busy day has several.
     /// Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
     Day(&'a str, i64, SetIndex),
-    /// `c:<account>` set: identities of the commands that were applied to it, for ever. Absent = none.
+    /// `c:<account>` set: identities of the commands that were applied to it, for ever, but for the first few, which are in
+    /// its `ids`. Absent = none.
     Commands(&'a str),
 }
 

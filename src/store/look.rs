@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::keys::{Key, Keys};
 use super::scripts::Script;
-use super::stored::{number, parse_days, parse_shard};
+use super::stored::{number, parse_days, parse_ids, parse_shard};
 use super::words::{Fields, Input};
 use super::{RedisStore, ShardState, StoreError};
 use crate::ledger::call::{OutboxEntry, Output};
@@ -94,7 +94,7 @@ impl Script for LookScript<'_> {
         let mut accounts = Vec::with_capacity(self.accounts.len());
         for asked in self.accounts {
             let mut looked = LookedAccount { fields: hash(&mut fields)?, ..LookedAccount::default() };
-            looked.commands = number(&fields.text()?)?;
+            looked.commands = number::<u64>(&fields.text()?)? + parse_ids(&looked.fields)?.len() as u64;
             for (day, sets) in day_sets(&asked.account, &asked.days)? {
                 let mut members = 0;
                 for _ in sets {

@@ -205,6 +205,11 @@ pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<Stri
     Ok(counters)
 }
 
+/// The first commands that were applied to an account; the others are in a set of their own.
+pub fn parse_ids(fields: &BTreeMap<String, String>) -> Result<Vec<i64>, StoreError> {
+    fields.get("ids").map_or("", String::as_str).split_whitespace().map(number).collect()
+}
+
 /// The levels that credit types are below.
 pub fn parse_alarms(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String, Alarm>, StoreError> {
     let alarms = fields.iter().filter_map(|(name, value)| Some((name.strip_suffix(".alerts")?, value)));

@@ -3,7 +3,8 @@
 -- KEYS[2] notes          hash    records found dead
 -- KEYS[3] outbox         stream
 -- KEYS[4] account        hash
--- KEYS[5] commands_seen  set     identities of the commands that were applied to the account, for ever
+-- KEYS[5] commands_seen  set     identities of the commands that were applied to the account, for ever, but for the first
+--                         few, which are in the account's `ids`: most accounts have no more, and a set of one costs a lot
 -- KEYS[6] due            zset    every open account, by the time at which it next changes by itself
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, anchor and time reached of the record, account, version, member, command id (JSON text),
@@ -16,6 +17,8 @@
 --              or 'adjust', credit type, amount, '1' if it adds, reason (JSON text)
 --              or 'close', at, n, then n x field to clear
 -- Reply   as apply; {'applied', outcome, outbox entries}
+local IDS_MAX = 3 -- 64-bit numbers that fit into a packed field
+
 local function wrong_arity()
   error('command: wrong arity')
 end
@@ -49,7 +52,11 @@ if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
 end
 local account = read_account(KEYS[4], ARGV[11])
+local ids = words(account.fields.ids or '')
 local duplicate = redis.call('SISMEMBER', KEYS[5], member) == 1
+for _, id in ipairs(ids) do
+  duplicate = duplicate or id == member
+end
 if account.version ~= tonumber(version) and not duplicate then
   local reply = { 'stale' }
   show(reply, 0, shown_of(account))
@@ -193,6 +200,10 @@ else
     wrong_arity()
   end
   account.version = account.version + 1
+  if #ids < IDS_MAX then
+    ids[#ids + 1] = member
+    account.set.ids = table.concat(ids, ' ')
+  end
   if not reason and account.life == 'open' then
     judge_account(entries, account, types, levels)
   end
@@ -222,7 +233,9 @@ end
 
 -- Write. Nothing below can fail.
 if outcome == 'applied' then
-  redis.call('SADD', KEYS[5], member)
+  if not account.set.ids then
+    redis.call('SADD', KEYS[5], member)
+  end
   write_account(account, KEYS[6])
 end
 for _, entry in ipairs(entries) do

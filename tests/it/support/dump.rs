@@ -10,7 +10,7 @@ use credit_meter::ledger::day::{DaySets, SetIndex};
 use credit_meter::ledger::grants::Pool;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
-use credit_meter::store::stored::{parse_alarms, parse_counters, parse_denied, parse_note, parse_view};
+use credit_meter::store::stored::{parse_alarms, parse_counters, parse_denied, parse_ids, parse_note, parse_view};
 use redis::aio::MultiplexedConnection;
 
 pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
@@ -50,7 +50,10 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
             }
             ("due" | "relay", None) => {}
             ("a", Some(account)) => {
-                shard.accounts.insert(account.into(), parse_account(&hash(connection, &key).await));
+                let fields = hash(connection, &key).await;
+                let ids = parse_ids(&fields).expect("ids");
+                shard.commands_seen.entry(account.into()).or_default().extend(ids);
+                shard.accounts.insert(account.into(), parse_account(&fields));
             }
             ("d", Some(rest)) => {
                 let (day, account) = rest.split_once(':').expect("a day and an account");
@@ -60,7 +63,8 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
                 days.push(((Arc::from(account), day), SetIndex { generation, set }, members(connection, &key).await));
             }
             ("c", Some(account)) => {
-                shard.commands_seen.insert(account.into(), members(connection, &key).await);
+                let members = members(connection, &key).await;
+                shard.commands_seen.entry(account.into()).or_default().extend(members);
             }
             other => panic!("an unknown key {key}: {other:?}"),
         }
