@@ -51,7 +51,8 @@ pub enum Key<'a> {
     ///   what is left of the first four; `<type>.denied` events
     /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command
     /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;
-    ///   `closed:<number>:<type>` granted as above, then charged, expired, moved on, spare, denied: until nothing can be charged to it any more
+    ///   `closed:<number>:<type>` granted as above, then charged, expired, moved on, spare, denied: until nothing can be
+    ///   charged to it any more
     Account(&'a str),
     /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it
     /// stays an intset); `d:<day>.<generation>.<set>:<account>` where a busy day has several.
