@@ -1,4 +1,4 @@
-//! The configuration: defaults, then a file, then the environment, then flags. Nothing else reads files or environment.
+//! The configuration: defaults, then a file, then the environment, then flags. Nothing else reads settings.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -16,7 +16,7 @@ use prometheus::{
 
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::{DeadReason, Denial, Outcome};
-use crate::ledger::roll::Step;
+use crate::ledger::steps::Step;
 
 /// How a usage event can end. `Applied` and `Refused` are for commands.
 const EVENT_OUTCOMES: [Outcome; 6] =

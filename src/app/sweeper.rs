@@ -10,7 +10,8 @@ use tokio::sync::watch;
 
 use crate::ledger::call::{Reply, StaleAccount, Stamp};
 use crate::ledger::catalogue::Catalogue;
-use crate::ledger::roll::{MeterTime, RollAccount, RollCall, STEPS_MAX, steps_until};
+use crate::ledger::roll::{RollAccount, RollCall};
+use crate::ledger::steps::{MeterTime, STEPS_MAX, steps_until};
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::batch::thresholds;

@@ -21,7 +21,7 @@ use crate::ledger::apply::json_text;
 use crate::ledger::call::Partition;
 use crate::ledger::day::Layout;
 use crate::ledger::event::DAY_MS;
-use crate::ledger::roll::MeterTime;
+use crate::ledger::steps::MeterTime;
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
 use crate::metrics;
 use crate::store::{ShardState, Store, StoreError};

@@ -11,7 +11,7 @@ use crate::ledger::command::{Command, decide};
 use crate::ledger::credits::Credits;
 use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
-use crate::ledger::roll::{MeterTime, steps_until};
+use crate::ledger::steps::{MeterTime, steps_until};
 
 /// An account after the commands that were folded so far.
 #[derive(Clone, Debug, Default, PartialEq)]

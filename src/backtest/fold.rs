@@ -15,8 +15,9 @@ use crate::ledger::call::{
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::event::DAY_MS;
 use crate::ledger::outcome::{DeadReason, Outcome};
-use crate::ledger::roll::{MeterTime, NEVER_MS, RollAccount, RollCall, Step, steps_until};
+use crate::ledger::roll::{RollAccount, RollCall};
 use crate::ledger::shard::{Account, InitCall, InitReply, Shard};
+use crate::ledger::steps::{MeterTime, NEVER_MS, Step, steps_until};
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, forgettable};
 use crate::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
 use crate::pipeline::record::{Body, Record};

@@ -29,9 +29,11 @@ pub mod event;
 pub mod grants;
 /// What a record can end as, and why.
 pub mod outcome;
-/// What time does to an account: lots, cycles, statements.
+/// An account takes the steps that time asks of it.
 pub mod roll;
 /// One shard: the fence, the accounts and what was already seen.
 pub mod shard;
+/// What time does to an account: lots, cycles, statements.
+pub mod steps;
 /// Meter time, the floor, and what is forgotten below it.
 pub mod time;

@@ -15,7 +15,8 @@ use crate::ledger::credits::Credits;
 use crate::ledger::day::{CallDay, Layout};
 use crate::ledger::event::{Class, Days, Judge, UsageEvent, action, price};
 use crate::ledger::outcome::DeadReason;
-use crate::ledger::roll::{MeterTime, RollAccount, RollCall, STEPS_MAX, steps_until};
+use crate::ledger::roll::{RollAccount, RollCall};
+use crate::ledger::steps::{MeterTime, STEPS_MAX, steps_until};
 
 /// Accounts as the worker last saw them. The shard says when one is stale.
 pub type Accounts = FxHashMap<Arc<str>, AccountView>;

@@ -48,7 +48,8 @@ pub enum Key<'a> {
     ///   the name what waits for the renewal
     /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
     /// - `<type>.pool` granted in the open cycle by plan, add-ons, carried over, adjustments, top-ups, promos, then
-    ///   what is left of the first four; `<type>.denied` events
+    ///   what is left of the first four; `<type>.denied` events; `<type>.alerts` `arming levels`: those that it
+    ///   is below (`p80`, `r10000`, `x`); absent = `0` and none
     /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command
     /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;
     ///   `closed:<number>:<type>` granted as above, then charged, expired, moved on, spare, denied: until nothing can be

@@ -1,5 +1,5 @@
 //! The Lua scripts: for each a typed call, its keys and arguments, and its reply.
-//! One script is one file is one transition. Only they write to Redis.
+//! One script is one transition; those that change accounts are put together from several files. Only they write to Redis.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +20,9 @@ use crate::ledger::catalogue::{Amount, CatalogueId, Threshold};
 use crate::ledger::day::Layout;
 use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
-use crate::ledger::roll::{RollCall, Step, cycle_text};
+use crate::ledger::roll::{RollCall, cycle_text};
 use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::steps::Step;
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply};
 
 /// A call of a script.

@@ -4,7 +4,7 @@
 //! A record is read in one pass with what it borrows from the bytes. Only a faulty one is looked at again, to say
 //! what is wrong with it and whose it is.
 
-/// `credits.account.put.v1` and `credits.grant.v1`.
+/// Commands to accounts.
 mod command;
 /// The event around the data: content modes, attributes, time.
 mod envelope;

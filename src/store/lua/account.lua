@@ -1,7 +1,19 @@
 -- An account in hand: read whole, changed in memory, written once. The first part of the scripts that change more of an
--- account than what was charged (command, roll, apply for late events). Mirrors ledger/grants.rs, closed.rs, command.rs.
+-- account than what was charged (command, roll, apply for late events). Mirrors ledger/grants.rs and alerts.rs, and what
+-- closed.rs and command.rs store.
 local BALANCE_MAX, NEVER, RESTATE_EVERY, PRIORITY_DEFAULT = 1e15, 9e15, 60000, 100
 local KINDS = { 'plan', 'addon', 'carried', 'adjusted', 'topup', 'promo' }
+
+-- The arguments, one after the other.
+local at = 0
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function take_number()
+  at = at + 1
+  return tonumber(ARGV[at])
+end
 
 local function text(number)
   return string.format('%.0f', number)
@@ -274,15 +286,6 @@ local function lots_in_order(account)
   local order = {}
   for created in pairs(account.lots) do
     order[#order + 1] = created
-  end
-  table.sort(order)
-  return order
-end
-
-local function closed_in_order(account)
-  local order = {}
-  for number in pairs(account.closed) do
-    order[#order + 1] = number
   end
   table.sort(order)
   return order

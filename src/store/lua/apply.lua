@@ -3,7 +3,7 @@
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
--- KEYS[4] due     zset    every open account
+-- KEYS[4] due     zset    every account
 -- KEYS[5..]       for each group its account (hash), then for each of its runs and of the run's probes the sets of
 --                 identities that it touches
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
@@ -33,9 +33,10 @@
 --         lines, an event each: offset, date, source, its id as JSON text; one long text, since Lua hashes every byte of
 --                 every text that it makes, and a line is needed only where a message names its event
 --         all indexes count from 1, those of 'dead' from 0; a call without ranges and events only asks for accounts
--- Reply   in order of precedence; all but 'applied' (and the notes of 'dead') wrote nothing:
---         {'other_generation', stored} {'done_before'} {'other_position', stored of each range} {'fell_back'}
---         {'other_catalogue', version, hash}
+-- Reply   in order of precedence; all but 'applied' wrote nothing, but for the notes of 'dead' and the layouts of a 'stale'
+--         that a full day causes, which comes last:
+--         {'other_generation', stored} {'done_before'} {'other_position', stored of each range}
+--         {'other_catalogue', version, hash} {'fell_back'}
 --         {'stale', then for each: group, n, n x (field, value) of the account}
 --         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
 --         {'outbox_full', entries}
@@ -44,16 +45,6 @@
 local DENIED_EVENTS_MAX = 500
 local DENIED_BYTES_MAX = 262144
 local byte, format, match = string.byte, string.format, string.match
-
-local at = 0
-local function take()
-  at = at + 1
-  return ARGV[at]
-end
-local function take_number()
-  at = at + 1
-  return tonumber(ARGV[at])
-end
 
 local generation, catalogue_version, catalogue_hash = take(), take(), take()
 local outbox_max, restamp_tolerance = take_number(), take()
@@ -311,7 +302,7 @@ if found_dead or undeclared then
     reply[#reply + 1] = note[3]
     reply[#reply + 1] = note[4]
   end
-  -- The only write of a refused call: notes, by which a record stays dead whoever reads it next.
+  -- The only write of this refusal: notes, by which a record stays dead whoever reads it next.
   for i = 1, #new_notes, 2000 do
     redis.call('HSET', KEYS[2], unpack(new_notes, i, math.min(i + 1999, #new_notes)))
   end

@@ -5,7 +5,7 @@
 -- KEYS[4] account        hash
 -- KEYS[5] commands_seen  set     identities of the commands that were applied to the account, for ever, but for the first
 --                         few, which are in the account's `ids`: most accounts have no more, and a set of one costs a lot
--- KEYS[6] due            zset    every open account, by the time at which it next changes by itself
+-- KEYS[6] due            zset    every account, by the time at which it next changes by itself
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, anchor and time reached of the record, account, version, member, command id (JSON text),
 --         command type, '1' if its answer was published before, levels and credit types (in order, with commas),
@@ -84,16 +84,7 @@ if outbox_entries >= outbox_max then
 end
 
 -- Decide.
-local at = 19
-local function take()
-  at = at + 1
-  return ARGV[at]
-end
-local function take_number()
-  at = at + 1
-  return tonumber(ARGV[at])
-end
-
+at = 19 -- those before it are taken by name
 local offset = text(to - 1)
 local entries = {}
 local function line(event_type, kind, credit_type, amount, before, after, more)

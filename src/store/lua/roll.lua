@@ -3,7 +3,7 @@
 -- Preceded by account.lua.
 -- KEYS[1] shard   hash    generation, catalogue, meter time, floor
 -- KEYS[2] outbox  stream
--- KEYS[3] due     zset    every open account, by the time at which it next changes by itself
+-- KEYS[3] due     zset    every account, by the time at which it next changes by itself
 -- KEYS[4..] accounts  hash
 -- ARGV    generation, catalogue version, catalogue hash, commands that must be applied first ('' = any), outbox bound,
 --         late_after in ms, types: n, then n x name in order,
@@ -15,15 +15,6 @@
 -- Reply   as apply: {'other_generation', …} {'other_catalogue', …} {'unknown', position of the commands}
 --         {'outbox_full', entries}
 --         {'stale', then for each account: index, n, n x (field, value)}: as it is afterwards
-local at = 0
-local function take()
-  at = at + 1
-  return ARGV[at]
-end
-local function take_number()
-  at = at + 1
-  return tonumber(ARGV[at])
-end
 
 -- Read and check.
 local generation, catalogue_version, catalogue_hash = take(), take(), take()

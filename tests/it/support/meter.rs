@@ -4,19 +4,17 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use credit_meter::ledger::call::Partition;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::store::{RedisStore, ShardState, Store};
 
 use super::kafka::Topics;
-use super::{service, until};
+use super::{service, until, until_reached};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credit-meter");
 pub const SHARDS: u32 = 4;
-/// A partition that moves no further for so long has stopped.
-const STILL_MAX: Duration = Duration::from_secs(180);
 
 /// The settings of one test's meter. Any number of processes may run with them.
 pub struct Meter {
@@ -175,20 +173,7 @@ impl Meter {
         let usage = topics.ends("usage", topics.partitions.load(Ordering::Relaxed));
         ends.extend(usage.into_iter().enumerate().map(|(index, end)| (Partition::usage(index as i32), end)));
         for (partition, end) in ends {
-            self.applies_up_to(partition, end).await;
-        }
-    }
-
-    /// Waits as long as it goes on: how long that takes says nothing.
-    async fn applies_up_to(&self, partition: Partition, end: i64) {
-        let (mut applied, mut moved) = (-1, Instant::now());
-        while applied < end {
-            let now = self.applied(partition).await;
-            if now > applied {
-                (applied, moved) = (now, Instant::now());
-            }
-            assert!(moved.elapsed() < STILL_MAX, "{partition} stands still at {applied}, before {end}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            until_reached(&format!("{partition} is applied"), end, || self.applied(partition)).await;
         }
     }
 

@@ -37,6 +37,22 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: 
     }
 }
 
+/// What moves no further for so long has stopped.
+const STILL_MAX: Duration = Duration::from_secs(180);
+
+/// Waits until a measure has reached an end, as long as it goes on: how long that takes says nothing.
+pub async fn until_reached<F: Future<Output = i64>>(what: &str, end: i64, mut measure: impl FnMut() -> F) {
+    let (mut reached, mut moved) = (i64::MIN, Instant::now());
+    while reached < end {
+        let now = measure().await;
+        if now > reached {
+            (reached, moved) = (now, Instant::now());
+        }
+        assert!(moved.elapsed() < STILL_MAX, "it stands still at {reached} of {end} until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Sends a signal to a process that the test started.
 pub fn signal(pid: u32, signal: &str) {
     let sent = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill runs");
