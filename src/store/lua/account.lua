@@ -447,6 +447,14 @@ local function fields_of(account)
   return names, values
 end
 
+-- In slices, since Lua's stack holds a few thousand values, and an account may have missed many cycles.
+local SLICE = 2000
+local function write_sliced(command, key, list)
+  for first = 1, #list, SLICE do
+    redis.call(command, key, unpack(list, first, math.min(first + SLICE - 1, #list)))
+  end
+end
+
 -- Writes what has changed, and gives the whole hash as a reply shows it.
 local function write_account(account, due_key)
   local names, values = fields_of(account)
@@ -462,12 +470,8 @@ local function write_account(account, due_key)
       gone[#gone + 1] = name
     end
   end
-  if #changed > 0 then
-    redis.call('HSET', account.key, unpack(changed))
-  end
-  if #gone > 0 then
-    redis.call('HDEL', account.key, unpack(gone))
-  end
+  write_sliced('HSET', account.key, changed)
+  write_sliced('HDEL', account.key, gone)
   redis.call('ZADD', due_key, text(due_of(account)), account.name)
   return shown
 end

@@ -1,7 +1,8 @@
 //! A meter as users run it: the real program, as a process of its own.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use credit_meter::ledger::outcome::Outcome;
 use credit_meter::store::{RedisStore, ShardState, Store};
 
 use super::kafka::Topics;
+use super::redis::free_port;
 use super::{service, until, until_reached};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credit-meter");
@@ -79,8 +81,7 @@ impl Meter {
 
     /// Starts a command that serves until it is stopped.
     pub fn start_with(&self, arguments: &[&str], extra: &[(&str, &str)]) -> Running {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
-        let http = format!("127.0.0.1:{port}");
+        let http = format!("127.0.0.1:{}", free_port());
         let mut command = self.command();
         command.args(arguments).env("CREDIT_METER__HTTP__LISTEN", &http).stdin(Stdio::null());
         for (key, value) in extra {
@@ -245,6 +246,17 @@ impl Running {
         self.child.wait().expect("it ends");
     }
 
+    /// What it says of its readiness, for a test that fails.
+    fn last_words(&self) -> String {
+        let mut answer = String::new();
+        let asked = TcpStream::connect(&self.http).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            write!(stream, "GET /readyz HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http)?;
+            stream.read_to_string(&mut answer)
+        });
+        asked.map_or_else(|error| error.to_string(), |_| answer)
+    }
+
     /// SIGTERM, and how it ends.
     pub async fn terminate(mut self) -> std::process::ExitStatus {
         self.signal("-TERM");
@@ -254,6 +266,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let state = self.child.try_wait();
+            eprintln!(
+                "the meter at {} when the test failed: ended {state:?}, /readyz: {}",
+                self.http,
+                self.last_words()
+            );
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

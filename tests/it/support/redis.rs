@@ -145,7 +145,7 @@ fn spawn(port: u16, folder: &Path, flags: &[String], more: &[&str]) -> Child {
 
 /// Below the range from which the system takes ports for outgoing connections, so that a server that was killed
 /// finds its port free again.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().expect("no test panics while it holds the ports");
     loop {
