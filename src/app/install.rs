@@ -34,8 +34,10 @@ pub async fn everywhere(
         match store.init(shard, call).await? {
             InitReply::OlderCatalogue(stored, text) => {
                 let growth = compare(config, catalogue, shard, &stored, &text)?;
-                let reached_ms = store.shard_state(shard).await?.reached_ms;
-                check_start(&growth, reached_ms).map_err(|error| edits(config, &stored, error))?;
+                let state = store.shard_state(shard).await?;
+                let renewed_ms = Some(state.meter_time_ms).filter(|time_ms| *time_ms > 0);
+                check_start(&growth, state.reached_ms.max(renewed_ms))
+                    .map_err(|error| edits(config, &stored, error))?;
                 older.push(Older { shard, stored, growth });
             }
             reply => ready(config, catalogue, shard, reply)?,
@@ -67,7 +69,7 @@ fn compare(
     catalogue.grows_from(&old).map_err(|error| edits(config, stored, error))
 }
 
-/// `reached_ms`: events dated up to here may have been priced.
+/// `reached_ms`: events dated up to here may have been priced, and renewals up to here.
 fn check_start(growth: &Growth, reached_ms: Option<i64>) -> Result<(), CatalogueError> {
     let Some(reached_ms) = reached_ms else { return Ok(()) };
     growth.check(reached_ms)?;

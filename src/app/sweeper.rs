@@ -65,14 +65,14 @@ impl Sweeper {
                 .into_iter()
                 .map(|account| RollAccount { account, version: 0, thresholds: Vec::new(), steps: Vec::new() })
                 .collect();
-            let Some(shown) = self.roll(shard, &catalogue, look).await? else { return Ok(taken) };
+            let Some(shown) = self.roll(shard, meter, &catalogue, look).await? else { return Ok(taken) };
             let mut accounts = Vec::new();
-            let mut steps_left = STEPS_MAX;
+            let (mut steps_left, mut waiting_here) = (STEPS_MAX, 0);
             for StaleAccount { account, view } in shown {
-                let mut steps = view.as_ref().map(|view| steps_until(&catalogue, view, meter.now_ms, meter));
-                let steps = steps.as_mut().map(std::mem::take).unwrap_or_default();
+                let steps = view.as_ref().map(|view| steps_until(&catalogue, view, meter.now_ms, meter));
+                let steps = steps.unwrap_or_default();
                 if steps.is_empty() {
-                    waiting += 1;
+                    waiting_here += 1;
                 } else if steps_left > 0 {
                     // The rest is due again in the next round.
                     let steps: Vec<_> = steps.into_iter().take(steps_left).collect();
@@ -82,13 +82,17 @@ impl Sweeper {
                     accounts.push(RollAccount { account, version: view.version, thresholds, steps });
                 }
             }
+            // Where steps are left over, accounts that are still due lie between those that wait: none may be passed over.
+            if steps_left > 0 {
+                waiting += waiting_here;
+            }
             if accounts.is_empty() && last {
                 return Ok(taken);
             }
             if !accounts.is_empty() {
                 taken += STEPS_MAX - steps_left;
                 metrics::record_swept(accounts.iter().flat_map(|roll| &roll.steps).map(|step| step.name()));
-                if self.roll(shard, &catalogue, accounts).await?.is_none() {
+                if self.roll(shard, meter, &catalogue, accounts).await?.is_none() {
                     return Ok(taken);
                 }
                 self.relay.bells[shard as usize].notify_one();
@@ -100,12 +104,14 @@ impl Sweeper {
     async fn roll(
         &self,
         shard: u32,
+        meter: MeterTime,
         catalogue: &Catalogue,
         accounts: Vec<RollAccount>,
     ) -> Result<Option<Vec<StaleAccount>>, StoreError> {
         let call = RollCall {
             stamp: Arc::new(Stamp { catalogue: catalogue.id.clone(), ..self.stamp.clone() }),
             commands_first: None,
+            meter_time_ms: Some(meter.now_ms),
             late_after_ms: self.late_after_ms,
             credit_types: catalogue.credit_types.clone(),
             accounts,

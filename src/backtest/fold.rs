@@ -326,6 +326,7 @@ impl Fold {
             let reply = self.shard.roll(&RollCall {
                 stamp: self.stamp.clone(),
                 commands_first: None,
+                meter_time_ms: None,
                 late_after_ms: self.settings.late_after_ms,
                 credit_types: self.catalogue.credit_types.clone(),
                 accounts: vec![RollAccount {

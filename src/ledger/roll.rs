@@ -27,6 +27,8 @@ pub struct RollCall {
     pub stamp: Arc<Stamp>,
     /// The shard must have applied the commands up to here: what was ordered before a renewal comes before it.
     pub commands_first: Option<i64>,
+    /// The meter time by which the steps were found; a shard that has fallen behind it takes none. `None`: usage asked.
+    pub meter_time_ms: Option<i64>,
     /// How long after its end a closed cycle is looked at again.
     pub late_after_ms: i64,
     /// All that the catalogue knows, in order.
@@ -65,10 +67,13 @@ impl Shard {
         if call.commands_first.is_some_and(|first| commands_position < first) {
             return Reply::Unknown { commands_position };
         }
+        let fence = self.fence.as_ref().expect("check_fence saw it");
+        if call.meter_time_ms.is_some_and(|found_at_ms| fence.meter_time_ms < found_at_ms) {
+            return Reply::FellBack;
+        }
         if let Err(refused) = self.check_outbox(&call.stamp) {
             return refused;
         }
-        let fence = self.fence.as_ref().expect("check_fence saw it");
         let meter = MeterTime { now_ms: fence.meter_time_ms, floor_ms: fence.floor_ms };
         let mut shown = Vec::new();
         for roll in &call.accounts {

@@ -56,6 +56,14 @@ pub struct Fence {
     pub totals: BTreeMap<(Partition, Outcome), u64>,
 }
 
+impl Fence {
+    /// The time up to which something may have been priced: an event, or a renewal by meter time.
+    pub fn priced_up_to_ms(&self) -> Option<i64> {
+        let meter_time_ms = Some(self.meter_time_ms).filter(|time_ms| *time_ms > 0);
+        self.reached.values().copied().chain(meter_time_ms).max()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Account {
     pub version: u64,
@@ -206,7 +214,7 @@ impl Shard {
             let Some(grown) = call.grown.as_ref().filter(|grown| grown.from == fence.catalogue) else {
                 return InitReply::OlderCatalogue(fence.catalogue.clone(), fence.catalogue_text.clone());
             };
-            let reached_ms = fence.reached.values().copied().max();
+            let reached_ms = fence.priced_up_to_ms();
             if let (Some(reached_ms), Some(starts_ms)) = (reached_ms, grown.starts_ms)
                 && starts_ms <= reached_ms
             {

@@ -61,7 +61,8 @@ pub struct Opens {
     pub grants: Vec<(String, GrantKind, Amount)>,
 }
 
-/// What an account has to do up to a time, in order; `floor_ms` is that of its shard.
+/// What an account has to do up to a time, in order. By a meter time of 0 no statement is restated and no cycle
+/// forgotten.
 pub fn steps_until(catalogue: &Catalogue, view: &AccountView, time_ms: i64, meter: MeterTime) -> Vec<Step> {
     let mut view = view.clone();
     let mut steps = Vec::new();

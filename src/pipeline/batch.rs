@@ -124,6 +124,9 @@ impl Batch {
         let mut steps_left = STEPS_MAX;
         let mut accounts = Vec::new();
         for (name, until_ms) in due {
+            if steps_left == 0 {
+                break;
+            }
             let (account, view) = known.accounts.get_key_value(name)?;
             let mut steps = steps_until(known.catalogue, view, until_ms, MeterTime::default());
             steps.truncate(steps_left);
@@ -136,6 +139,7 @@ impl Batch {
         (!accounts.is_empty()).then(|| RollCall {
             stamp: known.stamp.clone(),
             commands_first,
+            meter_time_ms: None,
             late_after_ms: known.late_after_ms,
             credit_types: known.catalogue.credit_types.clone(),
             accounts,

@@ -281,6 +281,7 @@ impl Script for RollScript<'_> {
         input.number(call.stamp.catalogue.version);
         input.text(&call.stamp.catalogue.hash);
         input.text(call.commands_first.map(|first| first.to_string()).unwrap_or_default());
+        input.text(call.meter_time_ms.map(|found_at_ms| found_at_ms.to_string()).unwrap_or_default());
         input.number(call.stamp.outbox_max);
         input.number(call.late_after_ms);
         input.number(call.credit_types.len());
@@ -497,7 +498,7 @@ impl Script for TakeScript<'_> {
     }
 }
 
-/// The replies that `apply` and `command` share.
+/// The replies that `apply`, `command` and `roll` share.
 pub fn refused<T>(
     script: &str,
     code: &str,

@@ -13,13 +13,13 @@ local schema, generation, shards = ARGV[1], ARGV[2], ARGV[3]
 local catalogue_version, catalogue_hash, catalogue_text = ARGV[4], ARGV[5], ARGV[6]
 local first_start, grown_version, grown_hash, grown_starts_ms = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 
--- The time up to which events may have been priced; nil: none was.
+-- The time up to which something may have been priced, an event or a renewal by meter time; nil: nothing was.
 local function reached_ms()
   local fields, latest = redis.call('HGETALL', KEYS[1]), nil
   for i = 1, #fields, 2 do
-    if string.sub(fields[i], 1, 8) == 'reached:' then
+    if string.sub(fields[i], 1, 8) == 'reached:' or fields[i] == 'meter_time_ms' then
       local ms = tonumber(fields[i + 1])
-      if not latest or ms > latest then
+      if (not latest or ms > latest) and (ms > 0 or fields[i] ~= 'meter_time_ms') then
         latest = ms
       end
     end

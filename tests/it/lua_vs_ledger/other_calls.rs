@@ -72,11 +72,13 @@ impl History<'_> {
         let fence = self.shard.fence.as_ref().expect("it is made");
         let meter = MeterTime { now_ms: fence.meter_time_ms, floor_ms: fence.floor_ms };
         // Sometimes meter time was further when the worker asked.
-        let ahead = MeterTime { now_ms: meter.now_ms.max(MIDNIGHT_MS) + 2 * MINUTE_MS, ..meter };
+        let by_ms = if self.rng.random_bool(0.3) { 2 * LATE_AFTER_MS } else { 2 * MINUTE_MS };
+        let ahead = MeterTime { now_ms: meter.now_ms.max(MIDNIGHT_MS) + by_ms, ..meter };
         let meter = if self.rng.random_bool(0.5) { meter } else { ahead };
         let mut views: Vec<_> =
             self.shard.accounts.iter().map(|(name, account)| (name.clone(), account.view())).collect();
         views.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let meter_time_ms = self.rng.random_bool(0.2).then_some(meter.now_ms);
         let accounts = views.into_iter().map(|(account, view)| {
             let steps = steps_until(self.catalogue, &view, meter.now_ms, meter);
             let version = view.version - u64::from(self.rng.random_bool(0.1));
@@ -85,6 +87,7 @@ impl History<'_> {
         let call = RollCall {
             stamp: self.stamp.clone(),
             commands_first: None,
+            meter_time_ms,
             late_after_ms: LATE_AFTER_MS,
             credit_types: self.catalogue.credit_types.clone(),
             accounts: accounts.filter(|roll| !roll.steps.is_empty()).collect(),
@@ -104,7 +107,7 @@ impl History<'_> {
         let version = (fence.catalogue.version + rng.random_range(0..3)).max(2) - 1;
         let hash = if rng.random_bool(0.3) { "other".to_owned() } else { self.catalogue.id.hash.clone() };
         let from = if rng.random_bool(0.8) { fence.catalogue.clone() } else { self.catalogue.id.clone() };
-        let reached_ms = fence.reached.values().copied().max().unwrap_or(0);
+        let reached_ms = fence.priced_up_to_ms().unwrap_or(0);
         let starts_ms = rng.random_bool(0.8).then(|| reached_ms + rng.random_range(-1..=1));
         let call = InitCall {
             generation: if rng.random_bool(0.9) { "g1".into() } else { "g2".into() },
