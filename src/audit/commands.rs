@@ -104,8 +104,5 @@ impl Commanded {
 fn grant(account: &mut AccountView, credit_type: &str, kind: GrantKind, amount: Amount) -> Option<()> {
     let granted = &mut account.pools.entry(credit_type.to_owned()).or_default().granted;
     granted.add(kind, amount);
-    match granted.total() {
-        Amount::Limited(sum) if sum > Credits::BALANCE_MAX => None,
-        Amount::Limited(_) | Amount::Unlimited => Some(()),
-    }
+    (granted.counted() <= Credits::BALANCE_MAX).then_some(())
 }

@@ -114,16 +114,6 @@ impl Counter {
     pub fn remaining(&self) -> Option<Credits> {
         self.balance().remaining
     }
-
-    /// Adds to what was granted; `None` where the balance would exceed its bound.
-    pub fn grant(&mut self, amount: Amount) -> Option<()> {
-        let sum = self.granted.plus(amount);
-        if matches!(sum, Amount::Limited(sum) if sum > Credits::BALANCE_MAX) {
-            return None;
-        }
-        self.granted = sum;
-        Some(())
-    }
 }
 
 /// Whether an account goes on after its cycle.

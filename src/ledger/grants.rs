@@ -71,7 +71,7 @@ impl Granted {
         self.0[kind as usize]
     }
 
-    /// What is granted of a kind that is never unlimited.
+    /// What is granted of a kind in numbers.
     pub fn credits(&self, kind: GrantKind) -> Credits {
         match self.of(kind) {
             Amount::Limited(credits) => credits,
@@ -81,6 +81,12 @@ impl Granted {
 
     pub fn total(&self) -> Amount {
         self.0.iter().fold(Amount::Limited(Credits::ZERO), |sum, amount| sum.plus(*amount))
+    }
+
+    /// What is granted in numbers, beside what is unlimited. Never beyond the largest balance: a type that is unlimited
+    /// may be limited in the next cycle, and then this counts.
+    pub fn counted(&self) -> Credits {
+        GrantKind::ALL.into_iter().fold(Credits::ZERO, |sum, kind| sum + self.credits(kind))
     }
 
     pub fn add(&mut self, kind: GrantKind, amount: Amount) {

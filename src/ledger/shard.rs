@@ -111,9 +111,12 @@ impl Account {
     /// Adds to what was granted, and gives what remained before and remains now; `None` where the balance would exceed
     /// its bound.
     pub fn grant(&mut self, credit_type: &str, kind: GrantKind, amount: Amount) -> Option<Remaining> {
+        if self.fitting(credit_type, amount) != amount {
+            return None;
+        }
         let counter = self.counters.entry(credit_type.to_owned()).or_default();
         let before = counter.remaining();
-        counter.grant(amount)?;
+        counter.granted = counter.granted.plus(amount);
         let after = counter.remaining();
         let pool = self.pools.entry(credit_type.to_owned()).or_default();
         pool.granted.add(kind, amount);
@@ -127,13 +130,9 @@ impl Account {
 
     /// As much of an amount as the balance can take.
     pub fn fitting(&self, credit_type: &str, amount: Amount) -> Amount {
-        let granted = self.counters.get(credit_type).copied().unwrap_or_default().granted;
-        match (amount, granted) {
-            (Amount::Limited(more), Amount::Limited(granted)) => {
-                Amount::Limited(more.min(Credits::BALANCE_MAX - granted))
-            }
-            (amount, _) => amount,
-        }
+        let Amount::Limited(more) = amount else { return amount };
+        let granted = self.pools.get(credit_type).map(|pool| pool.granted.counted()).unwrap_or_default();
+        Amount::Limited(more.min(Credits::BALANCE_MAX - granted))
     }
 }
 

@@ -78,6 +78,16 @@ local function total(granted)
   return sum
 end
 
+-- What is granted in numbers, beside what is unlimited. Never beyond BALANCE_MAX: a type that is unlimited may be limited
+-- in the next cycle, and then this counts.
+local function counted(granted)
+  local sum = 0
+  for _, kind in ipairs(KINDS) do
+    sum = sum + (granted[kind] or 0)
+  end
+  return sum
+end
+
 local function counter_of(account, credit_type)
   local c = account.counters[credit_type]
   if not c then
@@ -332,22 +342,17 @@ end
 
 -- As much of an amount as the balance can take; nil is unlimited.
 local function fitting(account, credit_type, amount)
-  local granted = counter_of(account, credit_type).granted
-  if amount and granted then
-    return math.min(amount, BALANCE_MAX - granted)
-  end
-  return amount
+  return amount and math.min(amount, BALANCE_MAX - counted(pool_of(account, credit_type).granted))
 end
 
 -- Adds to what was granted: what remained before, and remains now; false where the balance would exceed its bound.
 local function grant(account, credit_type, kind, amount)
-  local c = counter_of(account, credit_type)
-  local before = remaining(c)
-  local sum = amount and c.granted and c.granted + amount
-  if sum and sum > BALANCE_MAX then
+  if fitting(account, credit_type, amount) ~= amount then
     return false
   end
-  c.granted = sum
+  local c = counter_of(account, credit_type)
+  local before = remaining(c)
+  c.granted = amount and c.granted and c.granted + amount
   local pool = pool_of(account, credit_type)
   pool.granted[kind] = amount and pool.granted[kind] and pool.granted[kind] + amount or nil
   if amount and kind ~= 'topup' and kind ~= 'promo' then
