@@ -24,6 +24,9 @@ use credit_meter::store::RedisStore;
 const ACCOUNTS: usize = 5_000;
 /// Events a day and account: a quiet account, a usual one, one at the edge of an intset, one beyond it.
 const EVENTS: [usize; 4] = [5, 25, 400, 700];
+/// Members of an account who did all three actions on a day: a small team, a usual one, one beyond a packed hash.
+const MEMBERS: [usize; 3] = [5, 50, 200];
+const ACTIONS: [&str; 3] = ["reveal_email", "reveal_phone", "enrich_contact"];
 const NOON_MS: i64 = 1_773_144_000_000;
 const BATCH: usize = 2_000;
 
@@ -34,10 +37,14 @@ version = 1
 [credit_types.enrichment]
 [actions.reveal_email]
 prices = [{ credit_type = "email", credits = 1 }]
+[actions.reveal_phone]
+prices = [{ credit_type = "phone", credits = 1 }]
+[actions.enrich_contact]
+prices = [{ credit_type = "enrichment", credits = 1 }]
 [plans.basic]
 interval = "monthly"
 allowance = { email = 100_000, phone = 1000, enrichment = 500 }
-actions = ["reveal_email"]
+actions = ["reveal_email", "reveal_phone", "enrich_contact"]
 "#;
 
 #[tokio::main]
@@ -53,16 +60,33 @@ async fn main() -> anyhow::Result<()> {
     for (day, events) in EVENTS.into_iter().enumerate() {
         let accounts = (60_000 / events).min(ACCOUNTS);
         let before = meter.used().await?;
-        meter.apply_events(day as i64, accounts, events).await?;
+        meter.apply_events(day as i64, accounts, events, 1).await?;
         let bytes = meter.used().await? - before;
         rows.push((events, bytes / (accounts * events) as f64));
+    }
+    let mut usage = Vec::new();
+    for (place, members) in MEMBERS.into_iter().enumerate() {
+        let accounts = 10_000 / members;
+        let mut bytes = [0.0; 2];
+        for (breakdown, bytes) in [false, true].into_iter().zip(&mut bytes) {
+            Arc::make_mut(&mut meter.stamp).breakdown = breakdown;
+            let day = EVENTS.len() + 2 * place + usize::from(breakdown);
+            let before = meter.used().await?;
+            meter.apply_events(day as i64, accounts, 3 * members, members).await?;
+            *bytes = meter.used().await? - before;
+        }
+        usage.push((members, (bytes[1] - bytes[0]) / (accounts * members) as f64));
     }
     meter.clean_up().await?;
     if json {
         let rows: Vec<_> = rows.iter().map(|(events, bytes)| serde_json::json!([events, bytes])).collect();
         println!(
             "{}",
-            serde_json::json!({ "redis_bytes_per_account": per_account, "events_a_day_and_bytes_per_event": rows })
+            serde_json::json!({
+                "redis_bytes_per_account": per_account,
+                "events_a_day_and_bytes_per_event": rows,
+                "members_and_bytes_per_day_and_member": usage,
+            })
         );
         return Ok(());
     }
@@ -70,6 +94,9 @@ async fn main() -> anyhow::Result<()> {
     println!("| an account: three credit types, two add-ons, one command | {per_account:.0} |");
     for (events, bytes) in rows {
         println!("| a remembered event, of {events} a day in its account | {bytes:.1} |");
+    }
+    for (members, bytes) in usage {
+        println!("| a day of usage of a member with three actions, of {members} in its account | {bytes:.0} |");
     }
     Ok(())
 }
@@ -105,6 +132,7 @@ impl Meter {
             restamp_tolerance_ms: 600_000,
             outbox_max: usize::MAX,
             set_members_max: SET_MEMBERS_MAX,
+            breakdown: false,
         };
         Ok(Meter { store, prefix, stamp: Arc::new(stamp), catalogue, accounts: Accounts::default(), position: 0 })
     }
@@ -136,7 +164,7 @@ impl Meter {
         self.trim_outbox().await
     }
 
-    async fn apply_events(&mut self, day: i64, accounts: usize, events: usize) -> anyhow::Result<()> {
+    async fn apply_events(&mut self, day: i64, accounts: usize, events: usize, members: usize) -> anyhow::Result<()> {
         let time_ms = NOON_MS + day * 86_400_000;
         let partition = Partition::usage(0);
         let all = (0..events).flat_map(|event| (0..accounts).map(move |account| (event, account)));
@@ -151,9 +179,10 @@ impl Meter {
                 id: id.into(),
                 time_ms,
                 dated_ms: time_ms,
-                action: "reveal_email".into(),
+                action: ACTIONS[event / members % 3 * usize::from(members > 1)].into(),
                 quantity: 1,
                 outcome: None,
+                user: Some(format!("member-{:03}", event % members).into()),
                 fields: Box::default(),
             };
             records.push(record(partition, offset, Body::Usage(Arc::new(event))));

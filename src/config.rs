@@ -22,6 +22,7 @@ pub struct Config {
     pub catalogue: CatalogueFile,
     pub events: Events,
     pub time: Time,
+    pub usage: Usage,
     pub batch: Batch,
     pub outbox: Outbox,
     pub log: Log,
@@ -134,6 +135,15 @@ pub struct Events {
 pub struct Time {
     #[serde(with = "duration")]
     pub tick_every: Duration,
+}
+
+/// Usage by day, member and action.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Usage {
+    pub breakdown: bool,
+    #[serde(with = "duration")]
+    pub keep: Duration,
 }
 
 /// Which record timestamp an event's age is counted from.
@@ -274,6 +284,12 @@ impl Default for Events {
 impl Default for Time {
     fn default() -> Time {
         Time { tick_every: Duration::from_secs(10) }
+    }
+}
+
+impl Default for Usage {
+    fn default() -> Usage {
+        Usage { breakdown: true, keep: Duration::from_secs(400 * 24 * 3600) }
     }
 }
 

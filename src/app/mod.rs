@@ -124,6 +124,7 @@ pub async fn run(
         catalogue: catalogue.id.clone(),
         usage_topic: config.kafka.topics.usage.clone(),
         restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
+        breakdown: config.usage.breakdown,
         outbox_max: config.outbox.max_entries,
         set_members_max: SET_MEMBERS_MAX,
     });

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{SecondsFormat, Utc};
+use chrono::{NaiveDate, SecondsFormat, TimeDelta, Utc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use crate::ledger::day::Layout;
 use crate::ledger::event::DAY_MS;
 use crate::ledger::steps::MeterTime;
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
+use crate::ledger::usage::{ForgetUsageCall, last_past};
 use crate::metrics;
 use crate::store::{ShardState, Store, StoreError};
 
@@ -32,6 +33,8 @@ const PENDING_MAX: usize = 100;
 const HELD_LONG: Duration = Duration::from_secs(60);
 /// Accounts whose days are looked at in one step.
 const FORGET_ACCOUNTS: usize = 200;
+/// Days of usage that are forgotten at once.
+const FORGET_USAGE_DAYS: i64 = 31;
 /// Sets that one call deletes, unless one account alone has more.
 const FORGET_SETS: usize = 10_000;
 
@@ -205,6 +208,7 @@ impl Ticker {
         }
         self.sweeper.begin(shard, MeterTime { now_ms: moved.meter_time_ms, floor_ms: moved.floor_ms });
         self.forget(shard, moved.floor_ms, state.restamp_tolerance_ms, forgotten).await?;
+        self.forget_usage(shard, moved.meter_time_ms, state.usage_from).await?;
         Ok(moved)
     }
 
@@ -290,6 +294,44 @@ impl Ticker {
         }
         metrics::record_forgotten(changed);
         forgotten.insert(shard, last_day);
+        Ok(())
+    }
+
+    /// Goes through a shard's accounts when another day of usage is past.
+    async fn forget_usage(&self, shard: u32, meter_time_ms: i64, from: Option<NaiveDate>) -> Result<(), TickError> {
+        let keep_ms = self.config.usage.keep.as_millis() as i64;
+        let Some(last) = last_past(keep_ms, meter_time_ms) else { return Ok(()) };
+        // A shard that has never forgotten any was made less than so long before.
+        let from = from.unwrap_or(last - TimeDelta::days(FORGET_USAGE_DAYS));
+        let mut days = from.iter_days().take_while(|day| *day <= last).collect::<Vec<_>>();
+        days.truncate(FORGET_USAGE_DAYS as usize);
+        let Some(done) = days.last().copied() else { return Ok(()) };
+        let call = |accounts: Vec<Arc<str>>, from: Option<NaiveDate>| ForgetUsageCall {
+            generation: self.generation.clone(),
+            keep_ms,
+            days: days.clone(),
+            accounts,
+            from,
+        };
+        let mut gone = 0;
+        let mut cursor = 0;
+        loop {
+            let (next, accounts) = self.store.days(shard, cursor, FORGET_ACCOUNTS).await?;
+            let accounts = accounts.into_iter().map(|(account, _)| account).collect();
+            let from = (next == 0).then(|| done + TimeDelta::days(1));
+            match self.store.forget_usage(shard, &call(accounts, from)).await? {
+                Some(deleted) => gone += deleted,
+                // An older state has come back: later.
+                None => return Ok(()),
+            }
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        if gone > 0 {
+            tracing::info!(shard, days = gone, "usage older than usage.keep is deleted");
+        }
         Ok(())
     }
 }

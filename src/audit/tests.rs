@@ -247,6 +247,7 @@ fn event(id: &str, quantity: u64) -> UsageEvent {
         action: if id.starts_with("enrich") { "enrich".into() } else { "reveal".into() },
         quantity,
         outcome: None,
+        user: None,
         fields: Box::default(),
         identity,
     }

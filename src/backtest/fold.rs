@@ -63,6 +63,7 @@ impl Fold {
             catalogue: catalogue.id.clone(),
             usage_topic: String::new(),
             restamp_tolerance_ms: settings.restamp_tolerance_ms,
+            breakdown: false,
             // What the outbox holds is thrown away after each call.
             outbox_max: usize::MAX,
             // A set in memory may have any size.

@@ -70,6 +70,13 @@ impl Config {
         // Near midnight a second day is asked for; an hour keeps that rare.
         lasts("events.restamp_tolerance", events.restamp_tolerance, Duration::ZERO, HOUR)?;
         lasts("time.tick_every", self.time.tick_every, Duration::from_millis(100), HOUR)?;
+        lasts("usage.keep", self.usage.keep, DAY, 36_525 * DAY)?;
+        let (keep, late_after) = (self.usage.keep, events.late_after);
+        ensure(
+            keep >= late_after,
+            || "usage.keep".into(),
+            || format!("is {keep:?}: days to which late events still come go on for events.late_after, {late_after:?}"),
+        )?;
         lasts("batch.max_age", self.batch.max_age, Duration::ZERO, 10 * SECOND)?;
         lasts("outbox.lease", outbox.lease, SECOND, HOUR)?;
         lasts("outbox.poll", outbox.poll, Duration::from_millis(1), HOUR)

@@ -187,6 +187,7 @@ impl Shard {
             Some(number) => account.use_late(number, class, event.event.dated_ms),
             None => account.use_now(class, group.overage),
         };
+        self.count_usage(group, event, class, verdict, class.cost - uncovered);
         match verdict {
             _ if class.judge.recorded() => {}
             Verdict::Denied(_) => denied.add(verdict, event, class, remaining, None),

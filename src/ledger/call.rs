@@ -6,6 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use chrono_tz::Tz;
+
 use super::account::{AccountConfig, AccountView};
 use super::catalogue::{Amount, CatalogueId, Overage, Threshold};
 use super::credits::Credits;
@@ -123,6 +125,8 @@ pub struct Stamp {
     pub outbox_max: usize,
     /// Identities in a set beyond which its day gets more sets.
     pub set_members_max: usize,
+    /// Whether usage is broken down by day, member and action.
+    pub breakdown: bool,
 }
 
 /// Usage events of one shard, and ranges of offsets.
@@ -162,6 +166,7 @@ impl ApplyCall {
                 version: 0,
                 overage: Overage::Reject,
                 thresholds: Vec::new(),
+                breakdown: None,
                 days: Vec::new(),
                 events: Vec::new(),
             })
@@ -194,6 +199,8 @@ pub struct Group {
     pub version: u64,
     pub overage: Overage,
     pub thresholds: Vec<Threshold>,
+    /// The zone whose days its usage is broken down by; `None`: it is not.
+    pub breakdown: Option<Tz>,
     /// The days of its events and their neighbours, as far as they are known or begun.
     pub days: Vec<CallDay>,
     pub events: Vec<CallEvent>,
@@ -477,6 +484,7 @@ mod tests {
                 action: "reveal".into(),
                 quantity: 1,
                 outcome: None,
+                user: None,
                 fields: Box::default(),
                 identity: Identity::of("s", "1"),
             }),
@@ -485,7 +493,7 @@ mod tests {
         let mut events = vec![event(noon); 2 * RUN_EVENTS_MAX + 1];
         events.extend(vec![event(noon + DAY_MS); 3]);
         let (account, overage, days) = ("a".into(), Overage::Reject, Vec::new());
-        let group = Group { account, version: 1, overage, thresholds: Vec::new(), days, events };
+        let group = Group { account, version: 1, overage, thresholds: Vec::new(), breakdown: None, days, events };
         let runs: Vec<_> = group.runs(0).map(|(days, run)| (days.own, run.len())).collect();
         assert_eq!(runs, [(0, RUN_EVENTS_MAX), (0, RUN_EVENTS_MAX), (0, 1), (1, 3)]);
     }

@@ -25,6 +25,8 @@ pub struct UsageEvent {
     pub quantity: u64,
     /// What the lookup found, for actions that are free when it found nothing.
     pub outcome: Option<Arc<str>>,
+    /// The member who did it.
+    pub user: Option<Arc<str>>,
     /// Further data fields, where they have a value that some price depends on.
     pub fields: Box<[(Field, Arc<str>)]>,
     pub identity: Identity,

@@ -37,3 +37,5 @@ pub mod shard;
 pub mod steps;
 /// Meter time, the floor, and what is forgotten below it.
 pub mod time;
+/// Usage by day, member and action.
+pub mod usage;

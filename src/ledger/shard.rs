@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chrono::NaiveDate;
 use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -16,6 +17,7 @@ use super::cycle::Cycle;
 use super::day::{DaySets, Layout};
 use super::grants::{GrantKind, Lots, Pool};
 use super::outcome::{DeadReason, Outcome};
+use super::usage::DayUsage;
 
 /// The state of one shard. `None` of it exists before [`Shard::init`].
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +26,8 @@ pub struct Shard {
     pub accounts: FxHashMap<Arc<str>, Account>,
     /// Identities decided, by account and UTC day.
     pub seen: FxHashMap<(Arc<str>, i64), DaySets>,
+    /// Usage by account and day of its own zone.
+    pub usage: FxHashMap<(Arc<str>, NaiveDate), DayUsage>,
     /// Identities of the commands that were applied to an account. Never forgotten.
     pub commands_seen: FxHashMap<Arc<str>, BTreeSet<i64>>,
     pub notes: BTreeMap<(Partition, i64), DeadReason>,
@@ -46,6 +50,8 @@ pub struct Fence {
     pub floor_ms: i64,
     /// The largest ever used: how long past a day's end its identities are needed.
     pub restamp_tolerance_ms: i64,
+    /// Usage of earlier days was forgotten.
+    pub usage_from: Option<NaiveDate>,
     /// The next offset to apply. A partition that is not here starts at 0.
     pub positions: BTreeMap<Partition, i64>,
     /// The last record below each position, by which a topic that was made anew is told.
@@ -193,6 +199,7 @@ impl Shard {
                 meter_time_ms: 0,
                 floor_ms: 0,
                 restamp_tolerance_ms: 0,
+                usage_from: None,
                 positions: call.starts.iter().copied().collect(),
                 anchors: BTreeMap::new(),
                 reached: BTreeMap::new(),

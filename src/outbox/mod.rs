@@ -221,6 +221,7 @@ mod tests {
             catalogue,
             usage_topic: "u".into(),
             restamp_tolerance_ms: 0,
+            breakdown: false,
             outbox_max: 10,
             set_members_max: 9,
         };

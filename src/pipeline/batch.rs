@@ -354,6 +354,7 @@ impl<'a> Builder<'a> {
             version: account.map_or(0, |account| account.version),
             overage,
             thresholds: account.map_or(Vec::new(), |account| thresholds(self.catalogue, &account.config)),
+            breakdown: account.filter(|_| self.call.stamp.breakdown).map(|account| account.config.timezone),
             days: Vec::new(),
             events: Vec::new(),
         });
@@ -444,6 +445,7 @@ mod tests {
                 action: "reveal_email".into(),
                 quantity: 1,
                 outcome: None,
+                user: None,
                 fields: Box::default(),
                 identity: Identity::of("s", "1"),
             })),
@@ -476,6 +478,7 @@ mod tests {
             restamp_tolerance_ms: 600_000,
             outbox_max: 10,
             set_members_max: 512,
+            breakdown: false,
         });
         let accounts = accounts();
         let minute = 60_000;

@@ -1,5 +1,7 @@
 //! The call that applies usage events: `lua/apply.lua`'s keys, arguments and reply.
 
+use chrono::NaiveDate;
+use chrono_tz::Tz;
 use rustc_hash::FxHashMap;
 
 use super::StoreError;
@@ -14,6 +16,7 @@ use crate::ledger::credits::Credits;
 use crate::ledger::day::{Layout, SetIndex, layouts_of};
 use crate::ledger::event::{CallEvents, Days, Judge};
 use crate::ledger::outcome::{Denial, Verdict};
+use crate::ledger::usage::{local_day, quarter_hour};
 
 pub struct ApplyScript<'a> {
     pub shard: u32,
@@ -26,6 +29,7 @@ impl Script for ApplyScript<'_> {
         include_str!("lua/account.lua"),
         include_str!("lua/apply.lua"),
         include_str!("lua/apply_late.lua"),
+        include_str!("lua/apply_usage.lua"),
         include_str!("lua/apply_decide.lua"),
     );
     type Reply = Reply<Applied>;
@@ -128,11 +132,23 @@ struct Groups<'a> {
     sources: Listed<&'a str>,
     policies: Listed<(&'static str, Credits, String)>,
     days: Listed<(Days, &'a Layout, Option<&'a Layout>)>,
+    /// By zone and quarter of an hour.
+    local_days: FxHashMap<(Tz, i64), NaiveDate>,
     packed: Packed,
     /// Events of the group in hand, by kind.
     tally: Vec<usize>,
     /// Of all groups.
     lines: Vec<u8>,
+}
+
+/// A row of usage, as `apply_usage.lua` describes it.
+struct Row<'a> {
+    day: usize,
+    user: &'a str,
+    class: usize,
+    charged: usize,
+    cost: i64,
+    free: usize,
 }
 
 /// Bytes that an event takes in a call, about: memory that is asked for in one piece is not moved while it grows.
@@ -160,6 +176,7 @@ impl<'a> Groups<'a> {
             sources: Listed::default(),
             policies: Listed::default(),
             days: Listed::default(),
+            local_days: FxHashMap::default(),
             packed,
             tally: Vec::new(),
             lines: Vec::with_capacity(events * LINE_BYTES),
@@ -219,7 +236,7 @@ impl<'a> Groups<'a> {
             Overage::Cap => ("cap", Credits::ZERO),
             Overage::Allow { limit } => ("allow", limit.unwrap_or(Credits::BALANCE_MAX)),
         };
-        self.packed.list(9);
+        self.packed.list(12);
         self.packed.text(group.account.as_bytes());
         self.packed.decimal(group.version);
         let want = self.want(group);
@@ -232,11 +249,62 @@ impl<'a> Groups<'a> {
             let source = self.sources.place(&event.event.source);
             write_line(&mut self.lines, event, source);
         }
+        let days = self.usage(group);
         let runs: Vec<_> = group.runs(self.call.stamp.restamp_tolerance_ms).collect();
         self.packed.list(runs.len());
         for (days, run) in runs {
             self.run(input, group, days, run);
         }
+        days.into_iter().for_each(|day| input.key(self.keys, Key::Usage(&group.account, day)));
+    }
+
+    /// What the group's events come to by day, member and action, if they are charged or free. Gives the days.
+    fn usage(&mut self, group: &Group) -> Vec<NaiveDate> {
+        let Some(timezone) = group.breakdown else {
+            self.packed.number(0);
+            self.packed.list(0);
+            self.packed.text("");
+            return Vec::new();
+        };
+        let (mut days, mut rows): (Vec<NaiveDate>, Vec<Row>) = (Vec::new(), Vec::new());
+        let mut places = FxHashMap::default();
+        let mut row_of = Vec::with_capacity(2 * group.events.len());
+        for event in &group.events {
+            let own = &event.event;
+            let quarter = (timezone, quarter_hour(own.dated_ms));
+            let day = *self.local_days.entry(quarter).or_insert_with(|| local_day(own.dated_ms, timezone));
+            let day = days.iter().position(|known| *known == day).unwrap_or_else(|| {
+                days.push(day);
+                days.len() - 1
+            });
+            let user = own.user.as_deref().unwrap_or_default();
+            let class = &self.call.classes[event.class];
+            let place = *places.entry((day, user, &*class.action)).or_insert(rows.len());
+            if place == rows.len() {
+                rows.push(Row { day, user, class: event.class, charged: 0, cost: 0, free: 0 });
+            }
+            match class.judge {
+                Judge::Charge => {
+                    rows[place].charged += 1;
+                    rows[place].cost += class.cost.thousandths();
+                }
+                Judge::Free => rows[place].free += 1,
+                _ => {}
+            }
+            row_of.extend(two_bytes(place));
+        }
+        self.packed.number(days.len());
+        self.packed.list(6 * rows.len());
+        for row in rows {
+            self.packed.index(row.day);
+            self.packed.text(row.user);
+            self.packed.index(row.class);
+            self.packed.number(row.charged);
+            self.packed.decimal(row.cost);
+            self.packed.number(row.free);
+        }
+        self.packed.text(row_of);
+        days
     }
 
     /// The types that a group's events cost.

@@ -5,8 +5,11 @@
 
 use std::io::Write as _;
 
+use chrono::NaiveDate;
+
 use crate::ledger::day::SetIndex;
 use crate::ledger::shard::shard_of;
+use crate::ledger::usage::day_number;
 
 /// Slots of a Redis Cluster.
 const SLOTS: u32 = 16_384;
@@ -20,6 +23,7 @@ pub enum Key<'a> {
     /// `shard` hash: the fence. Made by `init` with the first start; absent afterwards = emptied.
     /// - `schema`, `generation`, `shards`, `catalogue_version`, `catalogue_hash`
     /// - `meter_time_ms`, `floor_ms` (events dated below are too late), `restamp_tolerance_ms` (largest ever used)
+    /// - `usage_from` `20261125`: usage of earlier days was forgotten; absent = none was
     /// - `position:<input>:<partition>` next offset to apply; absent = 0
     /// - `anchor:<input>:<partition>` `offset:fingerprint` of the last record below it; absent = none was read
     /// - `reached:<input>:<partition>` ms, the time of the last records below it; absent = none was read
@@ -59,6 +63,10 @@ pub enum Key<'a> {
     /// stays an intset); `d:<day>.<generation>.<set>:<account>` where a busy day has several.
     /// Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
     Day(&'a str, i64, SetIndex),
+    /// `u:<20261125>:<account>` hash: usage of a day of the account's zone, by member (`""`: the event named none), each a
+    /// list of numbers in MessagePack: for each action events charged, thousandths, events denied, free. The actions
+    /// are those of the field `"\t"`, in their order. Forgotten `usage.keep` after the day. Absent = none.
+    Usage(&'a str, NaiveDate),
     /// `c:<account>` set: identities of the commands that were applied to it, for ever, but for the first few, which are in
     /// its `ids`. Absent = none.
     Commands(&'a str),
@@ -117,6 +125,7 @@ impl Keys {
             Key::Day(account, day, SetIndex { generation, set }) => {
                 write!(to, "{prefix}:{{{}}}:d:{day}.{generation}.{set}:{account}", of(account))
             }
+            Key::Usage(account, day) => write!(to, "{prefix}:{{{}}}:u:{}:{account}", of(account), day_number(day)),
             Key::Commands(account) => write!(to, "{prefix}:{{{}}}:c:{account}", of(account)),
         };
         written.expect("memory takes all text");

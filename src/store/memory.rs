@@ -7,6 +7,7 @@ use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply, Shard, shard_of};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
+use crate::ledger::usage::ForgetUsageCall;
 
 #[derive(Clone)]
 pub struct MemoryStore {
@@ -62,6 +63,10 @@ impl MemoryStore {
         self.shard(shard).forget(call)
     }
 
+    pub fn forget_usage(&self, shard: u32, call: &ForgetUsageCall) -> Option<u64> {
+        self.shard(shard).forget_usage(call)
+    }
+
     pub fn days(&self, shard: u32, _: u64, _: usize) -> DaysPage {
         let shard = self.shard(shard);
         let accounts = shard.accounts.iter().map(|(name, account)| {
@@ -101,6 +106,7 @@ impl MemoryStore {
             meter_time_ms: fence.meter_time_ms,
             floor_ms: fence.floor_ms,
             restamp_tolerance_ms: fence.restamp_tolerance_ms,
+            usage_from: fence.usage_from,
             catalogue: Some(fence.catalogue.clone()),
         }
     }

@@ -24,6 +24,8 @@ pub mod scripts;
 pub mod slots;
 /// What the scripts have written, read.
 pub mod stored;
+/// Usage by day, member and action.
+pub mod usage;
 /// Keys, arguments and replies.
 pub mod words;
 
@@ -31,6 +33,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use chrono::NaiveDate;
 
 use crate::ledger::account::{AccountView, Counter};
 use crate::ledger::call::{Anchor, Applied, ApplyCall, CommandCall, Commanded, OutboxEntry, Partition, Reply};
@@ -40,6 +44,7 @@ use crate::ledger::outcome::Outcome;
 use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
+use crate::ledger::usage::ForgetUsageCall;
 use crate::metrics;
 
 pub use durable::{Durable, Level};
@@ -142,6 +147,8 @@ pub struct ShardState {
     pub floor_ms: i64,
     /// The largest ever used.
     pub restamp_tolerance_ms: i64,
+    /// Usage of earlier days was forgotten.
+    pub usage_from: Option<NaiveDate>,
     pub catalogue: Option<CatalogueId>,
 }
 
@@ -201,6 +208,11 @@ impl Store {
 
     pub async fn forget(&self, shard: u32, call: &ForgetCall) -> Result<Option<u64>, StoreError> {
         either!(self, store => store.forget(shard, call))
+    }
+
+    /// Forgets usage; `None`: refused.
+    pub async fn forget_usage(&self, shard: u32, call: &ForgetUsageCall) -> Result<Option<u64>, StoreError> {
+        either!(self, store => store.forget_usage(shard, call))
     }
 
     /// About so many of a shard's open accounts, from a cursor on (0: from the start).

@@ -8,6 +8,7 @@ use super::apply_call::ApplyScript;
 use super::keys::{Key, Keys};
 use super::look::LookScript;
 use super::stored::{PENDING, number, parse_note, parse_root, parse_view};
+use super::usage::ForgetUsageScript;
 use super::words::{Fields, Input, Words};
 use super::{Root, StoreError, TakeCall, Taken};
 use crate::ledger::account::AccountConfig;
@@ -36,7 +37,7 @@ pub trait Script {
 }
 
 /// All scripts, to be loaded on each connection.
-pub const ALL: [(&str, &str); 10] = [
+pub const ALL: [(&str, &str); 11] = [
     (RootScript::NAME, RootScript::SOURCE),
     (InitScript::NAME, InitScript::SOURCE),
     (ApplyScript::NAME, ApplyScript::SOURCE),
@@ -45,6 +46,7 @@ pub const ALL: [(&str, &str); 10] = [
     (TakeScript::NAME, TakeScript::SOURCE),
     (TimeScript::NAME, TimeScript::SOURCE),
     (ForgetScript::NAME, ForgetScript::SOURCE),
+    (ForgetUsageScript::NAME, ForgetUsageScript::SOURCE),
     (WipeScript::NAME, WipeScript::SOURCE),
     (LookScript::NAME, LookScript::SOURCE),
 ];

@@ -13,6 +13,7 @@ use crate::ledger::cycle::Cycle;
 use crate::ledger::day::Layout;
 use crate::ledger::grants::{Granted, Lot, Lots, Pool};
 use crate::ledger::outcome::{DeadReason, Outcome};
+use crate::ledger::usage::day_of_number;
 
 pub fn parse_root(text: &str) -> Result<Root, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Broken(format!("the root key: {error}")))
@@ -46,6 +47,8 @@ pub fn parse_shard(fields: &BTreeMap<String, String>) -> Result<ShardState, Stor
             state.floor_ms = number(value)?;
         } else if field == "restamp_tolerance_ms" {
             state.restamp_tolerance_ms = number(value)?;
+        } else if field == "usage_from" {
+            state.usage_from = day_of_number(number(value)?);
         } else if field == "catalogue_version" {
             let hash = fields.get("catalogue_hash").cloned().unwrap_or_default();
             state.catalogue = Some(CatalogueId { version: number(value)?, hash });

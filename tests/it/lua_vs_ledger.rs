@@ -137,6 +137,8 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "time_moved",
         "time_other_generation",
         "forgotten",
+        "usage_forgotten",
+        "usage_kept",
         "rolled",
         "renewed",
         "lots_passed",
@@ -183,6 +185,7 @@ impl<'a> History<'a> {
             catalogue: catalogue.id.clone(),
             usage_topic: "credits.\"usage\"".into(),
             restamp_tolerance_ms: 10 * MINUTE_MS,
+            breakdown: rng.random_bool(0.8),
             set_members_max: *[2, 4, 16, 512].choose(&mut rng).expect("not empty"),
             outbox_max: if rng.random_bool(0.2) { 3 } else { 1000 },
         };
@@ -256,7 +259,8 @@ impl<'a> History<'a> {
             83..85 => self.other_stamp().await,
             85..87 => self.init_again().await,
             87..90 => self.move_time().await,
-            90..92 => self.forget().await,
+            90..91 => self.forget().await,
+            91..92 => self.forget_usage().await,
             94..98 => self.sweep().await,
             92..94 => {
                 let floor_ms = MIDNIGHT_MS - self.rng.random_range(0..8) * MINUTE_MS;
@@ -309,6 +313,7 @@ impl<'a> History<'a> {
                 MIDNIGHT_MS + self.rng.random_range(0..2) * DAY_MS + self.rng.random_range(9..12) * MINUTE_MS;
             self.raise_floor(floor_ms, connection).await;
             self.forget().await;
+            self.forget_usage().await;
             self.sweep().await;
             self.step(connection).await;
             self.step(connection).await;

@@ -183,6 +183,7 @@ impl World {
             catalogue: catalogue.id.clone(),
             usage_topic: "credits.usage".into(),
             restamp_tolerance_ms: 600_000,
+            breakdown: true,
             outbox_max: usize::MAX,
             set_members_max: 8,
         });
@@ -669,6 +670,7 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
         action: "reveal_email".into(),
         quantity: 1,
         outcome: None,
+        user: None,
         id: id.into(),
     }))
 }

@@ -94,6 +94,7 @@ fn a_structured_event_is_read() {
         action: "reveal_email".into(),
         quantity: 2,
         outcome: Some("found".into()),
+        user: Some("u-1".into()),
         fields: Box::default(),
         identity: Identity::of("/crm", "e-1"),
     };

@@ -25,7 +25,6 @@ struct UsageData<'a> {
     action: Option<&'a RawValue>,
     #[serde(borrow)]
     quantity: Option<&'a RawValue>,
-    /// Checked although nothing is counted by user yet: what is accepted now must not be refused then.
     #[serde(borrow)]
     user: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -37,6 +36,7 @@ struct Usage<'a> {
     action: Cow<'a, str>,
     quantity: u64,
     outcome: Option<Cow<'a, str>>,
+    user: Option<Cow<'a, str>>,
 }
 
 /// An event as nearly all are: structured, no text with an escape, each field of its type. Read in one pass.
@@ -133,6 +133,7 @@ fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<Us
         action: texts.share(data.action),
         quantity,
         outcome: data.outcome.map(|outcome| texts.share(outcome)),
+        user: data.user.map(|user| texts.share(user)),
         fields: Box::default(),
     })
 }
@@ -159,6 +160,7 @@ fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<
         action: texts.share(&usage.action),
         quantity: usage.quantity,
         outcome: usage.outcome.map(|outcome| texts.share(&outcome)),
+        user: usage.user.map(|user| texts.share(&user)),
         fields: Box::default(),
     }))
 }
@@ -166,11 +168,11 @@ fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<
 impl<'a> UsageData<'a> {
     fn check(self) -> Result<Usage<'a>, Fault> {
         let mut faults = Faults::default();
-        faults.take(optional("user", self.user));
         let usage = Usage {
             action: faults.take(envelope::field("action", self.action)),
             quantity: faults.take(quantity(self.quantity)),
             outcome: faults.take(optional("outcome", self.outcome)),
+            user: faults.take(optional("user", self.user)),
         };
         faults.none()?;
         Ok(usage)

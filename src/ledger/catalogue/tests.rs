@@ -135,6 +135,7 @@ fn the_most_specific_price_counts_then_the_latest_and_a_plans_price_beats_the_ge
             action: action.into(),
             quantity: 2,
             outcome: of(Field::Outcome),
+            user: of(Field::User),
             fields: further.map(|(name, value)| (*name, Arc::from(*value))).collect(),
             identity: Identity::of("s", "1"),
         };
@@ -192,6 +193,7 @@ fn what_one_price_makes_too_dear_another_does_not() {
         action: "reveal_phone".into(),
         quantity: 110_000_000,
         outcome: None,
+        user: None,
         fields: Box::default(),
         identity: Identity::of("s", "1"),
     };

@@ -1,11 +1,11 @@
 -- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from. Preceded by
--- account.lua; goes on in apply_late.lua and apply_decide.lua.
+-- account.lua; goes on in apply_late.lua, apply_usage.lua and apply_decide.lua.
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
 -- KEYS[4] due     zset    every account
 -- KEYS[5..]       for each group its account (hash), then for each of its runs and of the run's probes the sets of
---                 identities that it touches
+--                 identities that it touches, then the days of its usage
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), commands that must be applied first ('' = any),
 --         members of a set beyond which its day gets more, usage topic, the same as JSON text,
@@ -16,6 +16,7 @@
 --           tally: kind, events, for each kind among its events
 --           kinds: two bytes an event
 --           where its lines begin
+--           days of usage, rows of it (see apply_usage.lua), two bytes an event: which row it belongs to
 --           runs:  days, events, members (empty if no probe asks for them all), probes: for each the sets of one
 --                  generation; none = one set for all members, else for each set its members and, in two bytes each,
 --                  which of the run's events they are
@@ -166,12 +167,13 @@ local unknown = false
 local floor = tonumber(fence[4])
 local below_floor = false
 for g = 1, group_count do
-  local account, version, want, policy, oldest, tally, event_kinds, first_line, packed_runs = unpack(packed_groups[g])
+  local account, version, want, policy, oldest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs
+    = unpack(packed_groups[g])
   key = key + 1
   local group = {
     account = account, version = version, types = wants[want], overage = policies[policy][1],
     limit = tonumber(policies[policy][2]), levels = levels_of[policy],
-    tally = tally, kinds = event_kinds, first_line = first_line, runs = {}, key = KEYS[key],
+    tally = tally, kinds = event_kinds, first_line = first_line, used = used, row_of = row_of, runs = {}, key = KEYS[key],
   }
   local event = 0
   for r, packed in ipairs(packed_runs) do
@@ -188,6 +190,8 @@ for g = 1, group_count do
     group.runs[r] = run
   end
   group.count = event
+  group.used_key = key
+  key = key + used_days
   local stored = redis.call('HMGET', group.key, unpack(wanted_of[want]))
   group.stored = stored
   local is_stale = (stored[1] or '0') ~= group.version

@@ -25,19 +25,26 @@ local function whole_account(group)
 end
 
 -- Decides a group's events one by one.
-local function one_by_one(group, counter)
+local function one_by_one(group, counter, rows)
   local verdicts, by_reason = {}, { {}, {}, {}, {} }
+  local nothing = {}
   local line_of = lines_of(group)
   for e = 1, group.count do
     local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
     local kind = b1 * 256 + b2
     local range, class = kind_range[kind], kind_class[kind]
     local tally = counts[range]
+    local row = nothing
+    if rows then
+      b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
+      row = rows[b1 * 256 + b2]
+    end
     if group.seen[e] then
       tally.duplicate = tally.duplicate + 1
       verdicts[e] = 'd'
     elseif class_judge[class] == 'f' then
       tally.free = tally.free + 1
+      row.free = (row.free or 0) + 1
       verdicts[e] = 'f'
     else
       local credit_type = type_name[class_type[class]]
@@ -64,6 +71,11 @@ local function one_by_one(group, counter)
           c.denied = (c.denied or 0) + 1
           c.starved = c.starved or reason > 1
         end
+      end
+      if not reason or reason == 4 then
+        row.charged, row.cost = (row.charged or 0) + 1, (row.cost or 0) + cost - uncovered
+      else
+        row.denied = (row.denied or 0) + 1
       end
       if not reason then
         tally.charged = tally.charged + 1
@@ -183,7 +195,9 @@ for g = 1, group_count do
     end
   end
   if not fits then
-    reply[g + 2] = one_by_one(group, counter)
+    local rows = group.used[1] and rows_of(group, false)
+    reply[g + 2] = one_by_one(group, counter, rows)
+    group.usage = rows and usage_after(group, rows)
     -- Events that were denied are counted beside the charges.
     for t, c in pairs(counter) do
       if c.denied then
@@ -213,6 +227,7 @@ for g = 1, group_count do
       counter[t].charged = counter[t].charged + sum
     end
     reply[g + 2] = verdicts and table.concat(verdicts) or ''
+    group.usage = group.used[1] and usage_after(group, rows_of(group, true))
   end
   group.counter = counter
   alerts_after_use(group, counter)
@@ -287,6 +302,9 @@ for g = 1, group_count do
   if days ~= had_days then
     changed[#changed + 1] = 'days'
     changed[#changed + 1] = days
+  end
+  for _, day in ipairs(group.usage or {}) do
+    write_sliced('HSET', day.key, day.set)
   end
   if group.whole then
     for i = 1, #changed, 2 do

@@ -74,6 +74,7 @@ impl History<'_> {
             action: action.into(),
             quantity: *[1, 1, 1, 2, 3, 100_000_000, 1_000_000_000].choose(rng).expect("not empty"),
             outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
+            user: [None, Some("u-1"), Some("\"é"), Some(" ")].choose(rng).expect("not empty").map(Arc::from),
             fields: Box::default(),
         });
         self.sent.push(event.clone());

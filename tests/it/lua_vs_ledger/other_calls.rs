@@ -7,6 +7,7 @@ use credit_meter::ledger::roll::{RollAccount, RollCall};
 use credit_meter::ledger::shard::{Grown, InitCall, InitReply};
 use credit_meter::ledger::steps::{MeterTime, steps_until};
 use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
+use credit_meter::ledger::usage::{ForgetUsageCall, local_day};
 use credit_meter::pipeline::batch::{Call, thresholds};
 use credit_meter::store::keys::Key;
 use credit_meter::store::{TakeCall, Taken};
@@ -44,6 +45,23 @@ impl History<'_> {
             TimeReply::At { .. } => "time_moved",
         };
         *self.replies.entry(kind).or_insert(0) += 1;
+    }
+
+    pub async fn forget_usage(&mut self) {
+        // Events lie around a midnight, and meter time goes no further: what is kept must end in its past.
+        let keep_ms = self.rng.random_range(-4..2) * DAY_MS;
+        let today = local_day(MIDNIGHT_MS, chrono_tz::UTC);
+        let days: Vec<_> = today.iter_days().skip(self.rng.random_range(0..2)).take(2).collect();
+        let call = ForgetUsageCall {
+            generation: if self.rng.random_bool(0.1) { "g2".into() } else { "g1".into() },
+            keep_ms,
+            days: days.iter().map(|day| *day - chrono::TimeDelta::days(1)).collect(),
+            accounts: ["a", "b", "d \"}{", "nobody"].map(Arc::from).to_vec(),
+            from: self.rng.random_bool(0.5).then(|| days[1]),
+        };
+        let stored = self.store.forget_usage(0, &call).await.expect("redis answers");
+        assert_eq!(stored, self.shard.forget_usage(&call), "seed {}: {call:?}", self.seed);
+        *self.replies.entry(if stored > Some(0) { "usage_forgotten" } else { "usage_kept" }).or_insert(0) += 1;
     }
 
     pub async fn forget(&mut self) {

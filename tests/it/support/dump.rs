@@ -10,7 +10,9 @@ use credit_meter::ledger::day::{DaySets, SetIndex};
 use credit_meter::ledger::grants::Pool;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
+use credit_meter::ledger::usage::day_of_number;
 use credit_meter::store::stored::{parse_alarms, parse_counters, parse_denied, parse_ids, parse_note, parse_view};
+use credit_meter::store::usage::parse_usage;
 use redis::aio::MultiplexedConnection;
 
 pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
@@ -61,6 +63,12 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
                 let day = parts.next().expect("a day");
                 let (generation, set) = (parts.next().unwrap_or(0) as u32, parts.next().unwrap_or(0) as u32);
                 days.push(((Arc::from(account), day), SetIndex { generation, set }, members(connection, &key).await));
+            }
+            ("u", Some(rest)) => {
+                let (day, account) = rest.split_once(':').expect("a day and an account");
+                let day = day_of_number(day.parse().expect("a number")).expect("a day");
+                let fields = redis::cmd("HGETALL").arg(&key).query_async(connection).await.expect("redis answers");
+                shard.usage.insert((account.into(), day), parse_usage(fields).expect("usage"));
             }
             ("c", Some(account)) => {
                 let members = members(connection, &key).await;
@@ -150,6 +158,7 @@ fn fence(fields: &BTreeMap<String, String>) -> Fence {
         meter_time_ms: number("meter_time_ms"),
         floor_ms: number("floor_ms"),
         restamp_tolerance_ms: number("restamp_tolerance_ms"),
+        usage_from: fields.get("usage_from").map(|text| day_of_number(text.parse().expect("a number")).expect("a day")),
         positions,
         anchors,
         reached,
