@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Ended;
-use super::output::Output;
+use super::output::{Output, quoted};
 use crate::backtest::lines::{Lines, Timed};
 use crate::backtest::statement::{Shown, Statement, columns, rows};
 use crate::backtest::tally::{Reason, Tally};
@@ -188,11 +188,6 @@ fn csv(statements: &[Statement]) -> Vec<String> {
     lines
 }
 
-/// As RFC 4180 has it: accounts may have any name.
-fn quoted(cell: &str) -> String {
-    if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
-}
-
 /// What became of the records.
 fn told(tally: &Tally, seconds: f64) -> String {
     let mut lines =
@@ -212,15 +207,4 @@ fn told(tally: &Tally, seconds: f64) -> String {
         lines.push(format!("left out: {} dated after --until", tally.after_until));
     }
     lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cells_with_commas_and_quotes_are_quoted() {
-        assert_eq!(quoted("acme"), "acme");
-        assert_eq!(quoted("acme, \"the\" team"), "\"acme, \"\"the\"\" team\"");
-    }
 }

@@ -14,6 +14,8 @@ pub mod balance;
 pub mod catalogue;
 /// Whether all that the meter needs is there.
 pub mod check;
+/// When an account's credits will run out.
+mod forecast;
 /// Made-up usage.
 pub mod generate;
 /// Top-ups, promos and corrections.
@@ -34,6 +36,8 @@ mod source;
 mod state;
 /// What a team was granted and has used, cycle by cycle.
 pub mod statement;
+/// What a team has used, by day, member and action.
+pub mod usage;
 /// Arguments from their texts.
 mod values;
 
@@ -110,6 +114,8 @@ pub enum Command {
     Balance(balance::BalanceArgs),
     /// Show what an account was granted and has used, cycle by cycle
     Statement(statement::StatementArgs),
+    /// Show what an account has used, by day, member and action
+    Usage(usage::UsageArgs),
     /// Check or show the price list
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
@@ -183,6 +189,7 @@ impl Cli {
             Command::Addon(command) => addon::run(command, &config, output).await,
             Command::Balance(args) => balance::run(args, &config, output).await,
             Command::Statement(args) => statement::run(args, &config, output).await,
+            Command::Usage(args) => usage::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),
             Command::Backtest(args) => backtest::run(args, &config, output).await,

@@ -34,6 +34,11 @@ fn line(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// A cell of CSV, as RFC 4180 has it: accounts and members may have any name.
+pub fn quoted(cell: &str) -> String {
+    if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+}
+
 /// Progress of long work: on stderr, and only where a person looks.
 pub fn progress(length: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
@@ -41,4 +46,15 @@ pub fn progress(length: u64) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
     ProgressBar::new(length).with_style(style.expect("the template is a constant that is valid"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_with_commas_and_quotes_are_quoted() {
+        assert_eq!(quoted("acme"), "acme");
+        assert_eq!(quoted("acme, \"the\" team"), "\"acme, \"\"the\"\" team\"");
+    }
 }

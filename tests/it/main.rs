@@ -19,4 +19,5 @@ mod redis_answers;
 mod start;
 mod support;
 mod time;
+mod usage;
 mod walk;

@@ -1,0 +1,112 @@
+//! What a team's admins look at: usage by day, member and action, on a real meter.
+
+use chrono::{DateTime, Days, NaiveTime, SecondsFormat, TimeZone, Utc};
+use serde_json::{Value, json};
+
+use crate::support::kafka::{Outgoing, Topics};
+use crate::support::meter::Meter;
+use crate::support::until;
+use crate::walk::CATALOGUE;
+
+const ZONE: chrono_tz::Tz = chrono_tz::Asia::Kathmandu;
+
+async fn event(topics: &Topics, id: &str, time: DateTime<Utc>, user: Option<&str>, action: &str, quantity: u64) {
+    let event = json!({
+        "specversion": "1.0", "id": id, "source": "test", "type": "credits.usage.v1", "subject": "acme",
+        "time": time.to_rfc3339_opts(SecondsFormat::Millis, true),
+        "data": { "action": action, "quantity": quantity, "user": user },
+    });
+    let value = event.to_string().into_bytes();
+    topics.send("usage", &Outgoing { key: Some("acme".into()), value: Some(value), ..Outgoing::default() }).await;
+}
+
+fn row(told: Value, numbers: [f64; 4]) -> Value {
+    let [charged, credits, denied, free] =
+        numbers.map(|number| if number.fract() == 0.0 { json!(number as u64) } else { json!(number) });
+    let mut row = json!({ "charged": charged, "credits": credits, "denied": denied, "free": free });
+    for (name, value) in told.as_object().expect("an object") {
+        row[name] = value.clone();
+    }
+    row
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_told_by_day_of_the_accounts_zone_member_and_action() {
+    let topics = Topics::create("usage", 2).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("TIME__TICK_EVERY", "200ms");
+    let running = meter.start(&[]);
+    running.ready().await;
+    // Yesterday, as Kathmandu has it.
+    let today = Utc::now().with_timezone(&ZONE).date_naive();
+    let day = today - Days::new(1);
+    let midnight = ZONE.from_local_datetime(&day.and_time(NaiveTime::MIN)).unwrap().to_utc();
+    let second = chrono::TimeDelta::seconds(1);
+    let put = json!({
+        "specversion": "1.0", "id": "put-1", "source": "test", "type": "credits.account.put.v1", "subject": "acme",
+        "time": (midnight - chrono::TimeDelta::hours(2)).to_rfc3339_opts(SecondsFormat::Millis, true),
+        "data": { "plan": "starter", "anchor": (day - Days::new(3)).to_string(), "timezone": ZONE.name() },
+    });
+    topics.command(&put).await; // 30 e-mail credits
+    event(&topics, "e1", midnight - second, Some("ann"), "reveal_email", 1).await;
+    event(&topics, "e2", midnight, Some("ann"), "reveal_email", 2).await;
+    event(&topics, "e2", midnight, Some("ann"), "reveal_email", 2).await; // the same again
+    event(&topics, "e3", midnight + second, Some("bob, \"the\" boss"), "reveal_email", 5).await;
+    event(&topics, "e4", midnight + second * 2, None, "reveal_email", 4).await;
+    event(&topics, "e5", midnight + second * 3, Some("ann"), "reveal_email", 100).await; // denied
+    meter.caught_up(&topics).await;
+    // Another worker goes on where this one has ended.
+    drop(running);
+    let running = meter.start(&[]);
+    running.ready().await;
+    event(&topics, "e6", midnight + second * 4, Some("ann"), "reveal_email", 1).await;
+    meter.caught_up(&topics).await;
+
+    let before = day - Days::new(1);
+    let by_member = meter.json(&["usage", "acme", "--by", "day,user", "--json"]);
+    let told = |day: chrono::NaiveDate, user: &str| json!({ "day": day, "user": user, "credit_type": "email" });
+    let expected = json!([
+        row(told(before, "ann"), [1.0, 1.0, 0.0, 0.0]),
+        row(told(day, ""), [1.0, 4.0, 0.0, 0.0]),
+        row(told(day, "ann"), [2.0, 3.0, 1.0, 0.0]),
+        row(told(day, "bob, \"the\" boss"), [1.0, 5.0, 0.0, 0.0]),
+    ]);
+    assert_eq!(by_member["usage"], expected, "{by_member}");
+    // What is told of the open cycle is what the balance says.
+    let all = meter.json(&["usage", "acme", "--json"]);
+    assert_eq!(all["usage"][0]["credits"], meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"]);
+    assert_eq!(all["usage"][0]["credits"], 13);
+
+    let day_text = day.to_string();
+    let csv = meter.run(&["usage", "acme", "--from", &day_text, "--to", &day_text, "--by", "user,action", "--csv"]);
+    let csv = String::from_utf8(csv.stdout).expect("text");
+    assert_eq!(
+        csv.lines().collect::<Vec<_>>(),
+        [
+            "user,action,credit_type,charged,credits,denied,free",
+            ",reveal_email,email,1,4,0,0",
+            "ann,reveal_email,email,2,3,1,0",
+            "\"bob, \"\"the\"\" boss\",reveal_email,email,1,5,0,0",
+        ]
+    );
+    let forecast = meter.json(&["usage", "acme", "--forecast", "--json"])["forecast"]["email"].clone();
+    // 12 credits were used yesterday, and 17 are left.
+    assert_eq!((&forecast["remaining"], &forecast["last_day"]["credits_per_day"]), (&json!(17), &json!(12)));
+    assert_eq!(forecast["last_day"]["before_renewal"], true, "{forecast}");
+
+    // Kept for a day only, the day is deleted once meter time is far enough.
+    drop(running);
+    meter.set("EVENTS__LATE_AFTER", "1h");
+    meter.set("USAGE__KEEP", "1day");
+    let old = Utc::now() - chrono::TimeDelta::days(40);
+    let _running = meter.start(&[]);
+    until("old usage is forgotten", || async {
+        let from = meter.states().await.into_iter().map(|state| state.usage_from).min()??;
+        (from > old.date_naive()).then_some(())
+    })
+    .await;
+    let kept = meter.json(&["usage", "acme", "--by", "day", "--json"]);
+    // The last day that is surely past in every zone is three days old: nothing of this was.
+    assert_eq!(kept["usage"].as_array().map(Vec::len), Some(2), "{kept}");
+    assert_eq!(meter.audit()["mismatches"], 0);
+}
