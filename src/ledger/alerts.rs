@@ -3,14 +3,19 @@
 //! A threshold fires once, and again only after the balance has risen above it: it is then armed anew, with the next
 //! arming number. Usage only lowers a balance, so that how events are cut into calls changes no alert.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::account::Balance;
 use super::call::{OutboxEntry, Output};
 use super::catalogue::{Amount, Threshold};
 use super::credits::Credits;
+use super::cycle::Cycle;
 use super::shard::Account;
+use super::time::rfc3339;
+
+/// Dates end with the year 9999.
+const YEAR_10000_S: f64 = 253_402_300_800.0;
 
 /// What a balance can fall through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,10 +98,24 @@ pub fn levels(thresholds: &[Threshold]) -> BTreeSet<Level> {
 /// What may have happened to a balance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
-    /// Usage: it fell. An event may have been denied for want of credits.
-    Used { denied: bool },
-    /// A command or a renewal: it may have risen.
-    Changed,
+    /// Usage, dated up to a time: it fell. An event may have been denied for want of credits.
+    Used { denied: bool, at_ms: i64 },
+    /// A command, a lot that began or ended, a renewal. Only what has risen is restored, since one that is exhausted
+    /// by a denial may have something left.
+    Changed { risen: bool },
+}
+
+/// When what remains will be used up at the rate of the cycle so far. In floats, but in the same order of operations
+/// everywhere: it is a forecast.
+fn runs_out(balance: &Balance, cycle: Cycle, at_ms: i64) -> Option<i64> {
+    let elapsed_ms = at_ms - cycle.start_ms;
+    let remaining = balance.remaining.filter(|left| *left > Credits::ZERO)?;
+    if elapsed_ms <= 0 || balance.used == Credits::ZERO {
+        return None;
+    }
+    let per_credit = elapsed_ms as f64 / balance.used.thousandths() as f64;
+    let seconds = ((at_ms as f64 + remaining.thousandths() as f64 * per_credit) / 1000.0).floor();
+    (seconds < YEAR_10000_S).then_some(seconds as i64)
 }
 
 impl Account {
@@ -112,6 +131,10 @@ impl Account {
         let balance = counter.balance();
         let mut alarm = self.alarms.remove(credit_type).unwrap_or_default();
         let mut messages = Vec::new();
+        let runs_out = match moved {
+            Moved::Used { at_ms, .. } => runs_out(&balance, self.cycle, at_ms),
+            Moved::Changed { .. } => None,
+        };
         let message = |kind: &str, level: Level, arming: u32| {
             let (cycle, threshold) = (self.cycle.number, level.name());
             let granted = super::command::null_or_amount(balance.granted.map_or(Amount::Unlimited, Amount::Limited));
@@ -124,12 +147,16 @@ impl Account {
                 account: name.to_owned(),
                 data: format!(
                     "{{\"credit_type\":\"{credit_type}\",\"threshold\":\"{threshold}\",\"used\":{},\"granted\":{granted},\
-                     \"remaining\":{remaining},\"cycle\":{cycle},\"arming\":{arming}}}",
+                     \"remaining\":{remaining},\"cycle\":{cycle},\"arming\":{arming}{runs_out}}}",
                     balance.used,
+                    runs_out = match kind {
+                        "low" => format!(",\"runs_out\":{}", runs_out.map_or("null".to_owned(), quoted_time)),
+                        _ => String::new(),
+                    },
                 ),
             }
         };
-        if moved == Moved::Changed {
+        if moved == (Moved::Changed { risen: true }) {
             let above: Vec<Level> = alarm.fired.iter().copied().filter(|level| !level.holds(&balance)).collect();
             for level in &above {
                 alarm.fired.remove(level);
@@ -137,7 +164,7 @@ impl Account {
             }
             alarm.arming += u32::from(!above.is_empty());
         }
-        let denied = moved == Moved::Used { denied: true };
+        let denied = matches!(moved, Moved::Used { denied: true, .. });
         for level in levels(thresholds) {
             let below = level.holds(&balance) || level == Level::Exhausted && denied;
             if below && alarm.fired.insert(level) {
@@ -156,5 +183,60 @@ impl fmt::Display for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let codes: Vec<String> = self.fired.iter().map(Level::to_string).collect();
         write!(f, "{} {}", self.arming, codes.join(","))
+    }
+}
+
+fn quoted_time(seconds: i64) -> String {
+    format!("\"{}\"", rfc3339(seconds * 1000))
+}
+
+/// What remained of each type before something changed; `None`: it was unlimited.
+pub type Before = BTreeMap<String, Option<Credits>>;
+
+impl Account {
+    pub fn remaining(&self) -> Before {
+        self.counters.iter().map(|(credit_type, counter)| (credit_type.clone(), counter.remaining())).collect()
+    }
+
+    /// Judges all types after a change; `None`: the cycle is new.
+    pub fn judge_changed(&mut self, name: &str, thresholds: &[Threshold], before: Option<&Before>) -> Vec<OutboxEntry> {
+        let mut messages = Vec::new();
+        for credit_type in self.credit_types() {
+            let left = self.counters.get(&credit_type).copied().unwrap_or_default().remaining();
+            let risen = before.is_none_or(|before| {
+                let before = before.get(&credit_type).copied().unwrap_or(Some(Credits::ZERO));
+                before.is_some_and(|before| left.is_none_or(|left| left > before))
+            });
+            messages.extend(self.judge_alerts(name, &credit_type, thresholds, Moved::Changed { risen }));
+        }
+        messages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_remains_lasts_at_the_rate_of_the_cycle_so_far() {
+        let check = |used: i64, remaining: Option<i64>, at_ms: i64, expected: Option<&str>| {
+            let balance = Balance {
+                granted: remaining.map(|remaining| Credits::whole(used + remaining)),
+                used: Credits::whole(used),
+                expired: Credits::ZERO,
+                remaining: remaining.map(Credits::whole),
+                overage: Credits::ZERO,
+            };
+            let cycle = Cycle { number: 0, start_ms: 1_000_000_000_000, end_ms: 1_000_002_592_000 };
+            let seen = runs_out(&balance, cycle, at_ms).map(|seconds| rfc3339(seconds * 1000));
+            assert_eq!(seen.as_deref(), expected, "{used} {remaining:?} {at_ms}");
+        };
+        let start_ms = 1_000_000_000_000; // 2001-09-09T01:46:40Z
+        check(80, Some(20), start_ms + 80_000, Some("2001-09-09T01:48:20Z"));
+        check(80, Some(0), start_ms + 80_000, None);
+        check(0, Some(10), start_ms + 80_000, None);
+        check(80, None, start_ms + 80_000, None);
+        check(80, Some(20), start_ms, None);
+        check(1, Some(1_000_000_000_000), start_ms + 86_400_000, None);
     }
 }

@@ -208,11 +208,12 @@ impl Account {
     ) -> Vec<OutboxEntry> {
         let charged = |counters: &BTreeMap<String, Counter>, name: &str| counters.get(name).map(|each| each.charged);
         let mut messages = Vec::new();
+        let at_ms = group.events.iter().map(|event| event.event.dated_ms).max().unwrap_or(i64::MIN);
         let types = self.counters.keys().chain(starved.iter().copied()).cloned().collect::<BTreeSet<_>>();
         for credit_type in types {
             let denied = starved.contains(&credit_type);
             if denied || charged(&self.counters, &credit_type) != charged(before, &credit_type) {
-                let moved = Moved::Used { denied };
+                let moved = Moved::Used { denied, at_ms };
                 messages.extend(self.judge_alerts(&group.account, &credit_type, &group.thresholds, moved));
             }
         }

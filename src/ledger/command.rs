@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use super::account::{AccountConfig, AccountView, Life};
-use super::alerts::Moved;
 use super::apply::json_text;
 use super::call::{
     Change, CommandCall, Commanded, OutboxEntry, Output, Refusal, RefusalReason, Replaced, Reply, StaleAccount,
@@ -283,6 +282,7 @@ impl Shard {
             (_, stored) => stored.expect("its version was checked"),
         };
         account.version += 1;
+        let before = account.remaining();
         let granted = "credits.ledger.grant.v1";
         match &call.change {
             Change::Put { config, next, grants, .. } => {
@@ -338,9 +338,7 @@ impl Shard {
             Change::Refuse(_) => unreachable!("the caller has taken it"),
         }
         if account.life == Life::Open {
-            for credit_type in account.credit_types() {
-                lines.lines.extend(account.judge_alerts(&call.account, &credit_type, &call.thresholds, Moved::Changed));
-            }
+            lines.lines.extend(account.judge_changed(&call.account, &call.thresholds, Some(&before)));
         }
         Ok(account)
     }

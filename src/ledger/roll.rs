@@ -9,7 +9,7 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat};
 
 use super::account::{Counter, Life};
-use super::alerts::Moved;
+use super::alerts::Before;
 use super::apply::json_text;
 use super::call::{OutboxEntry, Output, Partition, Reply, StaleAccount, Stamp};
 use super::catalogue::{Amount, Threshold};
@@ -134,19 +134,20 @@ impl Taker<'_> {
     fn step(&mut self, step: &Step, thresholds: &[Threshold]) {
         match step {
             Step::Lots { at_ms } => {
+                let before = self.account.remaining();
                 for credit_type in self.account.credit_types() {
                     self.account.settle(&credit_type);
                     self.end_lots(&credit_type, LotsEnd::Within { at_ms: *at_ms });
                 }
                 self.begin_lots(*at_ms);
-                self.judge_alerts(thresholds);
+                self.judge_alerts(thresholds, Some(&before));
             }
             Step::Renew { closes, opens } => {
                 self.close(closes, opens.as_deref());
                 match opens {
                     Some(opens) => {
                         self.open(opens);
-                        self.judge_alerts(&opens.thresholds);
+                        self.judge_alerts(&opens.thresholds, None);
                     }
                     None => {
                         self.account.life = Life::Closed;
@@ -166,11 +167,8 @@ impl Taker<'_> {
         self.account.version += 1;
     }
 
-    fn judge_alerts(&mut self, thresholds: &[Threshold]) {
-        for credit_type in self.account.credit_types() {
-            let messages = self.account.judge_alerts(self.name, &credit_type, thresholds, Moved::Changed);
-            self.outbox.extend(messages);
-        }
+    fn judge_alerts(&mut self, thresholds: &[Threshold], before: Option<&Before>) {
+        self.outbox.extend(self.account.judge_changed(self.name, thresholds, before));
     }
 
     /// Ends lots of a type whose charges are settled; gives what was left of them.

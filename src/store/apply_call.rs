@@ -236,13 +236,15 @@ impl<'a> Groups<'a> {
             Overage::Cap => ("cap", Credits::ZERO),
             Overage::Allow { limit } => ("allow", limit.unwrap_or(Credits::BALANCE_MAX)),
         };
-        self.packed.list(12);
+        self.packed.list(13);
         self.packed.text(group.account.as_bytes());
         self.packed.decimal(group.version);
         let want = self.want(group);
         self.packed.index(self.wants.place(want));
         self.packed.index(self.policies.place((overage, limit, levels_text(&group.thresholds))));
-        self.packed.decimal(group.events.iter().map(|event| event.event.dated_ms).min().unwrap_or(0));
+        let dates = || group.events.iter().map(|event| event.event.dated_ms);
+        self.packed.decimal(dates().min().unwrap_or(0));
+        self.packed.decimal(dates().max().unwrap_or(0));
         self.kinds(group);
         self.packed.index(self.lines.len());
         for event in &group.events {

@@ -54,7 +54,11 @@ async fn an_event_goes_from_topic_to_counter_and_what_does_not_fit_comes_out() {
     let told: Vec<_> = alerts.iter().map(|alert| (kind(alert), data(alert)["threshold"].clone())).collect();
     let edges = [("low", "80%"), ("exhausted", "exhausted"), ("restored", "80%"), ("restored", "exhausted")];
     assert_eq!(told, edges.map(|(kind, threshold)| (format!("credits.{kind}.v1"), json!(threshold))));
-    assert_eq!((&data(&alerts[0])["used"], &data(&alerts[3])["remaining"]), (&json!(30), &json!(10)));
+    // By how the events were cut into calls.
+    let low = data(&alerts[0]);
+    assert!(low["used"] == 25 || low["used"] == 30, "{low}");
+    assert!(low["runs_out"].is_string() == (low["used"] == 25), "{low}");
+    assert_eq!(data(&alerts[3])["remaining"], 10);
 
     let (status, page) = running.get("/metrics").await.expect("it serves");
     assert_eq!(status, 200);

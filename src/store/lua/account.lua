@@ -194,9 +194,37 @@ local function level_name(code)
   return kind == 'x' and 'exhausted' or kind == 'p' and text(number) .. '%' or 'remaining ' .. credits(number)
 end
 
--- Judges a credit type after it has moved: `change` is true where it may have risen, `denied` where an event was denied
--- for want of credits. Gives the alarm as it is then, and appends the messages.
-local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels, change, denied)
+-- A moment as RFC 3339 has it, from seconds since 1970. The date by Howard Hinnant's algorithm (chrono-compatible
+-- Low-Level Date Algorithms, civil_from_days), which counts years from March.
+local function rfc3339(seconds)
+  local day, rest = math.floor(seconds / 86400), seconds % 86400
+  local era = math.floor((day + 719468) / 146097)
+  local of_era = day + 719468 - era * 146097
+  local year = math.floor((of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524)
+    - math.floor(of_era / 146096)) / 365)
+  local of_year = of_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+  local month = math.floor((5 * of_year + 2) / 153)
+  local of_month = of_year - math.floor((153 * month + 2) / 5) + 1
+  month = month < 10 and month + 3 or month - 9
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02dZ', year + era * 400 + (month <= 2 and 1 or 0), month, of_month,
+    math.floor(rest / 3600), math.floor(rest % 3600 / 60), rest % 60)
+end
+
+-- When what is left will be used up at the rate of the cycle so far, as JSON text. The same operations as the ledger's.
+local YEAR_10000 = 253402300800
+local function runs_out(used, left, cycle_start, at)
+  local elapsed = at and at - cycle_start or 0
+  if not left or left == 0 or used == 0 or elapsed <= 0 then
+    return 'null'
+  end
+  local seconds = math.floor((at + left * (elapsed / used)) / 1000)
+  return seconds < YEAR_10000 and '"' .. rfc3339(seconds) .. '"' or 'null'
+end
+
+-- Judges a credit type after it has moved: `risen` is true where something was added, `denied` where an event was denied
+-- for want of credits; `at` is the latest date of the usage that moved it. Gives the alarm as it is then, and appends the
+-- messages.
+local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels, risen, denied, cycle_start, at)
   local usable = c.granted and c.granted - c.expired
   local used, left = usable and math.min(c.charged, usable) or c.charged, remaining(c)
   alarm = alarm or { arming = 0, fired = {} }
@@ -205,10 +233,11 @@ local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels,
     entries[#entries + 1] = { 'alerts', table.concat({ kind, name, credit_type, code, text(cycle), text(arming) }, '/'),
       'credits.' .. kind .. '.v1', name, '{"credit_type":"' .. credit_type .. '","threshold":"' .. level_name(code)
         .. '","used":' .. credits(used) .. ',"granted":' .. credits(c.granted) .. ',"remaining":' .. credits(left)
-        .. ',"cycle":' .. text(cycle) .. ',"arming":' .. text(arming) .. '}' }
+        .. ',"cycle":' .. text(cycle) .. ',"arming":' .. text(arming)
+        .. (kind == 'low' and ',"runs_out":' .. runs_out(used, left, cycle_start, at) or '') .. '}' }
   end
   for _, code in ipairs(alarm.fired) do
-    if change and not below(code, c.granted, used, left) then
+    if risen and not below(code, c.granted, used, left) then
       tell('restored', code)
     else
       fired[#fired + 1], has_fired[code] = code, true
@@ -227,12 +256,23 @@ local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels,
   return { arming = arming, fired = fired }
 end
 
--- The same for the types of an account in hand, after a command or a renewal.
-local function judge_account(entries, account, types, levels)
+-- What remains of each type, to tell later what has risen.
+local UNLIMITED = math.huge
+local function remaining_of(account)
+  local left = {}
+  for credit_type, c in pairs(account.counters) do
+    left[credit_type] = remaining(c) or UNLIMITED
+  end
+  return left
+end
+
+-- The same for the types of an account in hand, after a command, a lot that began or ended, or a renewal (`before` is nil).
+local function judge_account(entries, account, types, levels, before)
   for _, credit_type in ipairs(types) do
     local c = account.counters[credit_type] or { granted = 0, charged = 0, expired = 0 }
+    local risen = not before or (remaining(c) or UNLIMITED) > (before[credit_type] or 0)
     account.alarms[credit_type] = judge_alerts(entries, account.name, account.number, credit_type, c,
-      account.alarms[credit_type], levels, true, false)
+      account.alarms[credit_type], levels, risen, false)
   end
 end
 

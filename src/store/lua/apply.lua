@@ -12,7 +12,7 @@
 --         ranges: n, then n x (partition, from, to, repeats, anchor and time reached of the last record, or '')
 --         others: n, then n x (partition, position that the worker knows)
 --         dead:   n, then n x (range, offset, reason, '1' if its dead letter is in Kafka)
---         groups, in MessagePack: account, version, wants, policy, oldest date,
+--         groups, in MessagePack: account, version, wants, policy, oldest date, latest date,
 --           tally: kind, events, for each kind among its events
 --           kinds: two bytes an event
 --           where its lines begin
@@ -167,13 +167,14 @@ local unknown = false
 local floor = tonumber(fence[4])
 local below_floor = false
 for g = 1, group_count do
-  local account, version, want, policy, oldest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs
+  local account, version, want, policy, oldest, latest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs
     = unpack(packed_groups[g])
   key = key + 1
   local group = {
     account = account, version = version, types = wants[want], overage = policies[policy][1],
     limit = tonumber(policies[policy][2]), levels = levels_of[policy],
     tally = tally, kinds = event_kinds, first_line = first_line, used = used, row_of = row_of, runs = {}, key = KEYS[key],
+    latest = latest,
   }
   local event = 0
   for r, packed in ipairs(packed_runs) do

@@ -135,8 +135,9 @@ local function alerts_after_use(group, counter)
       end
       if judges then
         local stored = redis.call('HMGET', group.key, 'cycle', credit_type .. '.alerts')
-        local cycle, alarm = tonumber(match(stored[1], '^%-?%d+')), stored[2] and alarm_from(stored[2])
-        alarm = judge_alerts(alerts, group.account, cycle, credit_type, c, alarm, group.levels, false, c.starved)
+        local cycle, start = match(stored[1], '^(%-?%d+) (%-?%d+)')
+        local alarm = judge_alerts(alerts, group.account, tonumber(cycle), credit_type, c, stored[2] and alarm_from(stored[2]),
+          group.levels, false, c.starved, tonumber(start), tonumber(group.latest))
         c.alarm = format('%.0f', alarm.arming) .. ' ' .. table.concat(alarm.fired, ',')
         c.alarm = c.alarm ~= stored[2] and c.alarm or nil
       end

@@ -184,6 +184,7 @@ local outcome, why = 'applied', ''
 if duplicate then
   outcome = 'duplicate'
 else
+  local before = remaining_of(account)
   local reason, message = CHANGES[change]()
   if reason then
     outcome, why, entries = 'refused', ',"reason":"' .. reason .. '","message":' .. message, {}
@@ -196,7 +197,7 @@ else
     account.set.ids = table.concat(ids, ' ')
   end
   if not reason and account.life == 'open' then
-    judge_account(entries, account, types, levels)
+    judge_account(entries, account, types, levels, before)
   end
 end
 if told then

@@ -209,7 +209,7 @@ end
 -- Takes a step from the arguments.
 local STEPS = {}
 function STEPS.lots(account)
-  local time = take_number()
+  local time, before = take_number(), remaining_of(account)
   for _, credit_type in ipairs(types) do
     settle(account, credit_type)
     end_lots(account, credit_type, function(lot)
@@ -217,7 +217,7 @@ function STEPS.lots(account)
     end)
   end
   begin_lots(account, time)
-  judge_account(entries, account, types, account.levels)
+  judge_account(entries, account, types, account.levels, before)
 end
 function STEPS.restate(account)
   local number, cycle_text = take_number(), take()

@@ -78,6 +78,23 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The edges that an account has passed once so much is used, or an event was denied.
+    fn alerts(self, account: &str, used: u64, denied: bool) -> Vec<(String, String, String)> {
+        let (granted, thresholds): (u64, &[u64]) = match self {
+            Plan::Unlimited => return Vec::new(),
+            Plan::Reject(granted) => (granted, &[80]),
+            Plan::Cap(granted) => (granted, &[80, 95]),
+        };
+        let low = thresholds.iter().filter(|percent| used * 100 >= granted * **percent);
+        let mut alerts: Vec<_> = low.map(|percent| ("credits.low.v1", format!("{percent}%"))).collect();
+        if used == granted || denied {
+            alerts.push(("credits.exhausted.v1", "exhausted".to_owned()));
+        }
+        alerts.into_iter().map(|(kind, threshold)| (account.to_owned(), kind.to_owned(), threshold)).collect()
+    }
+}
+
 /// How the records of a log must have ended.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Expected {
@@ -85,6 +102,8 @@ struct Expected {
     used: BTreeMap<String, u64>,
     /// id → account, reason, required, remaining, uncovered.
     denied: BTreeMap<String, (String, String, u64, u64, Option<u64>)>,
+    /// Account, type and threshold: once each, since no balance rises.
+    alerts: BTreeSet<(String, String, String)>,
     /// partition and offset → reason.
     dead: BTreeMap<(i32, i64), String>,
 }
@@ -240,17 +259,18 @@ pub struct Seen {
     pub records: u64,
     outcomes: BTreeMap<String, u64>,
     denials: usize,
+    alerts: usize,
     /// Denials that were published more than once, each time in the same message.
     again: usize,
 }
 
 impl std::fmt::Display for Seen {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Seen { records, outcomes, denials, again } = self;
+        let Seen { records, outcomes, denials, alerts, again } = self;
         let outcomes: Vec<_> = outcomes.iter().map(|(name, records)| format!("{records} {name}")).collect();
         write!(
             out,
-            "{records} records ({}), difference 0, audited; {denials} denials as expected",
+            "{records} records ({}), difference 0, audited; {denials} denials and {alerts} alerts as expected",
             outcomes.join(", ")
         )?;
         if *again > 0 { write!(out, " ({again} published again, under the same id)") } else { Ok(()) }
@@ -279,10 +299,11 @@ impl Table {
         let balance = meter.json(&["balance", "wide-0", "--json"]);
         assert_eq!(balance["balances"]["email"]["used"], json!(expected.used["wide-0"]));
         let (denials, again) = check_denials(topics, &expected);
+        let alerts = check_alerts(topics, &expected);
         check_dead_letters(topics, &expected);
         let records: u64 = expected.outcomes.values().sum();
         assert_eq!(meter.audit()["records"], json!(records), "the audit agrees");
-        Seen { records, outcomes, denials, again }
+        Seen { records, outcomes, denials, alerts, again }
     }
 
     /// Goes through the log, partition by partition.
@@ -320,12 +341,12 @@ impl Table {
             match self.accounts[&account] {
                 Plan::Reject(granted) if *used + quantity > granted => {
                     count("denied");
-                    expected.denied.insert(id, denial("insufficient_credits", granted - *used, None));
+                    expected.denied.insert(id.clone(), denial("insufficient_credits", granted - *used, None));
                 }
                 Plan::Cap(granted) if *used + quantity > granted => {
                     count("capped");
                     let remaining = granted - *used;
-                    expected.denied.insert(id, denial("capped", remaining, Some(quantity - remaining)));
+                    expected.denied.insert(id.clone(), denial("capped", remaining, Some(quantity - remaining)));
                     *used = granted;
                 }
                 Plan::Unlimited | Plan::Reject(_) | Plan::Cap(_) => {
@@ -333,6 +354,8 @@ impl Table {
                     *used += quantity;
                 }
             }
+            let denied = expected.denied.contains_key(&id);
+            expected.alerts.extend(self.accounts[&account].alerts(&account, *used, denied));
         }
         assert_eq!(seen.len(), self.events.len(), "kafka holds every event that it has acknowledged");
         assert!(not_json >= self.not_json, "and every record that is none");
@@ -379,6 +402,25 @@ fn check_denials(topics: &Topics, expected: &Expected) -> (usize, usize) {
     let missed: Vec<_> = denied.keys().filter(|id| !received.contains_key(*id)).collect();
     assert!(missed.is_empty(), "a receiver that drops repeated messages misses {missed:?}");
     (denied.len(), again)
+}
+
+/// Every edge is told, nothing else, and again only under the same id. Gives how many there are.
+fn check_alerts(topics: &Topics, expected: &Expected) -> usize {
+    let mut told = BTreeMap::new();
+    for message in topics.read("alerts", 1) {
+        let event: Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let edge = (text(&event["subject"]), text(&event["type"]), text(&data(&message)["threshold"]));
+        let id = text(&event["id"]);
+        if let Some(before) = told.insert(edge.clone(), id.clone()) {
+            assert_eq!(before, id, "{edge:?} is told under one id");
+        }
+    }
+    let told: BTreeSet<_> = told.into_keys().collect();
+    let (missed, unfounded): (Vec<_>, Vec<_>) =
+        (expected.alerts.difference(&told).collect(), told.difference(&expected.alerts).collect());
+    assert!(missed.is_empty() && unfounded.is_empty(), "alerts: missed {missed:?}, unfounded {unfounded:?}");
+    told.len()
 }
 
 /// Every record that is dead has a letter with its reason.
