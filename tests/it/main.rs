@@ -12,6 +12,7 @@ mod durable;
 mod faults;
 mod halts;
 mod independent;
+mod latency;
 mod lua_vs_ledger;
 mod outage;
 mod rebuild;

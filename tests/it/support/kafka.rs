@@ -63,8 +63,7 @@ impl Topics {
         topics.push(of_usage);
         let others = ["denied", "alerts", "cycles", "ledger", "dead-letter"].map(name);
         for topic in &others {
-            let topic = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
-            topics.push(topic.set("max.message.bytes", "20100000"));
+            topics.push(append(topic).set("max.message.bytes", "20100000"));
         }
         let made = admin.create_topics(&topics, &AdminOptions::new()).await.expect("kafka answers");
         for result in made {

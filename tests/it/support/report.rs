@@ -7,6 +7,12 @@ pub fn short_or_long<T>(short: T, long: T) -> T {
     if std::env::var("CREDIT_METER_FAULTS").is_ok_and(|form| form == "long") { long } else { short }
 }
 
+/// The median and the 99th percentile of sorted measurements.
+pub fn percentiles(sorted: &[i64]) -> (i64, i64) {
+    let at = |percent: usize| sorted[(sorted.len() - 1) * percent / 100];
+    (at(50), at(99))
+}
+
 /// A row: the numbers of the faults, the fault, and what was seen.
 pub fn row(numbers: &str, fault: &str, seen: &str) {
     println!("{numbers} | {fault} | {seen}");

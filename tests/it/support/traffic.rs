@@ -15,7 +15,7 @@ use rdkafka::Message;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use super::kafka::{Outgoing, Topics, data, header};
+use super::kafka::{Outgoing, Topics, data, header, kind};
 use super::meter::Meter;
 use super::until;
 use crate::walk::{put, reveal, reveal_event};
@@ -104,6 +104,8 @@ struct Expected {
     denied: BTreeMap<String, (String, String, u64, u64, Option<u64>)>,
     /// Account, type and threshold: once each, since no balance rises.
     alerts: BTreeSet<(String, String, String)>,
+    /// When the event was appended that has exhausted an account.
+    exhausted: BTreeMap<String, i64>,
     /// partition and offset → reason.
     dead: BTreeMap<(i32, i64), String>,
 }
@@ -306,6 +308,22 @@ impl Table {
         Seen { records, outcomes, denials, alerts, again }
     }
 
+    /// For each account that was exhausted the milliseconds from the append of the event that did it to the append of
+    /// the alert, in their order.
+    pub fn alert_latencies(&self, topics: &Topics) -> Vec<i64> {
+        let mut expected = self.fold(topics).exhausted;
+        let alerts = topics.read("alerts", 1).into_iter().filter(|alert| kind(alert) == "credits.exhausted.v1");
+        let mut latencies: Vec<i64> = alerts
+            .filter_map(|alert| {
+                let event: Value = serde_json::from_slice(alert.payload()?).ok()?;
+                Some(alert.timestamp().to_millis()? - expected.remove(event["subject"].as_str()?)?)
+            })
+            .collect();
+        assert!(expected.is_empty(), "accounts without an alert: {expected:?}");
+        latencies.sort_unstable();
+        latencies
+    }
+
     /// Goes through the log, partition by partition.
     fn fold(&self, topics: &Topics) -> Expected {
         let mut expected = Expected::default();
@@ -355,7 +373,12 @@ impl Table {
                 }
             }
             let denied = expected.denied.contains_key(&id);
-            expected.alerts.extend(self.accounts[&account].alerts(&account, *used, denied));
+            let alerts = self.accounts[&account].alerts(&account, *used, denied);
+            if alerts.iter().any(|(_, kind, _)| kind == "credits.exhausted.v1") {
+                let append_ms = message.timestamp().to_millis().expect("kafka stamps records");
+                expected.exhausted.entry(account).or_insert(append_ms);
+            }
+            expected.alerts.extend(alerts);
         }
         assert_eq!(seen.len(), self.events.len(), "kafka holds every event that it has acknowledged");
         assert!(not_json >= self.not_json, "and every record that is none");
