@@ -6,6 +6,8 @@
 //! Whatever happens, in the end each event is charged once, each dead record has its dead letter, and the totals
 //! add up to the records of the log.
 
+mod alerts;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
