@@ -1,18 +1,25 @@
 //! Every metric of the meter. Nothing else in the crate names one: call sites use the functions below.
 //!
 //! Labels come from closed sets, which start at zero so that a rate over them is right from the first event on.
-//! Account and user ids are never labels.
+//! User ids are never labels, and account ids only in one bounded metric; see `accounts.rs`.
+
+/// Accounts by state, and the few that are named.
+pub mod accounts;
+/// How metrics are made.
+mod register;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
+
+use accounts::{Accounts, Standing};
+use register::Register;
 
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::{DeadReason, Denial, Outcome};
@@ -69,6 +76,13 @@ const BATCH_BUCKETS: [f64; 10] = [1.0, 4.0, 16.0, 64.0, 256.0, 1000.0, 4000.0, 8
 const CALL_SECONDS_BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0];
 
+/// From a quiet meter to one that catches up after an outage.
+const APPLIED_DELAY_BUCKETS: [f64; 15] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+/// From an account with traffic to one that has waited for a meter that was down.
+const ROLLOVER_DELAY_BUCKETS: [f64; 12] =
+    [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 14_400.0, 86_400.0];
+
 const NO_LABELS: [&str; 0] = [];
 
 /// Starts the series of the catalogue's actions at zero.
@@ -80,10 +94,15 @@ pub fn init_actions<'a>(actions: impl IntoIterator<Item = &'a str>) {
     }
 }
 
-/// Starts the series of the catalogue's credit types at zero.
-pub fn init_credit_types<'a>(credit_types: impl IntoIterator<Item = &'a str>) {
-    for credit_type in credit_types {
-        METRICS.credits_charged.with_label_values(&[credit_type]);
+/// Starts the series of the catalogue's plans and credit types at zero.
+pub fn init_plans<'a>(plans: impl IntoIterator<Item = &'a str>, credit_types: &[String]) {
+    for plan in plans {
+        for credit_type in credit_types {
+            METRICS.credits_charged.with_label_values(&[credit_type.as_str(), plan]);
+        }
+        for standing in Standing::ALL {
+            METRICS.accounts.by_state.with_label_values(&[standing.name(), plan]);
+        }
     }
 }
 
@@ -92,9 +111,27 @@ pub fn record_events(outcome: Outcome, action: Option<&str>, events: u64) {
     METRICS.events.with_label_values(&[outcome.name(), action.unwrap_or(UNKNOWN_ACTION)]).inc_by(events);
 }
 
-pub fn record_credits_charged(credit_type: &str, credits: Credits) {
+/// By the plan that the account had when it was charged.
+pub fn record_credits_charged(credit_type: &str, plan: &str, credits: Credits) {
     // A float may round here: the exact amounts are in the ledger, this one draws a curve.
-    METRICS.credits_charged.with_label_values(&[credit_type]).inc_by(credits.thousandths() as f64 / 1000.0);
+    METRICS.credits_charged.with_label_values(&[credit_type, plan]).inc_by(credits.thousandths() as f64 / 1000.0);
+}
+
+/// Usage events that were applied so long after they were appended.
+pub fn record_applied_delays(delays: impl Iterator<Item = (Duration, u64)>) {
+    let local = METRICS.applied_delay.local();
+    for (delay, events) in delays {
+        for _ in 0..events {
+            local.observe(delay.as_secs_f64());
+        }
+    }
+    local.flush();
+}
+
+/// A cycle's first statement was published, so long after the cycle's end.
+pub fn record_rollover(delay: Duration) {
+    METRICS.rollovers.inc();
+    METRICS.rollover_delay.observe(delay.as_secs_f64());
 }
 
 pub fn record_denied(denial: Denial, events: u64) {
@@ -247,6 +284,35 @@ pub fn set_outbox_entries(shard: u32, entries: usize) {
     METRICS.outbox_entries.set(gauge(by_shard.values().sum()));
 }
 
+/// The age of the oldest message that waits in the outboxes that this worker publishes.
+pub fn set_outbox_oldest(age: Duration) {
+    METRICS.outbox_oldest_seconds.set(age.as_secs_f64());
+}
+
+/// A relay's attempt to publish that failed.
+pub fn record_outbox_failure() {
+    METRICS.outbox_failures.inc();
+}
+
+/// What `/readyz` says, check by check.
+pub fn set_ready(check: &str, holds: bool) {
+    METRICS.ready.with_label_values(&[check]).set(i64::from(holds));
+}
+
+/// For how long a position has stood still while records wait.
+pub fn set_stalled(since: Duration) {
+    METRICS.stalled_seconds.set(since.as_secs_f64());
+}
+
+/// Brokers that the consumer has a connection to.
+pub fn set_kafka_brokers_up(brokers: usize) {
+    METRICS.kafka_brokers_up.set(gauge(brokers));
+}
+
+pub fn set_redis_up(up: bool) {
+    METRICS.redis_up.set(i64::from(up));
+}
+
 /// Outbox entries that Kafka acknowledged.
 pub fn record_published(topic: &str, entries: u64) {
     METRICS.outbox_published.with_label_values(&[topic]).inc_by(entries);
@@ -310,6 +376,16 @@ struct Metrics {
     forgotten: IntCounter,
     outbox_entries: IntGauge,
     outbox_published: IntCounterVec,
+    outbox_oldest_seconds: Gauge,
+    outbox_failures: IntCounter,
+    applied_delay: Histogram,
+    rollovers: IntCounter,
+    rollover_delay: Histogram,
+    accounts: Accounts,
+    ready: IntGaugeVec,
+    stalled_seconds: Gauge,
+    kafka_brokers_up: IntGauge,
+    redis_up: IntGauge,
     audits: IntCounterVec,
     audit_accounts: IntGauge,
     audit_mismatches: IntGauge,
@@ -330,8 +406,8 @@ impl Metrics {
             ),
             credits_charged: register.float_counters(
                 "credit_meter_credits_charged_total",
-                "Credits charged, covered by grants or not.",
-                &["credit_type"],
+                "Credits charged, covered by grants or not, by credit type and the account's plan.",
+                &["credit_type", "plan"],
             ),
             denied: register.counter_each(
                 "credit_meter_denied_total",
@@ -434,6 +510,41 @@ impl Metrics {
                 "Messages from the outboxes that Kafka acknowledged.",
                 &["topic"],
             ),
+            outbox_oldest_seconds: register.float_gauge(
+                "credit_meter_outbox_oldest_seconds",
+                "Age of the oldest message that waits in the outboxes that this worker publishes; 0 if none waits.",
+            ),
+            outbox_failures: register.counter(
+                "credit_meter_outbox_failures_total",
+                "Attempts to publish messages from an outbox that failed; they are made again.",
+            ),
+            applied_delay: register.histogram(
+                "credit_meter_event_applied_delay_seconds",
+                "Time from a usage event's append to the reply that applied it.",
+                &APPLIED_DELAY_BUCKETS,
+            ),
+            rollovers: register
+                .counter("credit_meter_rollovers_total", "Cycles whose close was published by this worker, each once."),
+            rollover_delay: register.histogram(
+                "credit_meter_rollover_delay_seconds",
+                "Time from a cycle's end to the append of its first statement, by the broker's clock.",
+                &ROLLOVER_DELAY_BUCKETS,
+            ),
+            accounts: Accounts::new(&mut register),
+            ready: register.gauges(
+                "credit_meter_ready",
+                "Whether a check of /readyz holds: 1, or 0. All must hold.",
+                &["check"],
+            ),
+            stalled_seconds: register.float_gauge(
+                "credit_meter_stalled_seconds",
+                "For how long the position of a partition has stood still while its records wait; 0 if none does.",
+            ),
+            kafka_brokers_up: register.gauge(
+                "credit_meter_kafka_brokers_up",
+                "Brokers that the consumer is connected to. It connects to those that it needs.",
+            ),
+            redis_up: register.gauge("credit_meter_redis_up", "Whether Redis answers for every shard: 1, or 0."),
             audits: register.counters("credit_meter_audits_total", "Audits by how they ended.", &["result"]),
             audit_accounts: register
                 .gauge("credit_meter_audit_accounts_checked", "Accounts that the last audit has compared."),
@@ -472,79 +583,6 @@ impl Metrics {
     }
 }
 
-/// Makes metrics and keeps their names.
-struct Register {
-    registry: Registry,
-    names: Vec<String>,
-}
-
-impl Register {
-    fn add<C: Collector + Clone + 'static>(&mut self, made: prometheus::Result<C>) -> C {
-        let collector = made.expect("names, labels and buckets are constants that are valid");
-        self.names.extend(collector.desc().iter().map(|described| described.fq_name.clone()));
-        self.registry.register(Box::new(collector.clone())).expect("each name is registered once");
-        collector
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(name, help))
-    }
-
-    fn counters(&mut self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    /// A counter for each value of a closed label, in the order of the values.
-    fn counter_each(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: impl IntoIterator<Item = &'static str>,
-    ) -> Vec<IntCounter> {
-        let counters = self.counters(name, help, &[label]);
-        values.into_iter().map(|value| counters.with_label_values(&[value])).collect()
-    }
-
-    fn float_counters(&mut self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
-        self.add(CounterVec::new(Opts::new(name, help), labels))
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::new(name, help))
-    }
-
-    fn gauges(&mut self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn float_gauges(&mut self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.add(GaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
-    }
-
-    fn histograms(&mut self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
-    }
-
-    fn build_info(&mut self) {
-        let info = self.gauges("credit_meter_build_info", "Always 1; its label tells the version.", &["version"]);
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    }
-
-    /// CPU, memory and open files: `process_*`, which the crate knows on Linux only.
-    fn process(&mut self) {
-        #[cfg(target_os = "linux")]
-        {
-            let collector = prometheus::process_collector::ProcessCollector::for_self();
-            self.registry.register(Box::new(collector)).expect("each name is registered once");
-        }
-    }
-}
-
 fn gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -556,9 +594,12 @@ mod tests {
     #[test]
     fn closed_sets_start_at_zero() {
         init_actions(["test_started"]);
+        init_plans(["test_plan"], &["test_type".to_owned()]);
         let text = render();
         for line in [
             "credit_meter_events_total{action=\"test_started\",outcome=\"charged\"} 0",
+            "credit_meter_credits_charged_total{credit_type=\"test_type\",plan=\"test_plan\"} 0",
+            "credit_meter_accounts{plan=\"test_plan\",state=\"exhausted\"} 0",
             "credit_meter_denied_total{reason=\"overage_limit\"} 0",
             "credit_meter_dead_letters_total{reason=\"too_late\"} 0",
             "credit_meter_call_refusals_total{kind=\"outbox_full\"} 0",

@@ -1,5 +1,7 @@
 //! What calls have changed, in the metrics.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use crate::ledger::outcome::{Outcome, Verdict};
 use crate::metrics;
 use crate::pipeline::report::Report;
@@ -15,8 +17,14 @@ pub fn count(report: &Report) {
         metrics::record_events(Outcome::Duplicate, Some(action), *events);
         metrics::record_repeats(*events);
     }
-    for (credit_type, credits) in &report.charged {
-        metrics::record_credits_charged(credit_type, *credits);
+    for ((credit_type, plan), credits) in &report.charged {
+        metrics::record_credits_charged(credit_type, plan, *credits);
+    }
+    if !report.appended.is_empty() {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        // The broker's clock may be ahead of ours.
+        let delay = |append_ms: i64| Duration::from_millis((now_ms - append_ms).max(0) as u64);
+        metrics::record_applied_delays(report.appended.iter().map(|(append_ms, events)| (delay(*append_ms), *events)));
     }
     for (reason, records) in &report.dead {
         metrics::record_events(Outcome::DeadLettered, None, *records);

@@ -588,7 +588,7 @@ impl Worker {
 /// Starts the series of what a catalogue names, at zero.
 pub fn start_series(catalogue: &Catalogue) {
     metrics::init_actions(catalogue.actions.keys().map(String::as_str));
-    metrics::init_credit_types(catalogue.credit_types.iter().map(String::as_str));
+    metrics::init_plans(catalogue.plans.keys().map(String::as_str), &catalogue.credit_types);
     metrics::set_catalogue_version(catalogue.id.version);
 }
 

@@ -164,6 +164,7 @@ impl ApplyCall {
             .map(|group| Group {
                 account: group.account.clone(),
                 version: 0,
+                plan: None,
                 overage: Overage::Reject,
                 thresholds: Vec::new(),
                 breakdown: None,
@@ -197,6 +198,8 @@ pub struct Group {
     pub account: Arc<str>,
     /// The version that the events were priced by; 0 if the worker does not know the account.
     pub version: u64,
+    /// The account's, for who counts what was charged: it decides nothing.
+    pub plan: Option<Arc<str>>,
     pub overage: Overage,
     pub thresholds: Vec<Threshold>,
     /// The zone whose days its usage is broken down by; `None`: it is not.
@@ -493,7 +496,8 @@ mod tests {
         let mut events = vec![event(noon); 2 * RUN_EVENTS_MAX + 1];
         events.extend(vec![event(noon + DAY_MS); 3]);
         let (account, overage, days) = ("a".into(), Overage::Reject, Vec::new());
-        let group = Group { account, version: 1, overage, thresholds: Vec::new(), breakdown: None, days, events };
+        let thresholds = Vec::new();
+        let group = Group { account, version: 1, plan: None, overage, thresholds, breakdown: None, days, events };
         let runs: Vec<_> = group.runs(0).map(|(days, run)| (days.own, run.len())).collect();
         assert_eq!(runs, [(0, RUN_EVENTS_MAX), (0, RUN_EVENTS_MAX), (0, 1), (1, 3)]);
     }

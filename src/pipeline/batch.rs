@@ -221,6 +221,7 @@ struct Builder<'a> {
     group_of: FxHashMap<&'a str, usize>,
     /// The same by where the name lies: events that were read together share it.
     group_at: FxHashMap<*const u8, usize>,
+    plans: FxHashMap<&'a str, Arc<str>>,
     /// Of each group, as the worker knows it.
     account_of: Vec<Option<&'a AccountView>>,
     class_of: FxHashMap<Class, usize>,
@@ -253,6 +254,7 @@ impl<'a> Builder<'a> {
             call,
             group_of: FxHashMap::default(),
             group_at: FxHashMap::default(),
+            plans: FxHashMap::default(),
             account_of: Vec::new(),
             class_of: FxHashMap::default(),
             in_call: FxHashSet::default(),
@@ -344,14 +346,20 @@ impl<'a> Builder<'a> {
         index
     }
 
+    fn plan(&mut self, name: &'a str) -> Arc<str> {
+        self.plans.entry(name).or_insert_with(|| name.into()).clone()
+    }
+
     fn new_group(&mut self, event: &'a UsageEvent) -> usize {
         let account = self.accounts.get(&event.account);
         let plan = account.and_then(|account| self.catalogue.plans.get(&account.config.plan));
         let overage = account.zip(plan).map_or(Overage::Reject, |(account, plan)| account.config.overage(plan));
         let index = self.call.groups.len();
+        let plan_name = account.map(|account| self.plan(&account.config.plan));
         self.call.groups.push(Group {
             account: event.account.clone(),
             version: account.map_or(0, |account| account.version),
+            plan: plan_name,
             overage,
             thresholds: account.map_or(Vec::new(), |account| thresholds(self.catalogue, &account.config)),
             breakdown: account.filter(|_| self.call.stamp.breakdown).map(|account| account.config.timezone),

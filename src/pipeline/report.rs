@@ -17,7 +17,10 @@ pub struct Report {
     pub verdicts: BTreeMap<(Arc<str>, Verdict), u64>,
     /// Repeats within the call, by action.
     pub repeats: BTreeMap<Arc<str>, u64>,
-    pub charged: BTreeMap<String, Credits>,
+    /// By credit type and plan.
+    pub charged: BTreeMap<(String, Arc<str>), Credits>,
+    /// When usage events were appended, and how many at once.
+    pub appended: Vec<(i64, u64)>,
     pub dead: BTreeMap<DeadReason, u64>,
     pub command: Option<Outcome>,
 }
@@ -28,18 +31,24 @@ impl Report {
         let Call::Apply(call) = call else { return report };
         report.dead(&call.dead);
         report.repeats(batch, call);
-        // By class first: a call has few classes and many events.
-        let mut by_class: FxHashMap<(usize, Verdict), u64> = FxHashMap::default();
-        let events = call.groups.iter().flat_map(|group| &group.events);
-        for (event, verdict) in events.zip(verdicts) {
-            *by_class.entry((event.class, *verdict)).or_default() += 1;
+        report.appended(batch);
+        // By class and plan first: a call has few of them and many events.
+        let mut plans: Vec<&Arc<str>> = Vec::new();
+        let mut by_class: FxHashMap<(usize, Option<usize>, Verdict), u64> = FxHashMap::default();
+        let mut verdicts = verdicts.iter();
+        for group in &call.groups {
+            let plan = group.plan.as_ref().map(|plan| index_of(&mut plans, plan));
+            for (event, verdict) in group.events.iter().zip(&mut verdicts) {
+                *by_class.entry((event.class, plan, *verdict)).or_default() += 1;
+            }
         }
-        for ((class, verdict), events) in by_class {
+        for ((class, plan, verdict), events) in by_class {
             let class = &call.classes[class];
             *report.verdicts.entry((class.action.clone(), verdict)).or_default() += events;
-            if verdict == Verdict::Charged {
+            // An account that the worker does not know is not charged.
+            if let (Verdict::Charged, Some(plan)) = (verdict, plan) {
                 let cost = class.cost.checked_mul(events).expect("a call's costs fit");
-                *report.charged.entry(class.credit_type.clone()).or_default() += cost;
+                *report.charged.entry((class.credit_type.clone(), plans[plan].clone())).or_default() += cost;
             }
         }
         report
@@ -63,9 +72,26 @@ impl Report {
         }
     }
 
+    fn appended(&mut self, batch: &Batch) {
+        for record in batch.records.iter().filter(|record| matches!(record.body, Body::Usage(_))) {
+            match self.appended.last_mut() {
+                Some((append_ms, events)) if *append_ms == record.append_ms => *events += 1,
+                _ => self.appended.push((record.append_ms, 1)),
+            }
+        }
+    }
+
     fn dead(&mut self, notes: &[Note]) {
         for note in notes {
             *self.dead.entry(note.reason).or_default() += 1;
         }
     }
+}
+
+/// Where a plan stands in a list of the few that a call has; it is added if it is new.
+fn index_of<'a>(plans: &mut Vec<&'a Arc<str>>, plan: &'a Arc<str>) -> usize {
+    plans.iter().position(|known| Arc::ptr_eq(known, plan)).unwrap_or_else(|| {
+        plans.push(plan);
+        plans.len() - 1
+    })
 }
