@@ -25,6 +25,8 @@ pub struct Config {
     pub usage: Usage,
     pub batch: Batch,
     pub outbox: Outbox,
+    pub metrics: Metrics,
+    pub health: Health,
     pub log: Log,
     pub debug: Debug,
 }
@@ -193,6 +195,40 @@ pub enum PublishAfter {
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// The wait between two counts of all accounts.
+    #[serde(with = "duration")]
+    pub census_every: Duration,
+    /// Accounts that a count reads in a second, at most.
+    pub census_rate: usize,
+    pub per_account: PerAccount,
+    pub per_account_max: usize,
+    pub allowlist: Vec<String>,
+}
+
+/// Accounts that have a series of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PerAccount {
+    Off,
+    /// Those that are low or exhausted.
+    Alarmed,
+    /// Those of the list.
+    Allowlist,
+}
+
+/// What makes a worker unready.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    #[serde(with = "duration")]
+    pub stall_after: Duration,
+    #[serde(with = "duration")]
+    pub outbox_after: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// A `tracing` filter, as in `RUST_LOG`.
     pub filter: String,
@@ -308,6 +344,24 @@ impl Default for Outbox {
             lease: Duration::from_secs(10),
             poll: Duration::from_secs(1),
         }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            census_every: Duration::from_secs(5 * 60),
+            census_rate: 5_000,
+            per_account: PerAccount::Alarmed,
+            per_account_max: 1_000,
+            allowlist: Vec::new(),
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health { stall_after: Duration::from_secs(30), outbox_after: Duration::from_secs(60) }
     }
 }
 

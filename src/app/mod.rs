@@ -6,12 +6,16 @@ mod counted;
 mod install;
 /// The catalogue's file while the meter runs.
 mod reload;
+/// Whether positions stand still.
+mod stall;
 /// From an unknown state to open shards.
 pub mod start;
 /// What time asks of idle accounts.
 mod sweeper;
 /// Meter time.
 pub mod ticker;
+/// Loops that are stuck.
+mod watchdog;
 /// The loop that carries the pipeline's effects out.
 pub mod worker;
 
@@ -38,6 +42,7 @@ use crate::ledger::call::Stamp;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::day::SET_MEMBERS_MAX;
 use crate::outbox::Relay;
+use crate::outbox::known::Known;
 use crate::pipeline::{self, Pipeline};
 use crate::store::{RedisStore, Store};
 use reload::Reloader;
@@ -112,6 +117,11 @@ pub async fn run(
         source: config.redis.prefix.clone(),
         name: uuid::Uuid::now_v7().to_string(),
         waiting: ByShard::new(health.clone(), Check::Outbox),
+        known: Known::new(
+            config.redis.shards,
+            config.outbox.lease.max(2 * config.outbox.poll),
+            config.health.outbox_after,
+        ),
         bells: (0..config.redis.shards).map(|_| Notify::new()).collect(),
         publishing: RwLock::default(),
     });
@@ -187,6 +197,9 @@ pub async fn run(
         late_after_ms: config.events.late_after.as_millis() as i64,
     };
     let pipeline = Pipeline::new(settings, stamp, catalogue);
+    let pulse = Arc::new(watchdog::Pulse::default());
+    let stop_watchdog = stop.child_token();
+    tokio::spawn(watchdog::run(pulse.clone(), health.clone(), stop_watchdog));
     let worker = worker::Worker::new(worker::Parts {
         config,
         pipeline,
@@ -200,6 +213,7 @@ pub async fn run(
         lead,
         catalogues,
         other_catalogue,
+        pulse,
     });
 
     // The order of stopping: the worker (reads no more, waits for its calls, commits) · the reader (leaves the

@@ -8,9 +8,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::counted::count;
+use super::stall::{Stall, Stalled, Standing};
+use super::watchdog::Pulse;
 use crate::config::{Config, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::http::{ByShard, Check, Health};
@@ -33,10 +36,6 @@ use crate::store::{ShardState, Store, StoreError};
 
 /// How often lag is measured and offsets are committed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// Positions that stand still this long while records wait make the meter unready.
-const STALL_AFTER: Duration = Duration::from_secs(30);
-/// A thread that says nothing for so long is stuck. Longer than any call to Kafka that it waits for.
-const SILENCE_MAX: Duration = Duration::from_secs(180);
 /// The files of workers are not changed at the same moment. Long enough for any way of bringing them out.
 const OTHER_CATALOGUE_GRACE: Duration = Duration::from_secs(10);
 /// The wait before something that failed outside the pipeline is tried again.
@@ -60,6 +59,7 @@ pub struct Parts {
     pub catalogues: watch::Receiver<Arc<Catalogue>>,
     /// Rung when a shard prices by another one.
     pub other_catalogue: Arc<Notify>,
+    pub pulse: Arc<Pulse>,
 }
 
 pub struct Worker {
@@ -70,22 +70,16 @@ pub struct Worker {
     assignment: u64,
     /// The ends of the partitions, as the brokers last told.
     ends: BTreeMap<Partition, i64>,
-    moved: Moved,
+    stall: Stall,
+    /// Why what was published is not known yet.
+    recall_fault: Option<String>,
     /// Why partitions of this assignment are not read any more; `None` stands for one that is not known.
     halted: BTreeMap<Option<Partition>, String>,
-    /// When the thread that reads was last heard of.
-    heard: Instant,
     probed: Instant,
     /// Whether Redis answers for each shard.
     redis: Arc<ByShard>,
     /// Since when some shard prices by another catalogue.
     other_catalogue_since: Option<Instant>,
-}
-
-/// When positions last moved.
-struct Moved {
-    applied: i64,
-    at: Instant,
 }
 
 /// What a task has done for the worker.
@@ -124,6 +118,10 @@ enum Done {
         published: Vec<Published>,
         commands_end: i64,
     },
+    /// It is asked again.
+    RecallFailed {
+        reason: String,
+    },
 }
 
 impl Worker {
@@ -138,9 +136,9 @@ impl Worker {
             finished,
             assignment: 0,
             ends: BTreeMap::new(),
-            moved: Moved { applied: 0, at: Instant::now() },
+            stall: Stall::default(),
+            recall_fault: None,
             halted: BTreeMap::new(),
-            heard: Instant::now(),
             probed: Instant::now(),
             other_catalogue_since: None,
         }
@@ -154,13 +152,23 @@ impl Worker {
         stop_wait: Duration,
     ) -> anyhow::Result<()> {
         let mut status = tokio::time::interval(STATUS_EVERY);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.parts.pulse.worker.beat();
             let due = self.parts.pipeline.due_at_ms().map(|at_ms| self.started + Duration::from_millis(at_ms));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(done) = self.finished.recv() => self.on_done(done),
                 Ok(()) = self.parts.catalogues.changed() => self.reprice(),
+                // Before what Kafka brings, which may always be more.
+                _ = status.tick() => {
+                    self.status();
+                    self.parts.relay.watch();
+                    self.watch_catalogue();
+                    self.probe_redis();
+                    self.on(Input::Probe);
+                }
                 event = events.recv() => {
                     let Some(event) = event else {
                         self.parts.health.set_dead("the thread that reads kafka has ended".to_owned());
@@ -171,13 +179,6 @@ impl Worker {
                         let Ok(event) = events.try_recv() else { break };
                         self.on_event(event);
                     }
-                }
-                _ = status.tick() => {
-                    self.status();
-                    self.watch_catalogue();
-                    self.watch_reader();
-                    self.probe_redis();
-                    self.on(Input::Probe);
                 }
                 () = sleep_until(due) => self.on(Input::Tick),
             }
@@ -208,7 +209,7 @@ impl Worker {
     }
 
     fn on_event(&mut self, event: FromKafka) {
-        self.heard = Instant::now();
+        self.parts.pulse.reader.beat();
         match event {
             FromKafka::Assigned { assignment, partitions } => self.assigned(assignment, partitions),
             FromKafka::Revoked { assignment } => {
@@ -249,6 +250,7 @@ impl Worker {
         tracing::info!(partitions = partitions.len(), "assigned");
         self.assignment = assignment;
         self.halted.clear();
+        self.recall_fault = None;
         metrics::set_partitions_halted(0);
         metrics::set_shards_halted(0);
         self.parts.health.set(Check::Shards, Ok(()));
@@ -288,7 +290,11 @@ impl Worker {
                 self.on(Input::Positions { shard, id, generation: state.generation, positions });
             }
             Done::Halt { shard, reason } => self.on(Input::Halt { shard, reason }),
-            Done::Recalled { id, published, commands_end } => self.on(Input::Recalled { id, published, commands_end }),
+            Done::Recalled { id, published, commands_end } => {
+                self.recall_fault = None;
+                self.on(Input::Recalled { id, published, commands_end });
+            }
+            Done::RecallFailed { reason } => self.recall_fault = Some(reason),
             Done::DeadLetters { shard, id } => self.on(Input::DeadLettersProduced { shard, id }),
             Done::Positions { assignment, mut positions, other_logs } if assignment == self.assignment => {
                 positions.retain(|(partition, _)| other_logs.iter().all(|(other, _)| other != partition));
@@ -442,7 +448,10 @@ impl Worker {
                         let _ = done.send(Done::Recalled { id, published, commands_end });
                         return;
                     }
-                    Err(error) => tracing::warn!(%error, "what was published is not known yet; nothing is decided"),
+                    Err(error) => {
+                        tracing::warn!(%error, "what was published is not known yet; nothing is decided");
+                        let _ = done.send(Done::RecallFailed { reason: error.to_string() });
+                    }
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -476,27 +485,44 @@ impl Worker {
     fn status(&mut self) {
         let progress = self.parts.pipeline.progress();
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
-        let mut lag_total = 0;
+        let mut standing: Vec<Standing> = Vec::new();
         for each in &progress {
             let end = self.ends.get(&each.partition).copied().unwrap_or(each.read);
             let lag = (end - each.applied).max(0);
-            lag_total += lag;
+            standing.push(Standing { partition: each.partition, applied: each.applied, lag });
             let age_ms = each.oldest_append_ms.map_or(0, |append_ms| (now_ms - append_ms).max(0));
             let topic = topic_of(&self.parts.config.kafka.topics, each.partition.input);
             metrics::set_lag(topic, each.partition.index, lag, Duration::from_millis(age_ms as u64));
         }
         metrics::set_queue_records(self.parts.pipeline.queued());
-        let applied = progress.iter().map(|each| each.applied).sum();
-        if !self.halted.is_empty() {
-            // The reason stands until the group assigns anew.
-        } else if applied != self.moved.applied || lag_total == 0 || self.parts.pipeline.recalling() {
-            self.moved = Moved { applied, at: Instant::now() };
-            self.parts.health.set(Check::Progress, Ok(()));
-        } else if self.moved.at.elapsed() > STALL_AFTER {
-            let reason = format!("{lag_total} records wait and no position has moved for {STALL_AFTER:?}");
-            self.parts.health.set(Check::Progress, Err(reason));
+        // One of which nothing is applied any more stands still, however many of its records are known to wait.
+        for partition in self.halted.keys().flatten() {
+            standing.retain(|own| own.partition != *partition);
+            standing.push(Standing { partition: *partition, applied: 0, lag: 1 });
         }
+        self.progress(&standing);
         self.commit();
+    }
+
+    /// Says whether positions move.
+    fn progress(&mut self, standing: &[Standing]) {
+        if self.parts.pipeline.recalling() && self.recall_fault.is_none() {
+            // Reading what was published takes as long as it is long.
+            self.stall.clear();
+        }
+        let stalled = self.stall.look(Instant::now(), standing);
+        metrics::set_stalled(stalled.map_or(Duration::ZERO, |stalled| stalled.since));
+        if !self.halted.is_empty() {
+            return; // the reason stands until the group assigns anew
+        }
+        let stall_after = self.parts.config.health.stall_after;
+        let Some(Stalled { partition, lag, since }) = stalled.filter(|stalled| stalled.since >= stall_after) else {
+            return self.parts.health.set(Check::Progress, Ok(()));
+        };
+        let since = humantime::format_duration(Duration::from_secs(since.as_secs()));
+        let why = self.recall_fault.as_ref().map(|fault| format!(": {fault}")).unwrap_or_default();
+        let reason = format!("{lag} records of {partition} wait and its position has not moved for {since}{why}");
+        self.parts.health.set(Check::Progress, Err(reason));
     }
 
     fn halt_partition(&mut self, partition: Option<Partition>, reason: String) {
@@ -539,14 +565,6 @@ impl Worker {
         );
         metrics::set_shards_halted(self.parts.pipeline.halted() + others.len());
         self.parts.health.set(Check::Shards, Err(reason));
-    }
-
-    /// The thread tells of the client's statistics every second, whatever the brokers do.
-    fn watch_reader(&self) {
-        if self.heard.elapsed() > SILENCE_MAX {
-            let reason = format!("the thread that reads kafka has been silent for {SILENCE_MAX:?}: restart the meter");
-            self.parts.health.set_dead(reason);
-        }
     }
 
     /// A Redis that evicts keys loses credits without a word.

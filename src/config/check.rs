@@ -54,6 +54,12 @@ impl Config {
         // A queue that cannot hold a batch would never fill one.
         within("batch.queue_max", batch.queue_max, batch.max_events, 100_000_000)?;
         within("outbox.max_entries", self.outbox.max_entries, 1, 100_000_000)?;
+        within("metrics.census_rate", self.metrics.census_rate, 1, 1_000_000)?;
+        // Each is a series a credit type: beyond, Prometheus is the wrong place to ask.
+        within("metrics.per_account_max", self.metrics.per_account_max, 1, 100_000)?;
+        let listed = || format!("has {} accounts: metrics.per_account_max is less", self.metrics.allowlist.len());
+        let fits = self.metrics.allowlist.len() <= self.metrics.per_account_max;
+        ensure(fits, || "metrics.allowlist".into(), listed)?;
         // WAIT for no replica would prove nothing; WAITAOF still asks for the primary's disk.
         let least = usize::from(self.outbox.publish_after == PublishAfter::Replicated);
         within("outbox.replicas", self.outbox.replicas as usize, least, 100)
@@ -79,7 +85,10 @@ impl Config {
         )?;
         lasts("batch.max_age", self.batch.max_age, Duration::ZERO, 10 * SECOND)?;
         lasts("outbox.lease", outbox.lease, SECOND, HOUR)?;
-        lasts("outbox.poll", outbox.poll, Duration::from_millis(1), HOUR)
+        lasts("outbox.poll", outbox.poll, Duration::from_millis(1), HOUR)?;
+        lasts("metrics.census_every", self.metrics.census_every, SECOND, DAY)?;
+        lasts("health.stall_after", self.health.stall_after, SECOND, DAY)?;
+        lasts("health.outbox_after", self.health.outbox_after, SECOND, DAY)
     }
 
     fn check_texts(&self) -> Checked {
@@ -203,6 +212,15 @@ mod tests {
         );
         check(|config| config.outbox.lease = Duration::ZERO, "outbox.lease is 0s: write 1s to 1h");
         check(|config| config.outbox.poll = Duration::ZERO, "outbox.poll is 0s: write 1ms to 1h");
+        check(|config| config.metrics.census_rate = 0, "metrics.census_rate is 0: write 1 to 1000000");
+        check(|config| config.metrics.per_account_max = 0, "metrics.per_account_max is 0: write 1 to 100000");
+        check(
+            |config| (config.metrics.per_account_max, config.metrics.allowlist) = (1, vec!["a".into(), "b".into()]),
+            "metrics.allowlist has 2 accounts: metrics.per_account_max is less",
+        );
+        check(|config| config.metrics.census_every = Duration::ZERO, "metrics.census_every is 0s: write 1s to 1day");
+        check(|config| config.health.stall_after = Duration::ZERO, "health.stall_after is 0s: write 1s to 1day");
+        check(|config| config.health.outbox_after = Duration::ZERO, "health.outbox_after is 0s: write 1s to 1day");
         check(|config| config.kafka.brokers = " ".into(), "kafka.brokers is empty");
         check(|config| config.kafka.group = "".into(), "kafka.group is empty");
         check(|config| config.kafka.instance_id = Some("".into()), "kafka.instance_id is empty");

@@ -13,9 +13,9 @@ pub enum Check {
     Redis,
     /// No shard is halted.
     Shards,
-    /// Positions move while records wait.
+    /// Every partition's position moves while records of it wait.
     Progress,
-    /// No outbox is over its bound.
+    /// Messages leave every outbox, none of them too late.
     Outbox,
 }
 
@@ -49,6 +49,7 @@ impl Check {
 pub struct Health {
     states: Mutex<[Result<(), String>; Check::ALL.len()]>,
     dead: Mutex<Option<String>>,
+    stuck: Mutex<Option<String>>,
 }
 
 impl Default for Health {
@@ -59,7 +60,7 @@ impl Default for Health {
 
 impl Health {
     pub fn new() -> Health {
-        Health { states: Mutex::new(Check::ALL.map(Check::at_start)), dead: Mutex::new(None) }
+        Health { states: Mutex::new(Check::ALL.map(Check::at_start)), dead: Mutex::new(None), stuck: Mutex::new(None) }
     }
 
     /// Says whether a check holds, or why not. A change is logged.
@@ -80,8 +81,19 @@ impl Health {
         hold(&self.dead).get_or_insert(reason);
     }
 
+    /// Whether something does not go on that a restart would set going. It may yet go on by itself.
+    pub fn set_stuck(&self, reason: Option<String>) {
+        let previous = std::mem::replace(&mut *hold(&self.stuck), reason.clone());
+        match reason {
+            Some(reason) if previous.is_none() => tracing::error!(reason, "stuck"),
+            None if previous.is_some() => tracing::info!("it goes on"),
+            Some(_) | None => {}
+        }
+    }
+
     pub fn alive(&self) -> Result<(), String> {
-        hold(&self.dead).clone().map_or(Ok(()), Err)
+        let dead = hold(&self.dead).clone();
+        dead.or_else(|| hold(&self.stuck).clone()).map_or(Ok(()), Err)
     }
 
     pub fn state(&self, check: Check) -> Result<(), String> {
@@ -128,5 +140,17 @@ mod tests {
         health.set_dead("first".to_owned());
         health.set_dead("second".to_owned());
         assert_eq!(health.alive(), Err("first".to_owned()));
+    }
+
+    #[test]
+    fn what_was_stuck_may_go_on_and_what_is_dead_may_not() {
+        let health = Health::new();
+        health.set_stuck(Some("slow".to_owned()));
+        assert_eq!(health.alive(), Err("slow".to_owned()));
+        health.set_stuck(None);
+        assert_eq!(health.alive(), Ok(()));
+        health.set_dead("gone".to_owned());
+        health.set_stuck(None);
+        assert_eq!(health.alive(), Err("gone".to_owned()));
     }
 }

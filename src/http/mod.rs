@@ -33,10 +33,18 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>, stop: Cancellatio
 
 fn router(health: Arc<Health>) -> Router {
     Router::new()
-        .route("/metrics", get(|| async { text(StatusCode::OK, PROMETHEUS_TEXT, metrics::render()) }))
+        .route("/metrics", get(show_metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(health)
+}
+
+async fn show_metrics(State(health): State<Arc<Health>>) -> Response {
+    for (check, state) in health.checks() {
+        metrics::set_ready(check.name(), state.is_ok());
+    }
+    metrics::set_redis_up(health.state(Check::Redis).is_ok());
+    text(StatusCode::OK, PROMETHEUS_TEXT, metrics::render())
 }
 
 type Parameters = Query<HashMap<String, String>>;
@@ -155,6 +163,13 @@ mod tests {
         let metrics = ask(address, "/metrics").await;
         assert!(metrics.head.contains(PROMETHEUS_TEXT), "{}", metrics.head);
         assert!(metrics.body.contains("credit_meter_build_info"));
+        for line in [
+            "credit_meter_ready{check=\"redis\"} 0",
+            "credit_meter_ready{check=\"outbox\"} 1",
+            "credit_meter_redis_up 0",
+        ] {
+            assert!(metrics.body.lines().any(|own| own == line), "{line}: {}", metrics.body);
+        }
         assert_eq!(ask(address, "/").await.status, 404);
 
         stop.cancel();

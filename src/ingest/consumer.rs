@@ -534,6 +534,7 @@ impl Thread {
     /// statistics after it do not count.
     fn read_statistics(&mut self) {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
+        metrics::set_kafka_brokers_up(statistics.brokers_up);
         self.tell(FromKafka::Connected(statistics.connected));
         self.statistics_since_change = self.statistics_since_change.saturating_add(1);
         let settled = self.statistics_since_change >= SETTLED_STATISTICS;

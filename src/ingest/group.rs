@@ -36,6 +36,8 @@ pub enum Rebalance {
 /// The cluster as the client's statistics show it.
 pub struct View {
     pub connected: bool,
+    /// Brokers that have told their number; the addresses of `kafka.brokers` and the coordinator come on top.
+    pub brokers_up: usize,
     pub partitions: Vec<PartitionView>,
 }
 
@@ -95,8 +97,9 @@ impl ClientContext for Group {
                 }
             }
         }
-        let connected = statistics.brokers.values().any(|broker| broker.state == "UP");
-        self.shared().statistics = Some(View { connected, partitions: views });
+        let up = || statistics.brokers.values().filter(|broker| broker.state == "UP");
+        let (connected, brokers_up) = (up().next().is_some(), up().filter(|broker| broker.nodeid >= 0).count());
+        self.shared().statistics = Some(View { connected, brokers_up, partitions: views });
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -10,7 +10,7 @@ use super::log::{self, Span};
 use crate::config::Config;
 use crate::ledger::credits::Credits;
 
-const CLOSED: &str = "credits.cycle.closed.v1";
+pub const CLOSED: &str = "credits.cycle.closed.v1";
 
 /// `data` of `credits.cycle.closed.v1`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

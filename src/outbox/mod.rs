@@ -2,8 +2,13 @@
 //!
 //! A message may be published twice (a relay that dies in between), always with the same id; never lost.
 
+/// What a relay knows of each outbox.
+pub mod known;
+
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chrono::DateTime;
 
 use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
@@ -11,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Outbox, PublishAfter, Topics};
 use crate::failpoint::{self, Failpoint};
 use crate::http::ByShard;
-use crate::ingest::producer::{Acknowledgement, Outgoing, ProduceError, Producer};
+use crate::ingest::producer::{Acknowledgement, Delivered, Outgoing, ProduceError, Producer};
+use crate::ingest::statements::{CLOSED, Statement};
 use crate::ledger::apply::json_text;
 use crate::ledger::call::{OutboxEntry, Output};
 use crate::metrics;
-use crate::store::{Durable, Level, Store, StoreError, TakeCall, Taken};
+use crate::store::{Durable, Level, Store, StoreError, TakeCall, Taken, written_ms};
+use known::Known;
 
 /// Messages of a shard that are under way at once.
 const TAKE_COUNT: usize = 100;
@@ -34,6 +41,7 @@ pub struct Relay {
     pub name: String,
     /// Why the outbox of a shard waits.
     pub waiting: ByShard,
+    pub known: Known,
     /// A shard's bell: rung when its outbox was filled.
     pub bells: Vec<Notify>,
     /// Held from a message's taking to its acknowledgement.
@@ -59,22 +67,34 @@ impl Relay {
         let mut published = Vec::new();
         loop {
             let wait = match self.publish(shard, &mut published).await {
-                Ok(true) => Duration::ZERO,
-                Ok(false) => self.settings.poll,
+                Ok(more) => {
+                    self.known.tried(shard, None);
+                    if more { Duration::ZERO } else { self.settings.poll }
+                }
                 Err(error) => {
                     tracing::warn!(shard, %error, "the outbox waits");
+                    metrics::record_outbox_failure();
                     if let RelayError::Store(error) = &error {
                         metrics::record_call_refusal(error.kind());
                     }
-                    self.waiting.set(shard, Err(error.to_string()));
+                    self.known.tried(shard, Some(error.to_string()));
                     RETRY
                 }
             };
+            self.waiting.set(shard, self.known.state(shard));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
                 () = self.bells[shard as usize].notified() => {}
             }
+        }
+    }
+
+    /// Tells how long messages have waited. A relay that waits for Kafka cannot say so itself.
+    pub fn watch(&self) {
+        metrics::set_outbox_oldest(self.known.oldest());
+        for shard in 0..self.bells.len() as u32 {
+            self.waiting.set(shard, self.known.state(shard));
         }
     }
 
@@ -94,15 +114,20 @@ impl Relay {
         };
         let _publishing = self.publishing.read().await;
         let entries = match self.store.take(shard, &call).await? {
-            Taken::Held => return Ok(false),
+            Taken::Held => {
+                self.known.lost(shard);
+                return Ok(false);
+            }
             // What was published is deleted already, and nothing more was.
             Taken::NotDurable(missing) => {
                 published.clear();
+                self.known.withheld(shard);
                 return Err(RelayError::NotDurable { missing });
             }
             Taken::Entries(entries) => entries,
         };
         published.clear();
+        self.known.taken(shard, entries.first().and_then(|(entry_id, _)| written_ms(entry_id)));
         if !entries.is_empty() {
             failpoint::reached(Failpoint::BeforePublish);
         }
@@ -121,8 +146,9 @@ impl Relay {
         for (acknowledgement, (entry_id, entry)) in acknowledgements.into_iter().zip(&entries) {
             // All are waited for: none is under way any more once this returns.
             match acknowledgement.await {
-                Ok(_) if failed.is_none() || refused => {
+                Ok(delivered) if failed.is_none() || refused => {
                     metrics::record_published(self.topic(entry.output), 1);
+                    count_rollover(entry, &delivered);
                     published.push(entry_id.clone());
                 }
                 Ok(_) => {}
@@ -138,7 +164,6 @@ impl Relay {
         if entries.is_empty() {
             metrics::set_outbox_entries(shard, 0);
         }
-        self.waiting.set(shard, Ok(()));
         Ok(!entries.is_empty())
     }
 
@@ -173,6 +198,26 @@ pub fn durable(settings: &Outbox) -> Option<Durable> {
     };
     // Within half a lease, so that a relay that waits for its replicas keeps its outbox.
     Some(Durable { level, replicas: settings.replicas, within: settings.lease / 2 })
+}
+
+/// Counts a cycle's close, which is told once, by its first statement.
+fn count_rollover(entry: &OutboxEntry, delivered: &Delivered) {
+    if let Some(end_ms) = closed_at(entry) {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        // A topic that carries no append time leaves this clock.
+        let told_ms = delivered.append_ms.unwrap_or_else(now);
+        metrics::record_rollover(Duration::from_millis(u64::try_from(told_ms - end_ms).unwrap_or(0)));
+    }
+}
+
+/// The end of the cycle whose first statement a message is.
+fn closed_at(entry: &OutboxEntry) -> Option<i64> {
+    if entry.event_type != CLOSED {
+        return None;
+    }
+    let statement: Statement = serde_json::from_str(&entry.data).ok()?;
+    let end = DateTime::parse_from_rfc3339(&statement.cycle.end).ok()?;
+    (statement.revision == 1).then(|| end.timestamp_millis())
 }
 
 /// The message as a structured CloudEvent.
@@ -256,6 +301,7 @@ mod tests {
             source: "meter".into(),
             name: "r1".into(),
             waiting: ByShard::new(Arc::new(Health::new()), Check::Outbox),
+            known: Known::new(1, config.outbox.lease, config.health.outbox_after),
             bells: vec![Notify::new()],
             publishing: RwLock::default(),
         };
@@ -266,6 +312,23 @@ mod tests {
         let call = TakeCall { relay: "r1".into(), lease_ms: 1, published, count: 10, durable: None };
         let Taken::Entries(left) = store.take(0, &call) else { panic!("nobody else holds it") };
         assert_eq!(left.len(), 1, "it is still there");
+    }
+
+    #[test]
+    fn a_cycle_is_counted_by_its_first_statement() {
+        let entry = |event_type: &str, revision: u32| OutboxEntry {
+            output: Output::Cycles,
+            id: format!("closed/acme/0/{revision}"),
+            event_type: event_type.into(),
+            account: "acme".into(),
+            data: format!(
+                "{{\"cycle\":{{\"number\":0,\"start\":\"2026-01-01T00:00:00Z\",\"end\":\"2026-02-01T00:00:00Z\"}},\
+                 \"plan\":\"basic\",\"revision\":{revision},\"balances\":{{}}}}"
+            ),
+        };
+        assert_eq!(closed_at(&entry(CLOSED, 1)), Some(1_769_904_000_000));
+        assert_eq!(closed_at(&entry(CLOSED, 2)), None, "late usage has restated it");
+        assert_eq!(closed_at(&entry("credits.cycle.opened.v1", 1)), None);
     }
 
     #[test]

@@ -123,6 +123,11 @@ pub enum Taken {
     NotDurable(String),
 }
 
+/// When an outbox entry was written, in ms since 1970, by Redis' clock; `None`: memory does not note it.
+pub fn written_ms(entry_id: &str) -> Option<i64> {
+    entry_id.split_once('-')?.0.parse().ok()
+}
+
 /// An account as `balance` and `account get` show it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AccountState {

@@ -1,0 +1,142 @@
+//! What a relay knows of each shard's outbox: whether it is the one that publishes it, and how long messages wait.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The outboxes of all shards, as one worker knows them.
+pub struct Known {
+    outboxes: Mutex<Vec<Outbox>>,
+    /// For how long a shard counts as this worker's after its relay was last given messages.
+    held_for: Duration,
+    /// A message that waits longer makes the worker unready.
+    wait_max: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Outbox {
+    held_until: Option<Instant>,
+    /// When the oldest message that waits was written, in ms since 1970.
+    oldest_ms: Option<i64>,
+    fault: Option<String>,
+}
+
+impl Known {
+    pub fn new(shards: u32, held_for: Duration, wait_max: Duration) -> Known {
+        Known { outboxes: Mutex::new(vec![Outbox::default(); shards as usize]), held_for, wait_max }
+    }
+
+    /// The relay was given what waits: when the oldest message was written, if there is one.
+    pub fn taken(&self, shard: u32, oldest_ms: Option<i64>) {
+        let mut outboxes = self.outboxes();
+        let outbox = &mut outboxes[shard as usize];
+        (outbox.held_until, outbox.oldest_ms) = (Some(Instant::now() + self.held_for), oldest_ms);
+    }
+
+    /// Messages wait and were not given; since when is known only where they were seen before.
+    pub fn withheld(&self, shard: u32) {
+        let mut outboxes = self.outboxes();
+        let outbox = &mut outboxes[shard as usize];
+        outbox.held_until = Some(Instant::now() + self.held_for);
+        outbox.oldest_ms.get_or_insert_with(now_ms);
+    }
+
+    /// What became of the attempt to publish.
+    pub fn tried(&self, shard: u32, fault: Option<String>) {
+        self.outboxes()[shard as usize].fault = fault;
+    }
+
+    /// Another relay publishes the shard's messages, and tells of them.
+    pub fn lost(&self, shard: u32) {
+        self.outboxes()[shard as usize] = Outbox::default();
+    }
+
+    /// Whether this worker publishes the shard's messages.
+    pub fn holds(&self, shard: u32) -> bool {
+        self.outboxes()[shard as usize].held_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// How long the oldest message of all has waited; zero if none waits.
+    pub fn oldest(&self) -> Duration {
+        let oldest_ms = self.outboxes().iter().filter_map(|outbox| outbox.oldest_ms).min();
+        oldest_ms.map_or(Duration::ZERO, age)
+    }
+
+    /// Whether a shard's messages leave, or why not.
+    pub fn state(&self, shard: u32) -> Result<(), String> {
+        let outbox = self.outboxes()[shard as usize].clone();
+        if let Some(fault) = outbox.fault {
+            return Err(fault);
+        }
+        let wait = outbox.oldest_ms.map_or(Duration::ZERO, age);
+        if wait <= self.wait_max {
+            return Ok(());
+        }
+        let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
+        Err(format!(
+            "its oldest message has waited for {wait}: kafka does not take messages, or not as fast as they come"
+        ))
+    }
+
+    fn outboxes(&self) -> MutexGuard<'_, Vec<Outbox>> {
+        // A thread that panicked here left it whole: each change is one assignment.
+        self.outboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+/// Redis' clock may be ahead of this one.
+fn age(written_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(now_ms() - written_ms).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn known() -> Known {
+        Known::new(2, MINUTE, MINUTE)
+    }
+
+    #[test]
+    fn an_outbox_that_does_not_drain_is_a_fault() {
+        let known = known();
+        known.taken(0, Some(now_ms() - 3_600_000));
+        known.taken(1, Some(now_ms()));
+        assert!(known.oldest() >= 60 * MINUTE, "the oldest of all");
+        let said = known.state(0).unwrap_err();
+        assert!(said.starts_with("its oldest message has waited for 1h"), "{said}");
+        assert_eq!(known.state(1), Ok(()), "it has not waited long");
+        known.taken(0, None);
+        assert_eq!((known.state(0), known.oldest() < MINUTE), (Ok(()), true));
+    }
+
+    #[test]
+    fn what_was_not_given_waits_too() {
+        let known = Known::new(1, MINUTE, Duration::ZERO);
+        known.withheld(0);
+        let since = known.outboxes()[0].oldest_ms;
+        assert!(since.is_some() && known.holds(0));
+        known.withheld(0);
+        assert_eq!(known.outboxes()[0].oldest_ms, since, "its wait goes on");
+    }
+
+    #[test]
+    fn one_worker_tells_of_an_outbox() {
+        let known = known();
+        assert!(!known.holds(0));
+        known.taken(0, Some(1));
+        known.tried(0, Some("no answer".into()));
+        assert!(known.holds(0) && !known.holds(1) && known.state(0) == Err("no answer".into()));
+        known.lost(0);
+        assert!(!known.holds(0));
+        assert_eq!((known.state(0), known.oldest()), (Ok(()), Duration::ZERO));
+        let known = Known::new(1, Duration::ZERO, MINUTE);
+        known.taken(0, None);
+        assert!(!known.holds(0), "a lease ends");
+    }
+}
