@@ -1,5 +1,7 @@
 //! The wiring of a meter: what it is made of, in which order it starts, and in which it stops.
 
+/// How accounts stand.
+mod census;
 /// What calls have changed, in the metrics.
 mod counted;
 /// A catalogue into every shard.
@@ -28,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use census::Census;
 use sweeper::Sweeper;
 
 use crate::config::{Config, read_catalogue};
@@ -109,6 +112,7 @@ pub async fn run(
         () = stop.cancelled() => return Ok(()),
     };
 
+    let (alerts, alerted) = mpsc::channel(census::ALERTED_MAX);
     let relay = Arc::new(Relay {
         store: store.clone(),
         producer: producer.clone(),
@@ -119,10 +123,11 @@ pub async fn run(
         waiting: ByShard::new(health.clone(), Check::Outbox),
         known: Known::new(
             config.redis.shards,
-            config.outbox.lease.max(2 * config.outbox.poll),
+            config.outbox.lease.max(2 * config.outbox.poll) + config.redis.timeout,
             config.health.outbox_after,
         ),
         bells: (0..config.redis.shards).map(|_| Notify::new()).collect(),
+        alerts,
         publishing: RwLock::default(),
     });
     let stop_relays = CancellationToken::new();
@@ -159,6 +164,15 @@ pub async fn run(
         leads,
     };
     let ticker = tokio::spawn(ticker.run(stop.clone()));
+    let census = Census {
+        store: store.clone(),
+        relay: relay.clone(),
+        catalogues: catalogues.clone(),
+        shards: config.redis.shards,
+        settings: config.metrics.clone(),
+        alerted,
+    };
+    tokio::spawn(census.run(stop.clone()));
 
     let other_catalogue = Arc::new(Notify::new());
     let reloader = Reloader {

@@ -1,10 +1,13 @@
 //! The loop that carries the pipeline's effects out, and brings it the answers.
 
+/// What it looks after every second.
+mod status;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, watch};
@@ -12,14 +15,13 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::counted::count;
-use super::stall::{Stall, Stalled, Standing};
+use super::stall::Stall;
 use super::watchdog::Pulse;
 use crate::config::{Config, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::http::{ByShard, Check, Health};
 use crate::ingest::anchors;
 use crate::ingest::client::BrokerError;
-use crate::ingest::client::topic_of;
 use crate::ingest::consumer::{Enough, FromKafka, ToConsumer};
 use crate::ingest::dead_letters::{self, DeadLetterError};
 use crate::ingest::producer::Producer;
@@ -36,8 +38,6 @@ use crate::store::{ShardState, Store, StoreError};
 
 /// How often lag is measured and offsets are committed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// The files of workers are not changed at the same moment. Long enough for any way of bringing them out.
-const OTHER_CATALOGUE_GRACE: Duration = Duration::from_secs(10);
 /// The wait before something that failed outside the pipeline is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Events from Kafka taken in a row before answers get their turn.
@@ -481,50 +481,6 @@ impl Worker {
         });
     }
 
-    /// Measures lag, notices a stall, and commits positions for lag tools.
-    fn status(&mut self) {
-        let progress = self.parts.pipeline.progress();
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
-        let mut standing: Vec<Standing> = Vec::new();
-        for each in &progress {
-            let end = self.ends.get(&each.partition).copied().unwrap_or(each.read);
-            let lag = (end - each.applied).max(0);
-            standing.push(Standing { partition: each.partition, applied: each.applied, lag });
-            let age_ms = each.oldest_append_ms.map_or(0, |append_ms| (now_ms - append_ms).max(0));
-            let topic = topic_of(&self.parts.config.kafka.topics, each.partition.input);
-            metrics::set_lag(topic, each.partition.index, lag, Duration::from_millis(age_ms as u64));
-        }
-        metrics::set_queue_records(self.parts.pipeline.queued());
-        // One of which nothing is applied any more stands still, however many of its records are known to wait.
-        for partition in self.halted.keys().flatten() {
-            standing.retain(|own| own.partition != *partition);
-            standing.push(Standing { partition: *partition, applied: 0, lag: 1 });
-        }
-        self.progress(&standing);
-        self.commit();
-    }
-
-    /// Says whether positions move.
-    fn progress(&mut self, standing: &[Standing]) {
-        if self.parts.pipeline.recalling() && self.recall_fault.is_none() {
-            // Reading what was published takes as long as it is long.
-            self.stall.clear();
-        }
-        let stalled = self.stall.look(Instant::now(), standing);
-        metrics::set_stalled(stalled.map_or(Duration::ZERO, |stalled| stalled.since));
-        if !self.halted.is_empty() {
-            return; // the reason stands until the group assigns anew
-        }
-        let stall_after = self.parts.config.health.stall_after;
-        let Some(Stalled { partition, lag, since }) = stalled.filter(|stalled| stalled.since >= stall_after) else {
-            return self.parts.health.set(Check::Progress, Ok(()));
-        };
-        let since = humantime::format_duration(Duration::from_secs(since.as_secs()));
-        let why = self.recall_fault.as_ref().map(|fault| format!(": {fault}")).unwrap_or_default();
-        let reason = format!("{lag} records of {partition} wait and its position has not moved for {since}{why}");
-        self.parts.health.set(Check::Progress, Err(reason));
-    }
-
     fn halt_partition(&mut self, partition: Option<Partition>, reason: String) {
         tracing::error!(reason, "halted");
         self.halted.insert(partition, reason.clone());
@@ -539,67 +495,6 @@ impl Worker {
         // Before the pipeline has anything read again.
         let _ = self.parts.reader.send(ToConsumer::Conditions(Arc::new(catalogue.conditions())));
         self.on(Input::Catalogue(catalogue));
-    }
-
-    /// A shard that prices by another catalogue waits for this worker's file to be renewed, or for the shard.
-    fn watch_catalogue(&mut self) {
-        let others = self.parts.pipeline.other_catalogues();
-        let Some((shard, stored)) = others.first() else {
-            if self.other_catalogue_since.take().is_some() && self.parts.pipeline.halted() == 0 {
-                metrics::set_shards_halted(0);
-                self.parts.health.set(Check::Shards, Ok(()));
-            }
-            return;
-        };
-        self.parts.other_catalogue.notify_one();
-        let since = *self.other_catalogue_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < OTHER_CATALOGUE_GRACE {
-            return;
-        }
-        let reason = format!(
-            "shard {shard} is halted: it is priced by catalogue version {} (hash {}), and {} is not that: give this \
-             worker the same file, it goes on by itself",
-            stored.version,
-            stored.hash,
-            self.parts.config.catalogue.path.display(),
-        );
-        metrics::set_shards_halted(self.parts.pipeline.halted() + others.len());
-        self.parts.health.set(Check::Shards, Err(reason));
-    }
-
-    /// A Redis that evicts keys loses credits without a word.
-    fn probe_redis(&mut self) {
-        if self.probed.elapsed() < self.parts.config.redis.probe_every {
-            return;
-        }
-        self.probed = Instant::now();
-        let (store, done, shards) = (self.parts.store.clone(), self.done.clone(), self.parts.config.redis.shards);
-        tokio::spawn(async move {
-            if let Ok(Some(policy)) = store.evicts().await {
-                for shard in 0..shards {
-                    let reason = format!(
-                        "redis has maxmemory-policy {policy}: it may delete counters; set it to noeviction, make sure that \
-                         nothing is lost (`credit-meter audit`), then restart the worker"
-                    );
-                    let _ = done.send(Done::Halt { shard, reason });
-                }
-            }
-        });
-    }
-
-    fn commit(&self) {
-        let progress = self.parts.pipeline.progress();
-        let positions: Vec<_> = progress.iter().map(|each| (each.partition, each.applied)).collect();
-        if !positions.is_empty() {
-            let _ = self.parts.reader.send(ToConsumer::Commit { positions });
-        }
-    }
-
-    fn forget_lag(&mut self) {
-        for each in self.parts.pipeline.progress() {
-            let topic = topic_of(&self.parts.config.kafka.topics, each.partition.input);
-            metrics::forget_lag(topic, each.partition.index);
-        }
     }
 }
 

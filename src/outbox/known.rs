@@ -12,9 +12,13 @@ pub struct Known {
     wait_max: Duration,
 }
 
+/// While the store does not answer, nobody else is given a shard's messages, but for this worker's own fault.
+const UNANSWERED_MAX: Duration = Duration::from_secs(120);
+
 #[derive(Clone, Debug, Default)]
 struct Outbox {
-    held_until: Option<Instant>,
+    taken_at: Option<Instant>,
+    unanswered: bool,
     /// When the oldest message that waits was written, in ms since 1970.
     oldest_ms: Option<i64>,
     fault: Option<String>,
@@ -29,14 +33,26 @@ impl Known {
     pub fn taken(&self, shard: u32, oldest_ms: Option<i64>) {
         let mut outboxes = self.outboxes();
         let outbox = &mut outboxes[shard as usize];
-        (outbox.held_until, outbox.oldest_ms) = (Some(Instant::now() + self.held_for), oldest_ms);
+        (outbox.taken_at, outbox.unanswered, outbox.oldest_ms) = (Some(Instant::now()), false, oldest_ms);
+    }
+
+    /// The relay has its lease, and publishes what it was given before.
+    pub fn renewed(&self, shard: u32) {
+        let mut outboxes = self.outboxes();
+        let outbox = &mut outboxes[shard as usize];
+        (outbox.taken_at, outbox.unanswered) = (Some(Instant::now()), false);
+    }
+
+    /// The store did not answer.
+    pub fn unanswered(&self, shard: u32) {
+        self.outboxes()[shard as usize].unanswered = true;
     }
 
     /// Messages wait and were not given; since when is known only where they were seen before.
     pub fn withheld(&self, shard: u32) {
         let mut outboxes = self.outboxes();
         let outbox = &mut outboxes[shard as usize];
-        outbox.held_until = Some(Instant::now() + self.held_for);
+        (outbox.taken_at, outbox.unanswered) = (Some(Instant::now()), false);
         outbox.oldest_ms.get_or_insert_with(now_ms);
     }
 
@@ -52,7 +68,10 @@ impl Known {
 
     /// Whether this worker publishes the shard's messages.
     pub fn holds(&self, shard: u32) -> bool {
-        self.outboxes()[shard as usize].held_until.is_some_and(|until| Instant::now() < until)
+        let outboxes = self.outboxes();
+        let outbox = &outboxes[shard as usize];
+        let held_for = if outbox.unanswered { self.held_for.max(UNANSWERED_MAX) } else { self.held_for };
+        outbox.taken_at.is_some_and(|at| at.elapsed() < held_for)
     }
 
     /// How long the oldest message of all has waited; zero if none waits.
@@ -138,5 +157,9 @@ mod tests {
         let known = Known::new(1, Duration::ZERO, MINUTE);
         known.taken(0, None);
         assert!(!known.holds(0), "a lease ends");
+        known.unanswered(0);
+        assert!(known.holds(0), "nobody can have taken it");
+        known.taken(0, None);
+        assert!(!known.holds(0));
     }
 }

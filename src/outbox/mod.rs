@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::DateTime;
 
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::{Notify, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Outbox, PublishAfter, Topics};
@@ -44,6 +44,8 @@ pub struct Relay {
     pub known: Known,
     /// A shard's bell: rung when its outbox was filled.
     pub bells: Vec<Notify>,
+    /// Told the accounts of which an alert tells, as soon as it is there.
+    pub alerts: mpsc::Sender<Arc<str>>,
     /// Held from a message's taking to its acknowledgement.
     pub publishing: RwLock<()>,
 }
@@ -76,6 +78,7 @@ impl Relay {
                     metrics::record_outbox_failure();
                     if let RelayError::Store(error) = &error {
                         metrics::record_call_refusal(error.kind());
+                        self.known.unanswered(shard);
                     }
                     self.known.tried(shard, Some(error.to_string()));
                     RETRY
@@ -128,12 +131,59 @@ impl Relay {
         };
         published.clear();
         self.known.taken(shard, entries.first().and_then(|(entry_id, _)| written_ms(entry_id)));
+        for (_, entry) in entries.iter().filter(|(_, entry)| entry.output == Output::Alerts) {
+            // Full, or nobody counts accounts: the next census finds it.
+            let _ = self.alerts.try_send(entry.account.as_str().into());
+        }
         if !entries.is_empty() {
             failpoint::reached(Failpoint::BeforePublish);
         }
+        let failed = {
+            let sending = self.send(&entries, published);
+            tokio::pin!(sending);
+            loop {
+                tokio::select! {
+                    failed = &mut sending => break failed,
+                    () = tokio::time::sleep(self.settings.lease / 3) => self.renew(shard).await,
+                }
+            }
+        };
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        if !published.is_empty() {
+            failpoint::reached(Failpoint::AfterPublish);
+        }
+        if entries.is_empty() {
+            metrics::set_outbox_entries(shard, 0);
+        }
+        Ok(!entries.is_empty())
+    }
+
+    /// Keeps the lease while Kafka is waited for: nobody else could publish either.
+    async fn renew(&self, shard: u32) {
+        let call = TakeCall {
+            relay: self.name.clone(),
+            lease_ms: self.settings.lease.as_millis() as u64,
+            published: Vec::new(),
+            count: 1,
+            durable: None,
+        };
+        match self.store.take(shard, &call).await {
+            Ok(Taken::Held) => self.known.lost(shard),
+            Ok(Taken::Entries(_) | Taken::NotDurable(_)) => self.known.renewed(shard),
+            Err(error) => {
+                metrics::record_call_refusal(error.kind());
+                self.known.unanswered(shard);
+            }
+        }
+    }
+
+    /// Sends messages, and tells which may be deleted. What comes behind one that failed is sent again.
+    async fn send(&self, entries: &[(String, OutboxEntry)], published: &mut Vec<String>) -> Option<ProduceError> {
         let mut failed = None;
         let mut acknowledgements = Vec::new();
-        for (_, entry) in &entries {
+        for (_, entry) in entries {
             match self.enqueue(entry).await {
                 Ok(acknowledgement) => acknowledgements.push(acknowledgement),
                 Err(error) => {
@@ -143,7 +193,7 @@ impl Relay {
             }
         }
         let refused = failed.is_some();
-        for (acknowledgement, (entry_id, entry)) in acknowledgements.into_iter().zip(&entries) {
+        for (acknowledgement, (entry_id, entry)) in acknowledgements.into_iter().zip(entries) {
             // All are waited for: none is under way any more once this returns.
             match acknowledgement.await {
                 Ok(delivered) if failed.is_none() || refused => {
@@ -155,16 +205,7 @@ impl Relay {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
-        if !published.is_empty() {
-            failpoint::reached(Failpoint::AfterPublish);
-        }
-        if entries.is_empty() {
-            metrics::set_outbox_entries(shard, 0);
-        }
-        Ok(!entries.is_empty())
+        failed
     }
 
     async fn enqueue(&self, entry: &OutboxEntry) -> Result<Acknowledgement, ProduceError> {
@@ -303,6 +344,7 @@ mod tests {
             waiting: ByShard::new(Arc::new(Health::new()), Check::Outbox),
             known: Known::new(1, config.outbox.lease, config.health.outbox_after),
             bells: vec![Notify::new()],
+            alerts: mpsc::channel(1).0,
             publishing: RwLock::default(),
         };
         let mut published = Vec::new();

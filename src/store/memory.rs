@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{AccountState, DaysPage, Root, ShardState, TakeCall, Taken};
+use super::{AccountState, Counted, CountedBalance, DaysPage, Root, ShardState, TakeCall, Taken};
+use crate::ledger::account::Life;
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply, Shard, shard_of};
@@ -82,6 +83,25 @@ impl MemoryStore {
         let mut due: Vec<_> = due.filter(|(due_ms, _)| *due_ms <= time_ms).collect();
         due.sort_unstable();
         due.into_iter().map(|(_, name)| name).skip(skip).take(count).collect()
+    }
+
+    pub fn census(&self, accounts: &[Arc<str>]) -> Vec<Option<Counted>> {
+        let counted = |name: &Arc<str>| {
+            let shard = self.shard(shard_of(name, self.shards.len() as u32));
+            let account = shard.accounts.get(name).filter(|account| account.life != Life::Closed)?;
+            let types = account.counters.keys().chain(account.alarms.keys());
+            let balance = |credit_type: &String| {
+                let counter = account.counters.get(credit_type).copied().unwrap_or_default();
+                let alarm = account.alarms.get(credit_type).cloned().unwrap_or_default();
+                (credit_type.clone(), CountedBalance::of(counter, &alarm))
+            };
+            Some(Counted { plan: account.config.plan.clone(), balances: types.map(balance).collect() })
+        };
+        accounts.iter().map(counted).collect()
+    }
+
+    pub fn names(&self, shard: u32) -> Vec<Arc<str>> {
+        self.shard(shard).accounts.keys().cloned().collect()
     }
 
     pub fn has_keys(&self, shard: u32) -> bool {

@@ -2,6 +2,8 @@
 
 /// The call that applies usage events.
 pub mod apply_call;
+/// How accounts stand.
+pub mod census;
 /// Messages leave only when what they tell of is on replicas, or on disk.
 pub mod durable;
 /// What Redis says of itself, for `check`.
@@ -47,6 +49,7 @@ use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 use crate::ledger::usage::ForgetUsageCall;
 use crate::metrics;
 
+pub use census::{Counted, CountedBalance};
 pub use durable::{Durable, Level};
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
@@ -272,6 +275,26 @@ impl Store {
 
     pub async fn shard_state(&self, shard: u32) -> Result<ShardState, StoreError> {
         either!(self, store => store.shard_state(shard))
+    }
+
+    /// How some accounts of one shard stand, in their order; `None`: there is none, or it is closed.
+    pub async fn census(
+        &self,
+        accounts: &[Arc<str>],
+        credit_types: &[String],
+    ) -> Result<Vec<Option<Counted>>, StoreError> {
+        match self {
+            Store::Redis(store) => store.census(accounts, credit_types).await,
+            Store::Memory(store) => Ok(store.census(accounts)),
+        }
+    }
+
+    /// About so many of a shard's accounts, from a cursor on (0: from the start), and where to go on (0: that was all).
+    pub async fn names(&self, shard: u32, cursor: u64, count: usize) -> Result<(u64, Vec<Arc<str>>), StoreError> {
+        match self {
+            Store::Redis(store) => store.names(shard, cursor, count).await,
+            Store::Memory(store) => Ok((0, store.names(shard))),
+        }
     }
 
     pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {

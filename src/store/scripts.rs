@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::apply_call::ApplyScript;
+use super::census::CensusScript;
 use super::keys::{Key, Keys};
 use super::look::LookScript;
 use super::stored::{PENDING, number, parse_note, parse_root, parse_view};
@@ -49,6 +50,7 @@ pub const ALL: [(&str, &str); 11] = [
     (ForgetUsageScript::NAME, ForgetUsageScript::SOURCE),
     (WipeScript::NAME, WipeScript::SOURCE),
     (LookScript::NAME, LookScript::SOURCE),
+    (CensusScript::NAME, CensusScript::SOURCE),
 ];
 
 pub struct RootScript<'a>(pub &'a Root);
