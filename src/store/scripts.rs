@@ -38,7 +38,7 @@ pub trait Script {
 }
 
 /// All scripts, to be loaded on each connection.
-pub const ALL: [(&str, &str); 11] = [
+pub const ALL: [(&str, &str); 12] = [
     (RootScript::NAME, RootScript::SOURCE),
     (InitScript::NAME, InitScript::SOURCE),
     (ApplyScript::NAME, ApplyScript::SOURCE),

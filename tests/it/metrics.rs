@@ -1,0 +1,247 @@
+//! What the metrics say of accounts, and which of them move when something is wrong.
+
+use std::collections::BTreeMap;
+
+use credit_meter::store::keys::Key;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::redis_answers::unready;
+use crate::support::kafka::{Outgoing, Topics};
+use crate::support::meter::{Meter, Running, SHARDS};
+use crate::support::own_kafka::OwnKafka;
+use crate::support::redis::OwnRedis;
+use crate::support::until;
+use crate::walk::{CATALOGUE, put, reveal};
+
+/// The series of a metric, with their values.
+async fn series(running: &Running, name: &str) -> BTreeMap<String, f64> {
+    let Some((200, page)) = running.get("/metrics").await else { return BTreeMap::new() };
+    let own = page.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    let parse = |line: &str| {
+        let (labels, value) = line.rsplit_once(' ').expect("a value");
+        (labels[name.len()..].to_owned(), value.parse().expect("a number"))
+    };
+    own.map(parse).collect()
+}
+
+/// Waits until a metric has a value in one series, or over all.
+async fn has(running: &Running, name: &str, labels: &str, enough: impl Fn(f64) -> bool) {
+    let what = format!("{name}{labels} moves");
+    until(&what, || async {
+        let series = series(running, name).await;
+        let value = if labels.is_empty() { series.values().next() } else { series.get(labels) };
+        value.copied().filter(|value| enough(*value))
+    })
+    .await;
+}
+
+/// Open accounts of a plan by how they stand, over all workers.
+async fn accounts(workers: &[&Running], plan: &str) -> [u64; 3] {
+    let mut sums = [0; 3];
+    for worker in workers {
+        let series = series(worker, "credit_meter_accounts").await;
+        for (sum, state) in sums.iter_mut().zip(["ok", "low", "exhausted"]) {
+            *sum += series.get(&format!("{{plan=\"{plan}\",state=\"{state}\"}}")).copied().unwrap_or(0.0) as u64;
+        }
+    }
+    sums
+}
+
+async fn stand(workers: &[&Running], plan: &str, expected: [u64; 3]) {
+    until(&format!("accounts of {plan} are {expected:?}"), || async {
+        (accounts(workers, plan).await == expected).then_some(())
+    })
+    .await;
+}
+
+/// What is left to an account, as any worker tells it.
+async fn remaining(workers: &[&Running], account: &str) -> Option<f64> {
+    let mut told = Vec::new();
+    for worker in workers {
+        let labels = format!("{{account=\"{account}\",credit_type=\"email\"}}");
+        told.extend(series(worker, "credit_meter_account_remaining").await.get(&labels).copied());
+    }
+    assert!(told.len() <= 1, "one worker tells of an account: {told:?}");
+    told.pop()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_in_alarm_are_told_at_once_by_one_worker_each() {
+    let topics = Topics::create("census", 2).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("OUTBOX__LEASE", "2s");
+    meter.set("REDIS__TIMEOUT", "2s");
+    let a = meter.start(&[]);
+    a.ready().await;
+    for shard in 0..SHARDS {
+        topics.command(&put(&meter.account_of(shard), "starter")).await; // 30 e-mail credits, 80 %
+    }
+    topics.command(&put("big", "organization")).await;
+    meter.caught_up(&topics).await;
+    let b = meter.start(&[]);
+    let both = [&a, &b];
+    let empty = meter.account_of(0);
+    topics.send("usage", &reveal(&empty, "all", 30)).await;
+    until("the exhausted account is told", || async { remaining(&both, &empty).await.filter(|left| *left == 0.0) })
+        .await;
+    assert_eq!(accounts(&both, "starter").await[2], 1);
+    let low = meter.account_of(1);
+    topics.send("usage", &reveal(&low, "most", 25)).await;
+    until("the low account is told", || async { remaining(&both, &low).await.filter(|left| *left == 5.0) }).await;
+    let charged = "credit_meter_credits_charged_total";
+    until("credits are counted by plan", || async {
+        let mut sum = 0.0;
+        for worker in both {
+            let labels = "{credit_type=\"email\",plan=\"starter\"}";
+            sum += series(worker, charged).await.get(labels).copied().unwrap_or(0.0);
+        }
+        (sum == 55.0).then_some(())
+    })
+    .await;
+
+    // A top-up resolves it.
+    let grant = ["grant", &empty, "--type", "email", "--amount", "100", "--id", "more", "--json"];
+    assert_eq!(meter.json(&grant)["status"], "applied");
+    until("the account is no longer told", || async { remaining(&both, &empty).await.is_none().then_some(()) }).await;
+    assert_eq!(accounts(&both, "starter").await[2], 0);
+
+    // A worker that is killed takes its part of the sums with it, and the other counts those shards anew.
+    drop(a);
+    stand(&[&b], "starter", [3, 1, 0]).await;
+    stand(&[&b], "organization", [1, 0, 0]).await;
+    assert_eq!(remaining(&[&b], &low).await, Some(5.0));
+    has(&b, "credit_meter_census_timestamp_seconds", "", |at| at > 1.7e9).await;
+    has(&b, "credit_meter_event_applied_delay_seconds_count", "", |_| true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn series_stay_bounded_with_100_000_accounts() {
+    const OK: u64 = 40_000;
+    const EXHAUSTED: u64 = 60_000;
+    let redis = OwnRedis::start(&[]);
+    redis.connection().await;
+    let topics = Topics::create("bounded", 1).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.use_redis(&redis.url());
+    meter.set("METRICS__CENSUS_EVERY", "1s");
+    meter.set("METRICS__CENSUS_RATE", "1000000");
+    let running = meter.start(&[]);
+    running.ready().await;
+    for account in ["fine", "empty"] {
+        topics.command(&put(account, "starter")).await;
+    }
+    topics.send("usage", &reveal("empty", "all", 30)).await;
+    meter.caught_up(&topics).await;
+    // As if so many had been put and used up: copies of these two, in the shards where they belong.
+    let copy = "for i = 1, #KEYS, 3 do \
+          redis.call('COPY', KEYS[i], KEYS[i + 1]) redis.call('ZADD', KEYS[i + 2], ARGV[1], ARGV[1 + (i + 2) / 3]) \
+        end";
+    let names: Vec<String> = (0..OK + EXHAUSTED).map(|number| format!("copy-{number}")).collect();
+    for chunk in names.iter().enumerate().collect::<Vec<_>>().chunks(1_000) {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(copy).arg(3 * chunk.len());
+        for (number, name) in chunk {
+            let of = if (*number as u64) < OK { "fine" } else { "empty" };
+            let shard = credit_meter::ledger::shard::shard_of(name, SHARDS);
+            for key in [Key::Account(of), Key::Account(name), Key::Due(shard)] {
+                eval.arg(meter.key(key));
+            }
+        }
+        eval.arg("9000000000000000");
+        chunk.iter().for_each(|(_, name)| drop(eval.arg(name)));
+        let _: () = eval.query_async(&mut redis.connection().await).await.expect("redis copies");
+    }
+    stand(&[&running], "starter", [OK + 1, 0, EXHAUSTED + 1]).await;
+    has(&running, "credit_meter_account_series_dropped", "", |dropped| dropped == (EXHAUSTED + 1 - 1_000) as f64).await;
+    let (_, page) = running.get("/metrics").await.expect("it serves");
+    let named = page.lines().filter(|line| line.starts_with("credit_meter_account_remaining{")).count();
+    let all = page.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(named, 1_000, "one credit type of each is in alarm");
+    assert!(all < 1_500, "{all} series");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_halted_partition_is_told_apart_from_one_that_goes_on() {
+    let topics = Topics::create("halted", 2).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("EVENTS__DEAD_LETTERS_MAX", "1");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    has(&running, "credit_meter_ready", "{check=\"progress\"}", |ready| ready == 1.0).await;
+    for _ in 0..3 {
+        let bad = Outgoing { value: Some(b"no event".to_vec()), partition: 1, ..Outgoing::default() };
+        topics.send("usage", &bad).await;
+    }
+    unready(&running, &["[-]progress", "dead_letters_max"]).await;
+    has(&running, "credit_meter_partitions_halted", "", |halted| halted == 1.0).await;
+    has(&running, "credit_meter_ready", "{check=\"progress\"}", |ready| ready == 0.0).await;
+    has(&running, "credit_meter_stalled_seconds", "", |since| since > 0.0).await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    has(&running, "credit_meter_event_applied_delay_seconds_count", "", |events| events >= 1.0).await;
+    assert_eq!(running.get("/livez").await.expect("it serves").0, 200, "a restart would not help");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_stands_still_is_a_standstill_of_the_meter() {
+    let redis = OwnRedis::start(&[]);
+    redis.connection().await;
+    let topics = Topics::create("standstill", 1).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.use_redis(&redis.url());
+    meter.set("REDIS__TIMEOUT", "1s");
+    meter.set("HEALTH__STALL_AFTER", "1s");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    meter.caught_up(&topics).await;
+    has(&running, "credit_meter_redis_up", "", |up| up == 1.0).await;
+    redis.signal("-STOP");
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    unready(&running, &["[-]redis", "[-]progress failed: 1 records of usage:0 wait"]).await;
+    has(&running, "credit_meter_redis_up", "", |up| up == 0.0).await;
+    has(&running, "credit_meter_stalled_seconds", "", |since| since >= 1.0).await;
+    assert_eq!(running.get("/livez").await.expect("it serves").0, 200, "a restart would not help");
+    redis.signal("-CONT");
+    running.ready().await;
+    has(&running, "credit_meter_stalled_seconds", "", |since| since == 0.0).await;
+    has(&running, "credit_meter_redis_up", "", |up| up == 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_goes_away_is_told_and_comes_back() {
+    let kafka = OwnKafka::start();
+    let topics = Topics::create_in(&kafka.brokers, "away", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    has(&running, "credit_meter_kafka_brokers_up", "", |up| up == 1.0).await;
+    tokio::task::block_in_place(|| kafka.kill());
+    unready(&running, &["[-]kafka", "no broker is connected"]).await;
+    has(&running, "credit_meter_kafka_brokers_up", "", |up| up == 0.0).await;
+    has(&running, "credit_meter_ready", "{check=\"kafka\"}", |ready| ready == 0.0).await;
+    assert_eq!(running.get("/livez").await.expect("it serves").0, 200, "a restart would not help");
+    tokio::task::block_in_place(|| kafka.start_again());
+    running.ready().await;
+    has(&running, "credit_meter_kafka_brokers_up", "", |up| up == 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_that_does_not_drain_is_told_with_its_age() {
+    let topics = Topics::create("undrained", 1).await;
+    // Too small for the denial of an event whose id does not shrink.
+    topics.remake("denied", 1, &[("max.message.bytes", "300")]).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    has(&running, "credit_meter_outbox_oldest_seconds", "", |age| age == 0.0).await;
+    topics.command(&put("acme", "starter")).await;
+    let random = SmallRng::seed_from_u64(1).random_iter::<u64>().take(12);
+    let id: String = random.map(|number| format!("{number:x}")).collect();
+    topics.send("usage", &reveal("acme", &id, 31)).await;
+    unready(&running, &["[-]outbox", "denied"]).await;
+    has(&running, "credit_meter_outbox_failures_total", "", |failures| failures > 0.0).await;
+    has(&running, "credit_meter_outbox_oldest_seconds", "", |age| age > 1.0).await;
+    has(&running, "credit_meter_outbox_entries", "", |entries| entries >= 1.0).await;
+}
