@@ -106,11 +106,16 @@ async fn accounts_in_alarm_are_told_at_once_by_one_worker_each() {
     until("the account is no longer told", || async { remaining(&both, &empty).await.is_none().then_some(()) }).await;
     assert_eq!(accounts(&both, "starter").await[2], 0);
 
-    // A worker that is killed takes its part of the sums with it, and the other counts those shards anew.
-    drop(a);
+    // A worker that is stopped loses its shards to the other, which counts them anew; when it goes on, it tells of none.
+    a.signal("-STOP");
     stand(&[&b], "starter", [3, 1, 0]).await;
     stand(&[&b], "organization", [1, 0, 0]).await;
     assert_eq!(remaining(&[&b], &low).await, Some(5.0));
+    a.signal("-CONT");
+    stand(&[&a], "starter", [0, 0, 0]).await;
+    assert_eq!(remaining(&[&a, &b], &low).await, Some(5.0));
+    stand(&[&a, &b], "starter", [3, 1, 0]).await;
+    assert_eq!(a.get("/livez").await.expect("it serves").0, 200);
     has(&b, "credit_meter_census_timestamp_seconds", "", |at| at > 1.7e9).await;
     has(&b, "credit_meter_event_applied_delay_seconds_count", "", |_| true).await;
 }
