@@ -5,6 +5,8 @@
 
 /// Accounts by state, and the few that are named.
 pub mod accounts;
+/// A histogram of many equal values.
+mod delays;
 /// How metrics are made.
 mod register;
 
@@ -19,6 +21,7 @@ use prometheus::{
 };
 
 use accounts::{Accounts, Standing};
+use delays::Delays;
 use register::Register;
 
 use crate::ledger::credits::Credits;
@@ -119,13 +122,7 @@ pub fn record_credits_charged(credit_type: &str, plan: &str, credits: Credits) {
 
 /// Usage events that were applied so long after they were appended.
 pub fn record_applied_delays(delays: impl Iterator<Item = (Duration, u64)>) {
-    let local = METRICS.applied_delay.local();
-    for (delay, events) in delays {
-        for _ in 0..events {
-            local.observe(delay.as_secs_f64());
-        }
-    }
-    local.flush();
+    METRICS.applied_delay.observe(delays);
 }
 
 /// A cycle's first statement was published, so long after the cycle's end.
@@ -378,7 +375,7 @@ struct Metrics {
     outbox_published: IntCounterVec,
     outbox_oldest_seconds: Gauge,
     outbox_failures: IntCounter,
-    applied_delay: Histogram,
+    applied_delay: Delays,
     rollovers: IntCounter,
     rollover_delay: Histogram,
     accounts: Accounts,
@@ -518,7 +515,7 @@ impl Metrics {
                 "credit_meter_outbox_failures_total",
                 "Attempts to publish messages from an outbox that failed; they are made again.",
             ),
-            applied_delay: register.histogram(
+            applied_delay: register.delays(
                 "credit_meter_event_applied_delay_seconds",
                 "Time from a usage event's append to the reply that applied it.",
                 &APPLIED_DELAY_BUCKETS,

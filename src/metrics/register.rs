@@ -6,6 +6,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
+use super::delays::Delays;
+
 /// Makes metrics and keeps their names.
 pub struct Register {
     pub registry: Registry,
@@ -62,6 +64,11 @@ impl Register {
 
     pub fn histogram(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+    }
+
+    /// A histogram that takes many values at once.
+    pub fn delays(&mut self, name: &str, help: &str, buckets: &'static [f64]) -> Delays {
+        self.add(Delays::new(name, help, buckets))
     }
 
     pub fn histograms(&mut self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {

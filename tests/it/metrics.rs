@@ -154,7 +154,9 @@ async fn series_stay_bounded_with_100_000_accounts() {
             }
         }
         eval.arg("9000000000000000");
-        chunk.iter().for_each(|(_, name)| drop(eval.arg(name)));
+        for (_, name) in chunk {
+            eval.arg(name);
+        }
         let _: () = eval.query_async(&mut redis.connection().await).await.expect("redis copies");
     }
     stand(&[&running], "starter", [OK + 1, 0, EXHAUSTED + 1]).await;
