@@ -14,6 +14,7 @@ mod halts;
 mod independent;
 mod latency;
 mod lua_vs_ledger;
+mod once;
 mod outage;
 mod rebuild;
 mod redis_answers;
