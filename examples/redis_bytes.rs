@@ -29,6 +29,9 @@ const MEMBERS: [usize; 3] = [5, 50, 200];
 const ACTIONS: [&str; 3] = ["reveal_email", "reveal_phone", "enrich_contact"];
 const NOON_MS: i64 = 1_773_144_000_000;
 const BATCH: usize = 2_000;
+/// Contacts that an account was charged for in its cycle, and the accounts that are measured with so many.
+const CONTACTS: [(usize, std::ops::Range<usize>); 4] =
+    [(5, 0..2_000), (25, 2_000..3_500), (400, 3_500..3_650), (5_000, 3_650..3_660)];
 
 const CATALOGUE: &str = r#"
 version = 1
@@ -37,6 +40,7 @@ version = 1
 [credit_types.enrichment]
 [actions.reveal_email]
 prices = [{ credit_type = "email", credits = 1 }]
+charge_once = { by = "contact" }
 [actions.reveal_phone]
 prices = [{ credit_type = "phone", credits = 1 }]
 [actions.enrich_contact]
@@ -60,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
     for (day, events) in EVENTS.into_iter().enumerate() {
         let accounts = (60_000 / events).min(ACCOUNTS);
         let before = meter.used().await?;
-        meter.apply_events(day as i64, accounts, events, 1).await?;
+        meter.apply_events(day as i64, 0..accounts, events, Of::Members(1)).await?;
         let bytes = meter.used().await? - before;
         rows.push((events, bytes / (accounts * events) as f64));
     }
@@ -72,20 +76,35 @@ async fn main() -> anyhow::Result<()> {
             Arc::make_mut(&mut meter.stamp).breakdown = breakdown;
             let day = EVENTS.len() + 2 * place + usize::from(breakdown);
             let before = meter.used().await?;
-            meter.apply_events(day as i64, accounts, 3 * members, members).await?;
+            meter.apply_events(day as i64, 0..accounts, 3 * members, Of::Members(members)).await?;
             *bytes = meter.used().await? - before;
         }
         usage.push((members, (bytes[1] - bytes[0]) / (accounts * members) as f64));
     }
+    Arc::make_mut(&mut meter.stamp).breakdown = false;
+    let mut contacts = Vec::new();
+    for (place, (number, accounts)) in CONTACTS.into_iter().enumerate() {
+        // The same events, without a contact and with one.
+        let mut bytes = [0.0; 2];
+        for (of, bytes) in [Of::Members(1), Of::Contacts].into_iter().zip(&mut bytes) {
+            let before = meter.used().await?;
+            let day = EVENTS.len() + 2 * (MEMBERS.len() + place) + usize::from(matches!(of, Of::Contacts));
+            meter.apply_events(day as i64, accounts.clone(), number, of).await?;
+            *bytes = meter.used().await? - before;
+        }
+        contacts.push((number, (bytes[1] - bytes[0]) / (accounts.len() * number) as f64));
+    }
     meter.clean_up().await?;
     if json {
         let rows: Vec<_> = rows.iter().map(|(events, bytes)| serde_json::json!([events, bytes])).collect();
+        let contacts: Vec<_> = contacts.iter().map(|(number, bytes)| serde_json::json!([number, bytes])).collect();
         println!(
             "{}",
             serde_json::json!({
                 "redis_bytes_per_account": per_account,
                 "events_a_day_and_bytes_per_event": rows,
                 "members_and_bytes_per_day_and_member": usage,
+                "contacts_charged_once_and_bytes_per_contact": contacts,
             })
         );
         return Ok(());
@@ -98,7 +117,19 @@ async fn main() -> anyhow::Result<()> {
     for (members, bytes) in usage {
         println!("| a day of usage of a member with three actions, of {members} in its account | {bytes:.0} |");
     }
+    for (number, bytes) in contacts {
+        println!("| a contact that is charged once, of {number} in its account and cycle | {bytes:.1} |");
+    }
     Ok(())
+}
+
+/// What events are of.
+#[derive(Clone, Copy)]
+enum Of {
+    /// So many members, who do all actions in turn.
+    Members(usize),
+    /// A contact each.
+    Contacts,
 }
 
 struct Meter {
@@ -164,14 +195,22 @@ impl Meter {
         self.trim_outbox().await
     }
 
-    async fn apply_events(&mut self, day: i64, accounts: usize, events: usize, members: usize) -> anyhow::Result<()> {
+    async fn apply_events(
+        &mut self,
+        day: i64,
+        accounts: std::ops::Range<usize>,
+        events: usize,
+        of: Of,
+    ) -> anyhow::Result<()> {
+        let members = if let Of::Members(members) = of { members } else { 1 };
         let time_ms = NOON_MS + day * 86_400_000;
         let partition = Partition::usage(0);
-        let all = (0..events).flat_map(|event| (0..accounts).map(move |account| (event, account)));
+        let all = (0..events).flat_map(|event| accounts.clone().map(move |account| (event, account)));
         let mut records = Vec::new();
         let mut offset = self.position;
         for (event, account) in all {
             let id = format!("{day}-{account}-{event}");
+            let number = format!("contact-{event}");
             let event = UsageEvent {
                 account: name(account),
                 source: "reveal-service".into(),
@@ -184,6 +223,7 @@ impl Meter {
                 outcome: None,
                 user: Some(format!("member-{:03}", event % members).into()),
                 fields: Box::default(),
+                once: matches!(of, Of::Contacts).then(|| Identity::of("reveal_email", &number)),
             };
             records.push(record(partition, offset, Body::Usage(Arc::new(event))));
             offset += 1;

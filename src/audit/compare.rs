@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use super::attempts::Reading;
 use super::fold::{Folded, Kept, unexplained};
 use super::look::FirstLook;
+use super::once::{Once, Way};
 use super::recorded::{DeadLetters, Decision, Denials};
 use super::report::{Difference, Named, RECORDS_MAX, Report, Topics};
 use super::resolve::{Between, Item, Priced, Resolver, Sums, early_ways};
@@ -101,6 +102,7 @@ impl Comparison<'_> {
                 self.configuration(name, folded, view, stored);
                 self.counters(name, folded, stored, &sums);
                 self.remembered(name, folded, stored, &sums);
+                self.marks(name, folded, stored, &sums);
             }
         }
     }
@@ -121,6 +123,7 @@ impl Comparison<'_> {
         let early = |kept: &Kept| kept.offset < first.at(Partition::usage(kept.partition));
         let (topics, totals, report) = (self.topics, &mut *self.totals, &mut *self.report);
         let tolerance_ms = self.first.shards[folded.shard as usize].restamp_tolerance_ms;
+        let mut once = Once::default();
         self.resolver.each(name, folded, early, tolerance_ms, self.denials, |resolver, item| match item {
             Item::Unpriced(kept, reason) => {
                 let named = topics.named(Partition::usage(kept.partition), kept.offset, "unexplained", None);
@@ -151,6 +154,9 @@ impl Comparison<'_> {
                 } else {
                     readings
                 };
+                if once.keep(resolver, &folded.once, attempts, readings) {
+                    return sums.remember(attempts, readings);
+                }
                 sums.add(resolver, attempts, readings);
                 if let ([attempt], [reading]) = (attempts, readings) {
                     if attempt.early {
@@ -168,6 +174,18 @@ impl Comparison<'_> {
                         _ => totals.add_one_of(folded.shard, &ways),
                     }
                 }
+            }
+        });
+        once.each(&self.resolver, |ways| {
+            sums.add_ways(&self.resolver, ways);
+            let mut early: Vec<_> = ways.iter().map(Way::early).collect();
+            early.sort_unstable();
+            early.dedup();
+            match early.as_slice() {
+                [way] => {
+                    way.iter().for_each(|(partition, outcome)| totals.add(folded.shard, *partition, *outcome));
+                }
+                _ => totals.add_one_of(folded.shard, &early),
             }
         });
         sums
@@ -288,6 +306,29 @@ impl Comparison<'_> {
             let records = self.records_where(name, folded, |_, attempt, _| attempt.days.own == day);
             let what = format!("remembered on {}", date(day));
             self.differs(name, folded, &what, expected.to_string(), found.to_string(), records);
+        }
+    }
+
+    /// What is charged once: as many marks as were charged, in each cycle that is not forgotten.
+    fn marks(&mut self, name: &str, folded: &Folded, stored: &LookedAccount, sums: &Sums) {
+        let Ok(view) = parse_view(&stored.fields) else { return };
+        let open = view.cycle.number;
+        let kept = view.closed.keys().map(|number| (*number, Some(*number))).chain([(open, None)]);
+        let mut expected: BTreeMap<i32, Between<u64>> =
+            kept.map(|(number, cycle)| (number, sums.marks.get(&cycle).copied().unwrap_or_default())).collect();
+        if view.life == Life::Closed {
+            // Its last cycle is among the closed ones, or forgotten.
+            expected.retain(|number, _| view.closed.contains_key(number));
+        }
+        for number in stored.marks.keys() {
+            expected.entry(*number).or_default();
+        }
+        for (number, expected) in expected {
+            let found = stored.marks.get(&number).copied().unwrap_or(0);
+            if !expected.holds(found) {
+                let what = format!("charged once in cycle {number}");
+                self.differs(name, folded, &what, expected.to_string(), found.to_string(), Vec::new());
+            }
         }
     }
 

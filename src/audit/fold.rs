@@ -1,5 +1,6 @@
 //! The log, folded: what each account was asked for, and which records ended as dead letters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -42,10 +43,12 @@ pub struct Folded {
     pub stored: Option<LookedAccount>,
     pub commanded: Commanded,
     pub attempts: Vec<Kept>,
+    /// What some of them are charged once for, by partition and offset.
+    pub once: BTreeMap<(i32, i64), Identity>,
 }
 
 /// A usage record that is not dead.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Kept {
     pub identity: Identity,
     pub append_ms: i64,
@@ -55,8 +58,8 @@ pub struct Kept {
     pub kind: u32,
 }
 
-/// Action, quantity, outcome, and the further fields that prices depend on.
-type Kind = (Arc<str>, u64, Option<Arc<str>>, Box<[(Field, Arc<str>)]>);
+/// Action, quantity, outcome, the further fields that prices depend on, and whether it can be charged once.
+type Kind = (Arc<str>, u64, Option<Arc<str>>, Box<[(Field, Arc<str>)]>, bool);
 
 /// What events ask for, apart from when and for whom: many ask for the same.
 #[derive(Debug, Default)]
@@ -68,7 +71,8 @@ pub struct Kinds {
 
 impl Kinds {
     fn of(&mut self, event: &UsageEvent) -> u32 {
-        let key = (event.action.clone(), event.quantity, event.outcome.clone(), event.fields.clone());
+        let key =
+            (event.action.clone(), event.quantity, event.outcome.clone(), event.fields.clone(), event.once.is_some());
         *self.index.entry(key).or_insert_with(|| {
             self.examples.push(event.clone());
             u32::try_from(self.examples.len() - 1).expect("memory ends earlier")
@@ -82,7 +86,8 @@ impl<'a> Fold<'a> {
         for Seen { account, positions, floor_ms, stored } in seen {
             let shard = self.shard_of(&account);
             let (stored, commanded) = (Some(stored), Commanded::default());
-            let folded = Folded { shard, positions, floor_ms, stored, commanded, attempts: Vec::new() };
+            let (attempts, once) = (Vec::new(), BTreeMap::new());
+            let folded = Folded { shard, positions, floor_ms, stored, commanded, attempts, once };
             self.accounts.insert(account, folded);
         }
     }
@@ -120,7 +125,8 @@ impl<'a> Fold<'a> {
                     return None;
                 }
                 let commanded = Commanded::default();
-                vacant.insert(Folded { shard, positions, floor_ms: 0, stored: None, commanded, attempts: Vec::new() })
+                let (attempts, once) = (Vec::new(), BTreeMap::new());
+                vacant.insert(Folded { shard, positions, floor_ms: 0, stored: None, commanded, attempts, once })
             }
         };
         (record.offset < folded.positions.at(record.partition)).then_some(folded)
@@ -144,6 +150,9 @@ impl<'a> Fold<'a> {
             partition: record.partition.index,
             kind,
         });
+        if let Some(once) = event.once {
+            account.once.insert((record.partition.index, record.offset), once);
+        }
     }
 
     fn command(&mut self, record: &Record, command: &Command) {

@@ -148,8 +148,12 @@ async fn look(
     names: &[Arc<str>],
     all: &mut Vec<Seen>,
 ) -> Result<(), AuditError> {
-    let asked = |account: &Arc<str>, days: &str| Asked { account: account.clone(), days: days.to_owned() };
-    let mut waiting: Vec<Asked> = names.iter().map(|account| asked(account, "")).collect();
+    let asked = |account: &Arc<str>, stored: &LookedAccount| Asked {
+        account: account.clone(),
+        days: stored.days().to_owned(),
+        once: stored.once().to_owned(),
+    };
+    let mut waiting: Vec<Asked> = names.iter().map(|account| asked(account, &LookedAccount::default())).collect();
     for _ in 0..LOOKS_MAX {
         let mut changed = Vec::new();
         for part in parts(&waiting)? {
@@ -161,8 +165,8 @@ async fn look(
             let floor_ms = looked.shard.floor_ms;
             for (asked_for, stored) in part.iter().zip(looked.accounts) {
                 // Which sets to ask for stands in the account itself: an answer counts if it says the same.
-                if stored.days() != asked_for.days {
-                    changed.push(asked(&asked_for.account, stored.days()));
+                if stored.days() != asked_for.days || stored.once() != asked_for.once {
+                    changed.push(asked(&asked_for.account, &stored));
                 } else {
                     let (account, positions) = (asked_for.account.clone(), positions.clone());
                     all.push(Seen { account, positions, floor_ms, stored });
@@ -199,15 +203,9 @@ mod tests {
 
     #[test]
     fn a_look_asks_for_few_sets() {
-        let asked = |days: &str| Asked { account: "acme".into(), days: days.to_owned() };
-        let all = [
-            asked(""),
-            asked(" 7:1 8:1"),
-            asked(" 7:1,4096 8:4096"),
-            asked(" 8:4090"),
-            asked(" 8:900"),
-            asked(" 8:11"),
-        ];
+        let asked = |days: &str| Asked { account: "acme".into(), days: days.to_owned(), once: " 3:2".to_owned() };
+        let all =
+            [asked(""), asked(" 7:1 8:1"), asked(" 7:1,4096 8:4096"), asked(" 8:4090"), asked(" 8:900"), asked(" 8:7")];
         let sizes: Vec<usize> = parts(&all).unwrap().into_iter().map(<[Asked]>::len).collect();
         assert_eq!(sizes, [2, 1, 2, 1]);
     }

@@ -12,6 +12,8 @@ mod compare;
 mod fold;
 /// Redis, with positions.
 mod look;
+/// What is charged once.
+mod once;
 /// Denials and dead letters.
 mod recorded;
 /// What was found.
@@ -195,7 +197,9 @@ impl Audit<'_> {
         for shard in 0..self.root.shards {
             accounts += self.store.due_count(shard).await?;
         }
-        let slices = Slice::count(records, accounts, options.memory_bytes);
+        // What an event is charged once for is kept beside it.
+        let once = self.catalogue.actions.values().any(|action| action.charge_once.is_some());
+        let slices = Slice::count(records * if once { 2 } else { 1 }, accounts, options.memory_bytes);
         self.to_read = records * slices;
         Ok(slices)
     }

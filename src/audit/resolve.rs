@@ -1,11 +1,12 @@
 //! What an account's usage comes to: each event priced with the ledger, once, as the records allow.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::FxHashMap;
 
 use super::attempts::{Attempt, Reading, Telling, readings};
 use super::fold::{Folded, Kept, Kinds};
+use super::once::Way;
 use super::recorded::{Decision, Denials, Told};
 use crate::ledger::call::Partition;
 use crate::ledger::catalogue::Catalogue;
@@ -14,7 +15,7 @@ use crate::ledger::event::{Class, Days, Judge, price, terms_at};
 use crate::ledger::outcome::{DeadReason, Denial, Outcome};
 
 /// An attempt with its price and what a denial says of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Priced {
     pub kept: Kept,
     pub class: u32,
@@ -201,6 +202,8 @@ pub struct Sums {
     pub charged: BTreeMap<(Option<i32>, String), Between<Credits>>,
     /// Identities that are remembered, by UTC day.
     pub remembered: BTreeMap<i64, Between<u64>>,
+    /// What was charged and is charged once, by closed cycle (`None`: the open one).
+    pub marks: BTreeMap<Option<i32>, Between<u64>>,
     /// Events whose price depends on the reading.
     pub ambiguous: u64,
     /// Generations of sets of each day: a duplicate that came after a day had grown is remembered in both.
@@ -210,21 +213,40 @@ pub struct Sums {
 impl Sums {
     /// Adds an event. Of several readings the least and the most of each sum count.
     pub fn add(&mut self, resolver: &Resolver<'_>, attempts: &[Priced], readings: &[Reading]) {
+        self.remember(attempts, readings);
         if let ([attempt], [_]) = (attempts, readings) {
             let charged = resolver.ended(attempt, true).charged;
             if charged > Credits::ZERO {
                 self.charge(resolver, attempt, charged, charged);
             }
-            self.remembered.entry(attempt.days.own).or_default().add(1, 1);
             return;
         }
+        let ended = |reading: &Reading| {
+            let each = attempts.iter().zip(reading);
+            each.map(|(attempt, decided)| (*attempt, resolver.ended(attempt, *decided))).collect()
+        };
+        let ways: Vec<Vec<(Priced, Ended)>> = readings.iter().map(ended).collect();
+        self.charge_one_of(resolver, &ways.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    }
+
+    /// Adds events that are charged once. Of several ways the least and the most of each sum count.
+    pub fn add_ways(&mut self, resolver: &Resolver<'_>, ways: &[Way]) {
+        self.charge_one_of(resolver, &ways.iter().map(|way| way.ended.as_slice()).collect::<Vec<_>>());
+        let cycles: BTreeSet<Option<i32>> = ways.iter().flat_map(|way| way.set.keys().copied()).collect();
+        for cycle in cycles {
+            let set = || ways.iter().map(|way| way.set.get(&cycle).copied().unwrap_or(0));
+            let (min, max) = (set().min().unwrap_or(0), set().max().unwrap_or(0));
+            self.marks.entry(cycle).or_default().add(min, max);
+        }
+    }
+
+    fn charge_one_of(&mut self, resolver: &Resolver<'_>, ways: &[&[(Priced, Ended)]]) {
         let mut charged: BTreeMap<(Option<i32>, &str), Vec<Credits>> = BTreeMap::new();
-        for (number, reading) in readings.iter().enumerate() {
-            for (attempt, decided) in attempts.iter().zip(reading) {
-                let ended = resolver.ended(attempt, *decided);
+        for (number, way) in ways.iter().enumerate() {
+            for (attempt, ended) in *way {
                 let class = &resolver.classes[attempt.class as usize];
                 let key = (class.cycle, class.credit_type.as_str());
-                let sums = charged.entry(key).or_insert_with(|| vec![Credits::ZERO; readings.len()]);
+                let sums = charged.entry(key).or_insert_with(|| vec![Credits::ZERO; ways.len()]);
                 sums[number] += ended.charged;
             }
         }
@@ -238,6 +260,14 @@ impl Sums {
             }
         }
         self.ambiguous += u64::from(ambiguous);
+    }
+
+    /// Counts the identities of an event's attempts, by day.
+    pub fn remember(&mut self, attempts: &[Priced], readings: &[Reading]) {
+        if let ([attempt], [_]) = (attempts, readings) {
+            self.remembered.entry(attempt.days.own).or_default().add(1, 1);
+            return;
+        }
         let mut days: Vec<i64> = attempts.iter().map(|attempt| attempt.days.own).collect();
         days.sort_unstable();
         days.dedup();

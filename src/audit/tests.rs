@@ -18,10 +18,13 @@ version = 1
 prices = [{ credit_type = "email", credits = 1 }]
 [actions.enrich]
 prices = [{ credit_type = "email", credits = 2 }]
+[actions.phone]
+prices = [{ credit_type = "email", credits = 2 }]
+charge_once = { by = "contact" }
 [plans.basic]
 interval = "monthly"
 allowance = { email = 100 }
-actions = ["reveal"]
+actions = ["reveal", "phone"]
 "#;
 
 /// 2026-11-24T12:00:00Z.
@@ -39,6 +42,7 @@ struct Case {
     charged: i64,
     remembered: u64,
     generations: u64,
+    marks: u64,
     totals: Vec<(i32, Outcome, u64)>,
 }
 
@@ -54,6 +58,7 @@ impl Case {
             charged: 0,
             remembered: 0,
             generations: 1,
+            marks: 0,
             totals: Vec::new(),
         };
         for text in records {
@@ -97,6 +102,11 @@ impl Case {
 
     fn stored(mut self, charged: i64, remembered: u64, totals: &[(i32, Outcome, u64)]) -> Case {
         (self.charged, self.remembered, self.totals) = (charged, remembered, totals.to_vec());
+        self
+    }
+
+    fn marked(mut self, marks: u64) -> Case {
+        self.marks = marks;
         self
     }
 
@@ -177,6 +187,7 @@ impl Case {
         let mut fields: BTreeMap<String, String> = config.to_fields().into_iter().collect();
         let mut put = |name: &str, value: String| fields.insert(name.to_owned(), value);
         put("version", "1".into());
+        put("once", format!(" {}:1", cycle.number));
         put("days", format!(" {TODAY}:1"));
         put("cycle", format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms));
         put("since", cycle.start_ms.to_string());
@@ -188,6 +199,7 @@ impl Case {
             commands: 1,
             remembered: [(TODAY, self.remembered)].into(),
             generations: [(TODAY, self.generations)].into(),
+            marks: [(cycle.number, self.marks)].into(),
         }
     }
 
@@ -231,7 +243,8 @@ fn put() -> Record {
     Record { partition: Partition::COMMANDS, offset: 0, append_ms: NOON_MS, bytes: 100, fingerprint: 0, body }
 }
 
-/// `collision-…` ids all have the same remembered half; `enrich-…` is not on the plan, `old-…` is from the last cycle.
+/// `collision-…` ids all have the same remembered half; `enrich-…` is not on the plan, `old-…` is from the last cycle;
+/// `phone-x…` is for contact x.
 fn event(id: &str, quantity: u64) -> UsageEvent {
     let mut identity = Identity::of("s", id);
     if id.starts_with("collision") {
@@ -244,16 +257,17 @@ fn event(id: &str, quantity: u64) -> UsageEvent {
         id: id.into(),
         time_ms,
         dated_ms: time_ms,
-        action: if id.starts_with("enrich") { "enrich".into() } else { "reveal".into() },
+        action: ["enrich", "phone"].into_iter().find(|name| id.starts_with(name)).unwrap_or("reveal").into(),
         quantity,
         outcome: None,
         user: None,
         fields: Box::default(),
+        once: id.strip_prefix("phone-").map(|id| Identity::of("phone", &id[..1])),
         identity,
     }
 }
 
-use Outcome::{Capped, Charged, DeadLettered, Denied, Duplicate};
+use Outcome::{Capped, Charged, DeadLettered, Denied, Duplicate, Free};
 
 #[test]
 fn what_was_charged_once_agrees() {
@@ -394,4 +408,72 @@ fn a_duplicate_may_be_remembered_again_once_its_day_has_grown() {
     check(2, 3, true);
     check(2, 4, false);
     check(2, 1, false);
+}
+
+#[test]
+fn what_is_charged_once_is_charged_with_one_of_its_events() {
+    let case = || Case::new(&["0@1 phone-a1 1", "0@2 phone-a2 3", "0@3 phone-b1 1"]);
+    let totals = [(0, Charged, 2), (0, Free, 1)];
+    // The first of a partition, whatever the others would have cost.
+    case().marked(2).stored(4, 3, &totals).agrees();
+    case().marked(2).stored(8, 3, &totals).differs(&["email.charged"]);
+    case().marked(2).stored(10, 3, &[(0, Charged, 3)]).differs(&[
+        "email.charged",
+        "total usage:0 free",
+        "total usage:0 charged",
+    ]);
+    case().marked(1).stored(4, 3, &totals).differs(&["charged once in cycle 0"]);
+    // A duplicate of it is not free, it is nothing.
+    let twice = Case::new(&["0@1 phone-a1 1", "0@2 phone-a1 1", "0@3 phone-a2 1"]);
+    twice.marked(1).stored(2, 2, &[(0, Charged, 1), (0, Duplicate, 1), (0, Free, 1)]).agrees();
+}
+
+#[test]
+fn which_of_several_partitions_came_first_is_not_known_but_one_did() {
+    let case = || Case::new(&["0@1 phone-a1 1", "0@2 phone-a2 1", "1@1 phone-a3 3"]).marked(1);
+    case().stored(2, 3, &[(0, Charged, 1), (0, Free, 1), (1, Free, 1)]).agrees();
+    assert_eq!(case().stored(6, 3, &[(0, Free, 2), (1, Charged, 1)]).agrees().ambiguous, 1);
+    case().stored(8, 3, &[(0, Charged, 1), (0, Free, 1), (1, Charged, 1)]).differs(&[
+        "email.charged",
+        "total usage free",
+        "total usage charged",
+    ]);
+    case().marked(0).stored(2, 3, &[(0, Charged, 1), (0, Free, 1), (1, Free, 1)]).differs(&["charged once in cycle 0"]);
+    // What lies below the first look came first.
+    let mut early = case().stored(2, 3, &[(0, Charged, 1)]);
+    early.first = Some(vec![2, 0]);
+    early.agrees();
+    let mut early = case().stored(6, 3, &[(0, Charged, 1)]);
+    early.first = Some(vec![2, 0]);
+    early.differs(&["email.charged"]);
+}
+
+#[test]
+fn what_was_denied_frees_nothing_and_what_was_capped_does() {
+    let denied = |offset: i64| {
+        let case = Case::new(&["0@1 phone-a1 3", "0@2 phone-a2 1", "0@3 phone-a3 1"]);
+        let (id, required) = if offset == 1 { ("phone-a1", 6) } else { ("phone-a2", 2) };
+        case.denied(&format!("0@{offset} {id} insufficient_credits {required}")).marked(1)
+    };
+    denied(1).stored(2, 3, &[(0, Charged, 1), (0, Free, 1), (0, Denied, 1)]).agrees();
+    denied(1).stored(0, 3, &[(0, Free, 2), (0, Denied, 1)]).differs(&[
+        "email.charged",
+        "total usage:0 free",
+        "total usage:0 charged",
+    ]);
+    // Had the first been charged, the second could not have been denied; but what is told stands.
+    denied(2).stored(6, 3, &[(0, Charged, 1), (0, Free, 1), (0, Denied, 1)]).agrees();
+    let capped = |others: &[&str]| {
+        let events = [&["0@1 phone-a1 3", "0@2 phone-a2 1"], others].concat();
+        Case::new(&events).denied("0@1 phone-a1 capped 6 5").marked(1)
+    };
+    capped(&[]).stored(1, 2, &[(0, Capped, 1), (0, Free, 1)]).agrees();
+    capped(&[]).stored(3, 2, &[(0, Capped, 1), (0, Charged, 1)]).differs(&[
+        "email.charged",
+        "total usage:0 free",
+        "total usage:0 charged",
+    ]);
+    // Another partition's was free, or charged after a fall-back and before the capped one was read again.
+    capped(&["1@1 phone-a3 1"]).stored(1, 3, &[(0, Capped, 1), (0, Free, 1), (1, Free, 1)]).agrees();
+    capped(&["1@1 phone-a3 1"]).stored(3, 3, &[(0, Capped, 1), (0, Free, 1), (1, Charged, 1)]).agrees();
 }

@@ -14,6 +14,7 @@ use crate::ledger::call::{
 };
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::event::DAY_MS;
+use crate::ledger::once::GrownMarks;
 use crate::ledger::outcome::{DeadReason, Outcome};
 use crate::ledger::roll::{RollAccount, RollCall};
 use crate::ledger::shard::{Account, InitCall, InitReply, Shard};
@@ -215,7 +216,7 @@ impl Fold {
             });
             let refused = match &call {
                 Call::Apply(call) => match self.shard.apply(call) {
-                    Reply::Applied(_) => break self.applied(call),
+                    Reply::Applied(applied) => break self.applied(call, &applied.grown_marks),
                     refused => self.refused(refused),
                 },
                 Call::Command(call) => match self.shard.command(call) {
@@ -254,15 +255,21 @@ impl Fold {
         }
     }
 
-    fn applied(&mut self, call: &ApplyCall) {
+    fn applied(&mut self, call: &ApplyCall, grown: &[GrownMarks]) {
         let late = call.classes.iter().any(|class| class.cycle.is_some());
         for group in &call.groups {
             let begun = group.days.iter().filter(|day| !day.known);
             if let Some(view) = self.accounts.get_mut(&group.account) {
                 view.days.extend(begun.map(|day| (day.day, day.layout.clone())));
+                view.marks.extend(group.marks.iter().map(|marks| (marks.cycle, marks.layout.clone())));
             }
             if late {
                 self.note_due(&group.account);
+            }
+        }
+        for GrownMarks { account, cycle, layout } in grown {
+            if let Some(view) = self.accounts.get_mut(account) {
+                view.marks.insert(*cycle, layout.clone());
             }
         }
     }
@@ -320,7 +327,7 @@ impl Fold {
                 return;
             }
             for step in &steps {
-                if let Step::Forget { number } = step {
+                if let Step::Forget { number, .. } = step {
                     self.statements.push(Statement::closed(name, *number, &account.closed[number]));
                 }
             }

@@ -379,6 +379,7 @@ mod tests {
             lots: [(7, lot)].into_iter().collect(),
             closed: Default::default(),
             days: Default::default(),
+            marks: Default::default(),
         };
         let json = concat!(
             r#"{"account":"team-1","version":2,"plan":"basic","anchor":"2026-01-31","timezone":"UTC","overage":"allow","#,

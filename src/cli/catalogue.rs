@@ -12,7 +12,7 @@ use super::output::{Output, time};
 use super::source::now_ms;
 use super::{Ended, values};
 use crate::config::{Config, ConfigError, at_line, read_catalogue_file};
-use crate::ledger::catalogue::{Action, Amount, Catalogue, Plan, Price, in_force};
+use crate::ledger::catalogue::{Action, Amount, Catalogue, ChargeOnce, Plan, Price, in_force};
 use crate::ledger::credits::Credits;
 
 #[derive(Debug, Subcommand)]
@@ -130,6 +130,8 @@ struct Shown<'a> {
 struct ActionShown<'a> {
     credit_type: &'a str,
     free_outcomes: &'a [String],
+    /// Of several events for the same contact, or company, within a cycle one is charged. `null`: each is.
+    charge_once_by: Option<&'static str>,
     /// What plans pay that have no price of their own.
     prices: Vec<PriceShown<'a>>,
     /// Prices that are announced.
@@ -220,7 +222,7 @@ impl<'a> Shown<'a> {
     fn prices(&self) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
-        table.set_header(["action", "plans", "credits", "price", "when", "since", "free outcomes"]);
+        table.set_header(["action", "plans", "credits", "price", "when", "since", "charged once by", "free outcomes"]);
         for (name, action) in &self.actions {
             let mut payers: Vec<(Vec<&str>, &[PriceShown])> = Vec::new();
             for (plan, prices) in self.plans.iter().filter_map(|(plan, shown)| Some((plan, shown.actions.get(name)?))) {
@@ -241,6 +243,7 @@ impl<'a> Shown<'a> {
                         price.credits.to_string(),
                         price.condition(),
                         price.since.clone().unwrap_or_default(),
+                        action.charge_once_by.unwrap_or_default().to_owned(),
                         action.free_outcomes.join(", "),
                     ]);
                 }
@@ -299,6 +302,7 @@ impl<'a> ActionShown<'a> {
         ActionShown {
             credit_type: &action.credit_type,
             free_outcomes: &action.free_outcomes,
+            charge_once_by: action.charge_once.map(ChargeOnce::name),
             prices: shown(in_force(&action.prices, at_ms)),
             later: later(&action.prices, at_ms),
         }
@@ -400,6 +404,7 @@ mod tests {
           { credit_type = "phone", credits = 1.5, effective_from = "2027-01-01T00:00:00Z" },
           { credit_type = "phone", credits = 3, when = { source = "premium" } },
         ]
+        charge_once = { by = "contact" }
         [plans.basic]
         interval = "monthly"
         actions = ["reveal_email", "reveal_phone"]
@@ -430,6 +435,8 @@ mod tests {
         assert_eq!(now["plans"]["organization"]["actions"]["reveal_phone"], own);
         assert_eq!(now["plans"]["basic"]["allowance"], serde_json::json!({"email": 1000}));
         assert_eq!(now["actions"]["reveal_phone"]["later"][0]["credits"], 1.5);
+        assert_eq!(now["actions"]["reveal_phone"]["charge_once_by"], "contact");
+        assert_eq!(now["actions"]["reveal_email"]["charge_once_by"], serde_json::Value::Null);
 
         let later = shown_at("2027-02-01T00:00:00Z", Some("basic"));
         let dearer = serde_json::json!({"credits": 1.5, "when": {}, "since": "2027-01-01T00:00:00Z"});
@@ -450,7 +457,7 @@ mod tests {
         };
         row(&["reveal_email", "basic", "email", "1", "not_found"]);
         row(&["reveal_phone", "basic", "phone", "3", "source = premium"]);
-        row(&["reveal_phone", "organization", "phone", "0.8"]);
+        row(&["reveal_phone", "organization", "phone", "0.8", "contact"]);
         row(&["2027-01-01T00:00:00Z", "reveal_phone costs 1.5"]);
         row(&["2027-02-01T00:00:00Z", "plan basic: allowance email unlimited"]);
     }

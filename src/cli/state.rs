@@ -38,7 +38,7 @@ pub async fn open_with_root(config: &Config) -> anyhow::Result<(RedisStore, Root
 /// An account whose top-ups and promos show what is left of them now. Its alarms are not read.
 pub fn settled(state: &AccountState) -> Account {
     let AccountState { view, counters, denied } = state.clone();
-    let AccountView { version, config, next, life, since_ms, cycle, pools, lots, closed, days } = view;
+    let AccountView { version, config, next, life, since_ms, cycle, pools, lots, closed, days, marks } = view;
     let counters = counters.into_iter().collect();
     let mut account = Account {
         version,
@@ -53,6 +53,7 @@ pub fn settled(state: &AccountState) -> Account {
         denied,
         closed,
         days,
+        marks,
         alarms: BTreeMap::new(),
     };
     let credit_types: Vec<String> = account.counters.keys().cloned().collect();

@@ -160,6 +160,8 @@ pub struct AccountView {
     pub closed: BTreeMap<i32, ClosedCycle>,
     /// The days whose identities are kept, as far as the worker knows.
     pub days: BTreeMap<i64, Layout>,
+    /// The cycles whose marks are kept, as far as the worker knows.
+    pub marks: BTreeMap<i32, Layout>,
 }
 
 impl AccountView {
@@ -176,6 +178,7 @@ impl AccountView {
             lots: Lots::new(),
             closed: BTreeMap::new(),
             days: BTreeMap::new(),
+            marks: BTreeMap::new(),
         }
     }
 }

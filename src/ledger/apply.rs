@@ -14,6 +14,7 @@ use super::catalogue::Overage;
 use super::credits::Credits;
 use super::day::{DaySets, layouts_of};
 use super::event::{Class, Days, Judge};
+use super::once::mark_of;
 use super::outcome::{DeadReason, Denial, Outcome, Verdict};
 use super::shard::{Account, Shard};
 
@@ -75,18 +76,21 @@ impl Shard {
         self.check_room(call)
     }
 
-    /// A day whose sets are full gets more before anything is remembered in it.
+    /// A day whose sets are full gets more before anything is remembered in it, and so does a cycle with its marks.
     fn check_room(&mut self, call: &ApplyCall) -> Result<(), Reply<Applied>> {
         let full = self.without_room(call, 1);
-        if full.is_empty() {
+        let full_marks = self.marks_without_room(call, 1);
+        if full.is_empty() && full_marks.is_empty() {
             return Ok(());
         }
-        let mut accounts: Vec<Arc<str>> = full.iter().map(|grown| grown.account.clone()).collect();
-        accounts.dedup();
         self.grow(&full);
-        let shown = accounts.into_iter().map(|account| {
-            let view = self.accounts.get(&account).map(|known| known.view());
-            StaleAccount { account, view }
+        self.grow_marks(&full_marks);
+        let of_days = full.iter().map(|grown| &grown.account);
+        let grown: BTreeSet<&Arc<str>> = of_days.chain(full_marks.iter().map(|grown| &grown.account)).collect();
+        let groups = call.groups.iter().filter(|group| grown.contains(&group.account));
+        let shown = groups.map(|group| StaleAccount {
+            account: group.account.clone(),
+            view: self.accounts.get(&group.account).map(Account::view),
         });
         Err(Reply::Stale(shown.collect()))
     }
@@ -100,7 +104,8 @@ impl Shard {
                 let (day, members_max) = (days.own, call.stamp.set_members_max);
                 let Some(sets) = self.seen.get(&(account.clone(), day)) else { continue };
                 let met = grown.iter().any(|grown| grown.account == *account && grown.day == day);
-                if !met && !sets.has_room(run, times, members_max) {
+                let identities = run.iter().map(|event| event.event.identity);
+                if !met && !sets.has_room(identities, times, members_max) {
                     let layout = sets.layout.grown(run.len(), members_max);
                     grown.push(GrownDay { account: account.clone(), day, layout });
                 }
@@ -125,18 +130,22 @@ impl Shard {
             account.days.get(&days.own).is_some_and(|stored| stored != own)
                 || days.neighbour.is_some_and(|day| account.days.get(&day) != neighbour)
         };
-        account.version != group.version || group.runs(call.stamp.restamp_tolerance_ms).any(other_days)
+        account.version != group.version
+            || group.runs(call.stamp.restamp_tolerance_ms).any(other_days)
+            || group.marks.iter().any(|marks| marks.differ_from(&account.marks))
     }
 
     fn write(&mut self, call: &ApplyCall) -> Applied {
         // The next call finds more sets, and need not be refused for it.
         let grown = self.without_room(call, 2);
+        let grown_marks = self.marks_without_room(call, 2);
         let mut verdicts = Vec::with_capacity(call.events());
         let mut alerts = Vec::new();
         for group in &call.groups {
             let before = self.accounts.get(&group.account).map(|account| account.counters.clone()).unwrap_or_default();
             let mut denied = Denied::new(call, group);
             let mut starved = BTreeSet::new();
+            self.begin_marks(group);
             for event in &group.events {
                 let verdict = self.decide(call, group, event, &mut denied);
                 self.count(call.ranges[event.range].partition, verdict.outcome(), 1);
@@ -162,7 +171,8 @@ impl Shard {
         }
         self.advance(&call.stamp, &call.ranges);
         self.grow(&grown);
-        Applied { verdicts, outbox: self.outbox.len(), grown }
+        self.grow_marks(&grown_marks);
+        Applied { verdicts, outbox: self.outbox.len(), grown, grown_marks }
     }
 
     fn decide(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent, denied: &mut Denied) -> Verdict {
@@ -182,11 +192,22 @@ impl Shard {
             return Verdict::Duplicate;
         }
         let class = &call.classes[event.class];
+        let marks = mark_of(group, class, event).map(|(cycle, mark)| {
+            (self.marks.get_mut(&(group.account.clone(), cycle)).expect("the group's marks were begun"), mark)
+        });
+        // A recorded decision stands, also beside another that was made anew.
+        let charged_before =
+            class.judge == Judge::Charge && marks.as_ref().is_some_and(|(marks, mark)| marks.contains(*mark));
         let (verdict, uncovered, remaining) = match class.cycle {
-            _ if class.judge == Judge::Free => (Verdict::Free, Credits::ZERO, None),
+            _ if class.judge == Judge::Free || charged_before => (Verdict::Free, Credits::ZERO, None),
             Some(number) => account.use_late(number, class, event.event.dated_ms),
             None => account.use_now(class, group.overage),
         };
+        if let (Verdict::Charged | Verdict::Capped, Some((marks, mark))) = (verdict, marks)
+            && !marks.contains(mark)
+        {
+            marks.insert(mark);
+        }
         self.count_usage(group, event, class, verdict, class.cost - uncovered);
         match verdict {
             _ if class.judge.recorded() => {}
@@ -375,7 +396,8 @@ mod tests {
     use crate::ledger::catalogue::Amount;
 
     fn class(judge: Judge, cost: i64) -> Class {
-        Class { action: "reveal".into(), credit_type: "email".into(), cost: Credits::whole(cost), judge, cycle: None }
+        let (action, credit_type) = ("reveal".into(), "email".into());
+        Class { action, credit_type, cost: Credits::whole(cost), judge, cycle: None, once: false }
     }
 
     #[test]

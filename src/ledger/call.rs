@@ -15,6 +15,7 @@ use super::cycle::Cycle;
 use super::day::{CallDay, Layout};
 use super::event::{Class, Days, UsageEvent};
 use super::grants::{GrantKind, Lot};
+use super::once::{CallMarks, GrownMarks};
 use super::outcome::{DeadReason, Outcome, Verdict};
 
 /// The layout of what is stored. A program refuses a state with a newer one.
@@ -169,6 +170,8 @@ impl ApplyCall {
                 thresholds: Vec::new(),
                 breakdown: None,
                 days: Vec::new(),
+                cycle: 0,
+                marks: Vec::new(),
                 events: Vec::new(),
             })
             .collect();
@@ -206,6 +209,10 @@ pub struct Group {
     pub breakdown: Option<Tz>,
     /// The days of its events and their neighbours, as far as they are known or begun.
     pub days: Vec<CallDay>,
+    /// The number of the open cycle.
+    pub cycle: i32,
+    /// The cycles of its events that are charged once.
+    pub marks: Vec<CallMarks>,
     pub events: Vec<CallEvent>,
 }
 
@@ -412,6 +419,8 @@ pub struct Applied {
     pub outbox: usize,
     /// Days that have more sets from now on.
     pub grown: Vec<GrownDay>,
+    /// Cycles whose marks have.
+    pub grown_marks: Vec<GrownMarks>,
 }
 
 /// A day of an account whose sets would not have taken as many events again.
@@ -489,6 +498,7 @@ mod tests {
                 outcome: None,
                 user: None,
                 fields: Box::default(),
+                once: None,
                 identity: Identity::of("s", "1"),
             }),
         };
@@ -496,8 +506,8 @@ mod tests {
         let mut events = vec![event(noon); 2 * RUN_EVENTS_MAX + 1];
         events.extend(vec![event(noon + DAY_MS); 3]);
         let (account, overage, days) = ("a".into(), Overage::Reject, Vec::new());
-        let thresholds = Vec::new();
-        let group = Group { account, version: 1, plan: None, overage, thresholds, breakdown: None, days, events };
+        let (thresholds, marks, breakdown, plan) = (Vec::new(), Vec::new(), None, None);
+        let group = Group { account, version: 1, plan, overage, thresholds, breakdown, days, cycle: 0, marks, events };
         let runs: Vec<_> = group.runs(0).map(|(days, run)| (days.own, run.len())).collect();
         assert_eq!(runs, [(0, RUN_EVENTS_MAX), (0, RUN_EVENTS_MAX), (0, 1), (1, 3)]);
     }

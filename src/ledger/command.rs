@@ -360,6 +360,7 @@ impl Account {
             denied: Default::default(),
             closed: Default::default(),
             days: Default::default(),
+            marks: Default::default(),
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::event::{CallEvents, Days, Identity};
+use super::event::{Days, Identity};
 
 /// Members beyond which Redis does not pack a set (`set-max-intset-entries`). More cost memory, not correctness.
 pub const SET_MEMBERS_MAX: usize = 512;
@@ -89,7 +89,7 @@ fn spread(events: usize, members_max: usize) -> u32 {
     u32::try_from(sets).unwrap_or(SETS_MAX).min(SETS_MAX)
 }
 
-/// A day's sets, as the ledger holds them.
+/// A day's sets, as the ledger holds them. What a cycle was charged for is kept likewise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DaySets {
     pub layout: Layout,
@@ -111,11 +111,16 @@ impl DaySets {
         self.sets.entry(newest).or_default().insert(identity.member);
     }
 
-    /// Whether the newest sets take these events so many times and stay packed. One of several stands for all, and they
-    /// are full a little earlier, since they do not fill evenly.
-    pub fn has_room(&self, events: CallEvents, times: usize, members_max: usize) -> bool {
+    /// Whether the newest sets take so many times as much and stay packed. One of several stands for all, and they are
+    /// full a little earlier, since they do not fill evenly.
+    pub fn has_room(
+        &self,
+        identities: impl Iterator<Item = Identity> + Clone,
+        times: usize,
+        members_max: usize,
+    ) -> bool {
         let newest = self.layout.generations() - 1;
-        let places = || events.iter().map(|event| self.layout.place(newest, event.event.identity));
+        let places = || identities.clone().map(|identity| self.layout.place(newest, identity));
         let Some(measured) = places().min() else { return true };
         let more = places().filter(|place| *place == measured).count();
         let members = self.sets.get(&measured).map_or(0, BTreeSet::len) + times * more;

@@ -29,10 +29,14 @@ pub struct UsageEvent {
     pub user: Option<Arc<str>>,
     /// Further data fields, where they have a value that some price depends on.
     pub fields: Box<[(Field, Arc<str>)]>,
+    /// What its action is charged for only once within a cycle, if the event has that field.
+    pub once: Option<Identity>,
     pub identity: Identity,
 }
 
-/// The hash of (source, id): within an account it tells events apart.
+/// The hash of (source, id): within an account it tells events apart. Of (action, contact) likewise, and of
+/// (action, company): it tells what was charged already. That two are the same by chance is for a million of them in
+/// one set less likely than 1 to 10^7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     /// The half that is remembered.
@@ -99,6 +103,8 @@ pub struct Class {
     pub judge: Judge,
     /// The closed cycle that it is charged to; `None`: the open one.
     pub cycle: Option<i32>,
+    /// It is charged only if its account was not charged for the same in the cycle before ([`UsageEvent::once`]).
+    pub once: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -157,7 +163,8 @@ pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -
         Judge::Charge
     };
     let cost = if judge == Judge::Free { Credits::ZERO } else { cost };
-    Ok(Class { action: event.action.clone(), credit_type: action.credit_type.clone(), cost, judge, cycle })
+    let once = judge == Judge::Charge && action.charge_once.is_some() && event.once.is_some();
+    Ok(Class { action: event.action.clone(), credit_type: action.credit_type.clone(), cost, judge, cycle, once })
 }
 
 /// The plan that an account had at a time, and the closed cycle that holds it; `None`: the open one does.

@@ -27,6 +27,8 @@ pub mod day;
 pub mod event;
 /// Credits given, and the order in which they burn.
 pub mod grants;
+/// What is charged once within a cycle.
+pub mod once;
 /// What a record can end as, and why.
 pub mod outcome;
 /// An account takes the steps that time asks of it.

@@ -77,7 +77,7 @@ impl Shard {
         let meter = MeterTime { now_ms: fence.meter_time_ms, floor_ms: fence.floor_ms };
         let mut shown = Vec::new();
         for roll in &call.accounts {
-            let mut outbox = Vec::new();
+            let (mut outbox, mut forgotten) = (Vec::new(), Vec::new());
             if let Some(account) =
                 self.accounts.get_mut(&roll.account).filter(|account| account.version == roll.version)
             {
@@ -88,9 +88,14 @@ impl Shard {
                     late_after_ms: call.late_after_ms,
                     outbox: &mut outbox,
                 };
+                let marked: Vec<i32> = taker.account.marks.keys().copied().collect();
                 roll.steps.iter().for_each(|step| taker.step(step, &roll.thresholds));
+                forgotten.extend(marked.into_iter().filter(|cycle| !taker.account.marks.contains_key(cycle)));
             }
             self.outbox.extend(outbox);
+            for cycle in forgotten {
+                self.marks.remove(&(roll.account.clone(), cycle));
+            }
             let view = self.accounts.get(&roll.account).map(Account::view);
             shown.push(StaleAccount { account: roll.account.clone(), view });
         }
@@ -157,10 +162,13 @@ impl Taker<'_> {
                 }
             }
             Step::Restate { number, .. } => self.restate(*number),
-            Step::Forget { number } => {
+            Step::Forget { number, marks } => {
                 let over = |closed: &ClosedCycle| !closed.restate && closed.end_ms <= self.meter.floor_ms;
-                if self.account.closed.get(number).is_some_and(over) {
+                // The marks go with it, so that the worker must know where all of them are.
+                let all_named = self.account.marks.get(number) == marks.as_ref();
+                if all_named && self.account.closed.get(number).is_some_and(over) {
                     self.account.closed.remove(number);
+                    self.account.marks.remove(number);
                 }
             }
         }

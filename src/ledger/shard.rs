@@ -28,6 +28,8 @@ pub struct Shard {
     pub seen: FxHashMap<(Arc<str>, i64), DaySets>,
     /// Usage by account and day of its own zone.
     pub usage: FxHashMap<(Arc<str>, NaiveDate), DayUsage>,
+    /// What was charged in a cycle and is charged once in it, by account and number of the cycle.
+    pub marks: FxHashMap<(Arc<str>, i32), DaySets>,
     /// Identities of the commands that were applied to an account. Never forgotten.
     pub commands_seen: FxHashMap<Arc<str>, BTreeSet<i64>>,
     pub notes: BTreeMap<(Partition, i64), DeadReason>,
@@ -90,6 +92,8 @@ pub struct Account {
     pub closed: BTreeMap<i32, ClosedCycle>,
     /// Days whose identities are kept, with their sets.
     pub days: BTreeMap<i64, Layout>,
+    /// Cycles whose marks are kept, with their sets.
+    pub marks: BTreeMap<i32, Layout>,
 }
 
 impl Account {
@@ -111,6 +115,7 @@ impl Account {
             lots: self.lots.clone(),
             closed: self.closed.clone(),
             days: self.days.clone(),
+            marks: self.marks.clone(),
         }
     }
 

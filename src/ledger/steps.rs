@@ -9,6 +9,7 @@ use super::catalogue::{Amount, Catalogue, Overage, Threshold};
 use super::closed::ClosedCycle;
 use super::credits::Credits;
 use super::cycle::{Calendar, Cycle};
+use super::day::Layout;
 use super::grants::GrantKind;
 use super::shard::Account;
 
@@ -23,8 +24,8 @@ pub enum Step {
     Renew { closes: Closes, opens: Option<Box<Opens>> },
     /// A closed cycle has changed: its statement is written anew.
     Restate { number: i32, cycle: Cycle },
-    /// Nothing can be charged to a closed cycle any more.
-    Forget { number: i32 },
+    /// Nothing can be charged to a closed cycle any more; its marks go with it.
+    Forget { number: i32, marks: Option<Layout> },
 }
 
 impl Step {
@@ -71,7 +72,7 @@ pub fn steps_until(catalogue: &Catalogue, view: &AccountView, time_ms: i64, mete
             let cycle = Cycle { number, start_ms: closed.start_ms, end_ms: closed.end_ms };
             steps.push(Step::Restate { number, cycle });
         } else if !closed.restate && closed.keep_ms <= meter.now_ms && closed.end_ms <= meter.floor_ms {
-            steps.push(Step::Forget { number });
+            steps.push(Step::Forget { number, marks: view.marks.get(&number).cloned() });
         }
     }
     while steps.len() < STEPS_MAX
@@ -160,8 +161,9 @@ impl AccountView {
                     self.pools.entry(credit_type.clone()).or_default().granted.add(*kind, *amount);
                 }
             }
-            Step::Forget { number } => {
+            Step::Forget { number, .. } => {
                 self.closed.remove(number);
+                self.marks.remove(number);
             }
             Step::Restate { .. } => {}
         }

@@ -5,6 +5,7 @@ use super::lane::{Hold, Work};
 use super::report::Report;
 use super::{Answer, Effect, Pipeline};
 use crate::ledger::call::{ApplyCall, GrownDay, Note, Partition, Reply, StaleAccount};
+use crate::ledger::once::GrownMarks;
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
 const ACCOUNTS_MAX: usize = 200_000;
@@ -39,6 +40,7 @@ impl Pipeline {
                         self.lane(shard).commands_first = None;
                     }
                     self.learn_days(call, &applied.grown);
+                    self.learn_marks(call, &applied.grown_marks);
                 }
                 let report = Report::of(&batch, &call, &applied.verdicts, None);
                 self.applied(shard, &batch, report, applied.outbox, effects);
@@ -193,6 +195,19 @@ impl Pipeline {
             }
             while account.days.len() > DAYS_KNOWN_MAX {
                 account.days.pop_first();
+            }
+        }
+    }
+
+    /// The same for marks.
+    fn learn_marks(&mut self, call: &ApplyCall, grown: &[GrownMarks]) {
+        for group in call.groups.iter().filter(|group| !group.marks.is_empty()) {
+            let Some(account) = self.accounts.get_mut(&group.account) else { continue };
+            account.marks.extend(group.marks.iter().map(|marks| (marks.cycle, marks.layout.clone())));
+        }
+        for GrownMarks { account, cycle, layout } in grown {
+            if let Some(account) = self.accounts.get_mut(account) {
+                account.marks.insert(*cycle, layout.clone());
             }
         }
     }

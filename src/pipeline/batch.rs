@@ -14,6 +14,7 @@ use crate::ledger::command::{Command, decide};
 use crate::ledger::credits::Credits;
 use crate::ledger::day::{CallDay, Layout};
 use crate::ledger::event::{Class, Days, Judge, UsageEvent, action, price};
+use crate::ledger::once::CallMarks;
 use crate::ledger::outcome::DeadReason;
 use crate::ledger::roll::{RollAccount, RollCall};
 use crate::ledger::steps::{MeterTime, STEPS_MAX, steps_until};
@@ -203,6 +204,21 @@ fn call_days(group: &Group, known: Option<&BTreeMap<i64, Layout>>, stamp: &Stamp
     days
 }
 
+/// The cycles whose marks a group asks for: as the worker knows them, or begun anew.
+fn call_marks(
+    group: &Group,
+    known: Option<&BTreeMap<i32, Layout>>,
+    classes: &[Class],
+    stamp: &Stamp,
+) -> Vec<CallMarks> {
+    let asked = group.marks_asked(classes).into_iter();
+    let marks = asked.map(|(cycle, marks)| {
+        let layout = known.and_then(|known| known.get(&cycle)).cloned();
+        CallMarks { cycle, layout: layout.unwrap_or_else(|| Layout::first(marks.len(), stamp.set_members_max)) }
+    });
+    marks.collect()
+}
+
 /// What an event is to the events before it in its call.
 enum Repeat {
     New,
@@ -281,6 +297,8 @@ impl<'a> Builder<'a> {
         for group in &mut self.call.groups {
             let known = self.accounts.get(&group.account).map(|account| &account.days);
             group.days = call_days(group, known, &self.call.stamp);
+            let known = self.accounts.get(&group.account).map(|account| &account.marks);
+            group.marks = call_marks(group, known, &self.call.classes, &self.call.stamp);
         }
         if self.call.events() == 0 {
             // The commands themselves, and the ends of partitions, wait for nothing.
@@ -329,7 +347,7 @@ impl<'a> Builder<'a> {
                 }
                 Repeat::OfAnotherDay => {
                     let judged = self.call.classes[class].clone();
-                    class = self.class(Class { judge: Judge::Repeat, cost: Credits::ZERO, ..judged });
+                    class = self.class(Class { judge: Judge::Repeat, cost: Credits::ZERO, once: false, ..judged });
                 }
             }
         }
@@ -364,6 +382,8 @@ impl<'a> Builder<'a> {
             thresholds: account.map_or(Vec::new(), |account| thresholds(self.catalogue, &account.config)),
             breakdown: account.filter(|_| self.call.stamp.breakdown).map(|account| account.config.timezone),
             days: Vec::new(),
+            cycle: account.map_or(0, |account| account.cycle.number),
+            marks: Vec::new(),
             events: Vec::new(),
         });
         self.account_of.push(account);
@@ -373,7 +393,7 @@ impl<'a> Builder<'a> {
 
     fn as_recorded(&self, record: &Record, class: Class) -> Class {
         match self.recorded.of(record) {
-            Some(Decision::Denied(denial)) => Class { judge: Judge::Denied(*denial), ..class },
+            Some(Decision::Denied(denial)) => Class { judge: Judge::Denied(*denial), once: false, ..class },
             Some(Decision::Capped { uncovered }) if *uncovered <= class.cost => {
                 Class { judge: Judge::Capped, cost: class.cost - *uncovered, ..class }
             }
@@ -455,6 +475,7 @@ mod tests {
                 outcome: None,
                 user: None,
                 fields: Box::default(),
+                once: None,
                 identity: Identity::of("s", "1"),
             })),
         }

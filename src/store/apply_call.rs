@@ -14,7 +14,8 @@ use crate::ledger::call::{Applied, ApplyCall, CallEvent, Group, GrownDay, Reply}
 use crate::ledger::catalogue::Overage;
 use crate::ledger::credits::Credits;
 use crate::ledger::day::{Layout, SetIndex, layouts_of};
-use crate::ledger::event::{CallEvents, Days, Judge};
+use crate::ledger::event::{CallEvents, Days, Identity, Judge};
+use crate::ledger::once::{GrownMarks, mark_of};
 use crate::ledger::outcome::{Denial, Verdict};
 use crate::ledger::usage::{local_day, quarter_hour};
 
@@ -27,6 +28,7 @@ impl Script for ApplyScript<'_> {
     const NAME: &'static str = "apply";
     const SOURCE: &'static str = concat!(
         include_str!("lua/account.lua"),
+        include_str!("lua/apply_once.lua"),
         include_str!("lua/apply.lua"),
         include_str!("lua/apply_late.lua"),
         include_str!("lua/apply_usage.lua"),
@@ -107,16 +109,19 @@ impl Script for ApplyScript<'_> {
                 verdicts.push(verdict);
             }
         }
-        let mut grown = Vec::new();
+        let (mut grown, mut grown_marks) = (Vec::new(), Vec::new());
         while !fields.is_empty() {
             let group: usize = number(&fields.text()?)?;
             let group = self.call.groups.get(group).ok_or_else(|| unexpected(Self::NAME, "an unknown group"))?;
-            let day = number(&fields.text()?)?;
-            let layout = fields.text()?;
+            let (of, layout) = (fields.text()?, fields.text()?);
             let layout = Layout::parse(&layout).ok_or_else(|| unexpected(Self::NAME, &layout))?;
-            grown.push(GrownDay { account: group.account.clone(), day, layout });
+            let account = group.account.clone();
+            match of.strip_prefix('o') {
+                Some(cycle) => grown_marks.push(GrownMarks { account, cycle: number(cycle)?, layout }),
+                None => grown.push(GrownDay { account, day: number(&of)?, layout }),
+            }
         }
-        Ok(Reply::Applied(Applied { verdicts, outbox, grown }))
+        Ok(Reply::Applied(Applied { verdicts, outbox, grown, grown_marks }))
     }
 }
 
@@ -236,7 +241,7 @@ impl<'a> Groups<'a> {
             Overage::Cap => ("cap", Credits::ZERO),
             Overage::Allow { limit } => ("allow", limit.unwrap_or(Credits::BALANCE_MAX)),
         };
-        self.packed.list(13);
+        self.packed.list(15);
         self.packed.text(group.account.as_bytes());
         self.packed.decimal(group.version);
         let want = self.want(group);
@@ -258,6 +263,7 @@ impl<'a> Groups<'a> {
             self.run(input, group, days, run);
         }
         days.into_iter().for_each(|day| input.key(self.keys, Key::Usage(&group.account, day)));
+        self.marks(input, group);
     }
 
     /// What the group's events come to by day, member and action, if they are charged or free. Gives the days.
@@ -307,6 +313,44 @@ impl<'a> Groups<'a> {
         }
         self.packed.text(row_of);
         days
+    }
+
+    /// What its events are charged for once: which event asks for which mark, and the sets that hold these.
+    fn marks(&mut self, input: &mut Input, group: &'a Group) {
+        let asked = group.marks_asked(&self.call.classes);
+        let all = asked.iter().flat_map(|(cycle, marks)| marks.iter().map(|mark| (*cycle, *mark)));
+        let numbers: FxHashMap<(i32, Identity), usize> = all.zip(0..).collect();
+        let mut events = Vec::with_capacity(4 * numbers.len());
+        for (index, event) in group.events.iter().enumerate().filter(|_| !numbers.is_empty()) {
+            if let Some(mark) = mark_of(group, &self.call.classes[event.class], event) {
+                events.extend(two_bytes(index));
+                events.extend(two_bytes(numbers[&mark]));
+            }
+        }
+        self.packed.text(events);
+        self.packed.list(asked.len());
+        for (cycle, marks) in &asked {
+            let known = group.marks.iter().find(|known| known.cycle == *cycle);
+            let layout = &known.expect("a call names the marks of its events").layout;
+            self.packed.list(3);
+            self.packed.decimal(*cycle);
+            self.packed.text(layout.to_string());
+            self.packed.list(layout.generations());
+            for generation in 0..layout.generations() {
+                let places = marks.iter().map(|mark| (layout.place(generation, *mark), *mark));
+                let mut places: Vec<(SetIndex, Identity)> = places.collect();
+                places.sort_by_key(|(place, _)| *place);
+                self.packed.list(places.chunk_by(|(a, _), (b, _)| a == b).count());
+                for of_set in places.chunk_by(|(a, _), (b, _)| a == b) {
+                    input.key(self.keys, Key::Marks(&group.account, *cycle, of_set[0].0));
+                    self.packed.list(2);
+                    self.packed.list(of_set.len());
+                    of_set.iter().for_each(|(_, mark)| self.packed.decimal(mark.member));
+                    let each = of_set.iter().flat_map(|(_, mark)| two_bytes(numbers[&(*cycle, *mark)]));
+                    self.packed.text(each.collect::<Vec<u8>>());
+                }
+            }
+        }
     }
 
     /// The types that a group's events cost.

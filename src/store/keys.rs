@@ -46,6 +46,7 @@ pub enum Key<'a> {
     /// `a:<account>` hash of short fields, so that Redis keeps it packed. Absent = no account.
     /// - `version` counts every change but usage; `days` ` <day>:<layout>` for each day whose identities are kept, where a layout is the
     ///   number of sets of each generation: `1`, or `1,8,64` for a busy day
+    /// - `once` ` <cycle>:<layout>` for each cycle whose marks are kept; absent = none
     /// - `<type>.granted` thousandths or `unlimited`; `<type>.charged`; `<type>.expired`; absent = 0
     /// - `ids` identities of the first commands that were applied to it, for ever
     /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put; with `>` before
@@ -67,6 +68,10 @@ pub enum Key<'a> {
     /// list of numbers in MessagePack: for each action events charged, thousandths, events denied, free. The actions
     /// are those of the field `"\t"`, in their order. Forgotten `usage.keep` after the day. Absent = none.
     Usage(&'a str, NaiveDate),
+    /// `o:<cycle>:<account>` set: what the account was charged for in that cycle and is charged for once in it (64-bit
+    /// hashes of action and contact or company); `o:<cycle>.<generation>.<set>:<account>` where there is much.
+    /// Deleted with the closed cycle. Absent = none.
+    Marks(&'a str, i32, SetIndex),
     /// `c:<account>` set: identities of the commands that were applied to it, for ever, but for the first few, which are in
     /// its `ids`. Absent = none.
     Commands(&'a str),
@@ -126,6 +131,12 @@ impl Keys {
                 write!(to, "{prefix}:{{{}}}:d:{day}.{generation}.{set}:{account}", of(account))
             }
             Key::Usage(account, day) => write!(to, "{prefix}:{{{}}}:u:{}:{account}", of(account), day_number(day)),
+            Key::Marks(account, cycle, SetIndex::ONLY) => {
+                write!(to, "{prefix}:{{{}}}:o:{cycle}:{account}", of(account))
+            }
+            Key::Marks(account, cycle, SetIndex { generation, set }) => {
+                write!(to, "{prefix}:{{{}}}:o:{cycle}.{generation}.{set}:{account}", of(account))
+            }
             Key::Commands(account) => write!(to, "{prefix}:{{{}}}:c:{account}", of(account)),
         };
         written.expect("memory takes all text");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::keys::{Key, Keys};
 use super::scripts::Script;
-use super::stored::{number, parse_days, parse_ids, parse_shard};
+use super::stored::{number, parse_days, parse_ids, parse_marks, parse_shard};
 use super::words::{Fields, Input};
 use super::{RedisStore, ShardState, StoreError};
 use crate::ledger::call::{OutboxEntry, Output};
@@ -22,17 +22,19 @@ pub struct LookScript<'a> {
     pub accounts: &'a [Asked],
 }
 
-/// An account to look at, and the `days` that it is believed to have.
+/// An account to look at, and the `days` and `once` that it is believed to have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
     pub account: Arc<str>,
     pub days: String,
+    pub once: String,
 }
 
 impl Asked {
-    /// How many sets hold the account's identities.
+    /// How many sets hold the account's identities and marks.
     pub fn sets(&self) -> Result<usize, StoreError> {
-        Ok(parse_days(&self.days)?.iter().map(|(_, layout)| layout.sets().count()).sum())
+        let days: usize = parse_days(&self.days)?.iter().map(|(_, layout)| layout.sets().count()).sum();
+        Ok(days + parse_marks(&self.once)?.values().map(|layout| layout.sets().count()).sum::<usize>())
     }
 }
 
@@ -52,6 +54,8 @@ pub struct LookedAccount {
     pub commands: u64,
     /// Events, by UTC day.
     pub remembered: BTreeMap<i64, u64>,
+    /// What was charged and is charged once, by cycle.
+    pub marks: BTreeMap<i32, u64>,
     /// Generations of sets, by UTC day: a duplicate that came after a day had grown is remembered in both.
     pub generations: BTreeMap<i64, u64>,
 }
@@ -60,12 +64,23 @@ impl LookedAccount {
     pub fn days(&self) -> &str {
         self.fields.get("days").map_or("", String::as_str)
     }
+
+    pub fn once(&self) -> &str {
+        self.fields.get("once").map_or("", String::as_str)
+    }
 }
 
 /// The days that an account's `days` names, each with the sets that hold its identities.
 fn day_sets<'a>(account: &'a str, days: &str) -> Result<Vec<(i64, Vec<Key<'a>>)>, StoreError> {
     let sets = |(day, layout): (i64, Layout)| (day, layout.sets().map(|set| Key::Day(account, day, set)).collect());
     Ok(parse_days(days)?.into_iter().map(sets).collect())
+}
+
+/// The cycles that an account's `once` names, each with the sets that hold its marks.
+fn mark_sets<'a>(account: &'a str, once: &str) -> Result<Vec<(i32, Vec<Key<'a>>)>, StoreError> {
+    let sets =
+        |(cycle, layout): (i32, Layout)| (cycle, layout.sets().map(|set| Key::Marks(account, cycle, set)).collect());
+    Ok(parse_marks(once)?.into_iter().map(sets).collect())
 }
 
 impl Script for LookScript<'_> {
@@ -79,7 +94,9 @@ impl Script for LookScript<'_> {
         for asked in self.accounts {
             input.key(keys, Key::Account(&asked.account));
             let sets = day_sets(&asked.account, &asked.days).unwrap_or_default();
-            let sets: Vec<Key> = sets.into_iter().flat_map(|(_, sets)| sets).collect();
+            let marks = mark_sets(&asked.account, &asked.once).unwrap_or_default();
+            let sets = sets.into_iter().flat_map(|(_, sets)| sets);
+            let sets: Vec<Key> = sets.chain(marks.into_iter().flat_map(|(_, sets)| sets)).collect();
             input.number(1 + sets.len());
             input.key(keys, Key::Commands(&asked.account));
             for set in sets {
@@ -101,6 +118,13 @@ impl Script for LookScript<'_> {
                     members += number::<u64>(&fields.text()?)?;
                 }
                 looked.remembered.insert(day, members);
+            }
+            for (cycle, sets) in mark_sets(&asked.account, &asked.once)? {
+                let mut members = 0;
+                for _ in sets {
+                    members += number::<u64>(&fields.text()?)?;
+                }
+                looked.marks.insert(cycle, members);
             }
             for (day, layout) in parse_days(&asked.days)? {
                 looked.generations.insert(day, layout.generations() as u64);

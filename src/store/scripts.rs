@@ -19,7 +19,7 @@ use crate::ledger::call::{
     Change, CommandCall, Commanded, OutboxEntry, Output, Partition, Reply, SCHEMA, StaleAccount,
 };
 use crate::ledger::catalogue::{Amount, CatalogueId, Threshold};
-use crate::ledger::day::Layout;
+use crate::ledger::day::{Layout, SetIndex};
 use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::roll::{RollCall, cycle_text};
@@ -297,7 +297,7 @@ impl Script for RollScript<'_> {
             input.number(roll.version);
             input.text(levels_text(&roll.thresholds));
             input.number(roll.steps.len());
-            roll.steps.iter().for_each(|step| write_step(&mut input, step));
+            roll.steps.iter().for_each(|step| write_step(&mut input, keys, &roll.account, step));
         }
         input
     }
@@ -309,7 +309,7 @@ impl Script for RollScript<'_> {
     }
 }
 
-fn write_step(input: &mut Input, step: &Step) {
+fn write_step(input: &mut Input, keys: &Keys, account: &str, step: &Step) {
     match step {
         Step::Lots { at_ms } => {
             input.text("lots");
@@ -320,9 +320,13 @@ fn write_step(input: &mut Input, step: &Step) {
             input.number(*number);
             input.text(cycle_text(*cycle));
         }
-        Step::Forget { number } => {
+        Step::Forget { number, marks } => {
             input.text("forget");
             input.number(*number);
+            input.text(marks.as_ref().map(Layout::to_string).unwrap_or_default());
+            let sets: Vec<SetIndex> = marks.iter().flat_map(Layout::sets).collect();
+            input.number(sets.len());
+            sets.iter().for_each(|set| input.key(keys, Key::Marks(account, *number, *set)));
         }
         Step::Renew { closes, opens } => {
             input.text("renew");

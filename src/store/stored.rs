@@ -127,6 +127,7 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
         lots,
         closed,
         days: parse_days(field("days"))?.into_iter().collect(),
+        marks: parse_marks(field("once"))?,
     })
 }
 
@@ -184,6 +185,15 @@ pub fn parse_days(text: &str) -> Result<Vec<(i64, Layout)>, StoreError> {
     let days =
         text.split_whitespace().map(|part| day(part).ok_or_else(|| StoreError::Broken(format!("days `{text}`"))));
     days.collect()
+}
+
+/// The cycles whose marks an account keeps.
+pub fn parse_marks(text: &str) -> Result<BTreeMap<i32, Layout>, StoreError> {
+    let cycle = |(number, layout): (i64, Layout)| {
+        let number = i32::try_from(number).map_err(|_| StoreError::Broken(format!("once `{text}`")))?;
+        Ok((number, layout))
+    };
+    parse_days(text)?.into_iter().map(cycle).collect()
 }
 
 /// Reads an account's counters from its hash.

@@ -8,8 +8,10 @@ use std::process::{Command, Output, Stdio};
 use rdkafka::Message;
 use serde_json::Value;
 
+use crate::support::dump;
 use crate::support::kafka::Topics;
 use crate::support::meter::Meter;
+use crate::support::redis::shared;
 use crate::support::{service, until};
 use crate::walk::CATALOGUE;
 
@@ -202,7 +204,27 @@ async fn history_through_a_real_meter_comes_to_the_same() {
         .collect();
     assert_eq!(totals, expected);
     meter.audit();
+    until("the marks of cycles that are forgotten are deleted", || async {
+        let (kept, forgotten) = marks(&meter).await;
+        (forgotten == 0 && kept > 0).then_some(())
+    })
+    .await;
     assert!(running.terminate().await.success());
+}
+
+/// Sets of marks in Redis: of cycles that are open or kept, and of others.
+async fn marks(meter: &Meter) -> (usize, usize) {
+    let (mut kept, mut forgotten) = (0, 0);
+    for key in dump::keys(&mut shared().await, &meter.prefix).await {
+        let Some((_, name)) = key.split_once("}:o:") else { continue };
+        let (cycle, account) = name.split_once(':').expect("a cycle and an account");
+        let number: i32 = cycle.split('.').next().unwrap_or_default().parse().expect("a number");
+        let view = meter.store.account(account).await.expect("redis answers").expect("an account").view;
+        let is_kept = view.cycle.number == number || view.closed.contains_key(&number);
+        assert_eq!(view.marks.contains_key(&number), is_kept, "{key}");
+        *(if is_kept { &mut kept } else { &mut forgotten }) += 1;
+    }
+    (kept, forgotten)
 }
 
 /// The last statement of each cycle.

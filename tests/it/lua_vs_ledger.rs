@@ -9,17 +9,20 @@ mod made_up;
 #[path = "lua_vs_ledger/other_calls.rs"]
 mod other_calls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use credit_meter::ledger::account::AccountView;
-use credit_meter::ledger::call::{Anchor, LastRead, Partition, Range, RefusalReason, Reply, StaleAccount, Stamp};
+use credit_meter::ledger::call::{
+    Anchor, ApplyCall, LastRead, Partition, Range, RefusalReason, Reply, StaleAccount, Stamp,
+};
 use credit_meter::ledger::catalogue::{Amount, Catalogue};
 use credit_meter::ledger::command::{Command, refuse};
 use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{DAY_MS, UsageEvent};
-use credit_meter::ledger::outcome::Denial;
+use credit_meter::ledger::once::mark_of;
+use credit_meter::ledger::outcome::{Denial, Verdict};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
 use credit_meter::ledger::steps::Step;
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
@@ -50,39 +53,43 @@ prices = [{ credit_type = "email", credits = 1 }]
 [actions.reveal_phone]
 prices = [{ credit_type = "phone", credits = 1.5 }]
 free_outcomes = ["not_found"]
+charge_once = { by = "contact" }
+[actions.enrich]
+prices = [{ credit_type = "email", credits = 0.5 }]
+charge_once = { by = "company" }
 [actions.verify]
 prices = [{ credit_type = "email", credits = 0 }]
 [plans.small]
 interval = "monthly"
 allowance = { email = 12, phone = 4.5 }
 carry_over_max = { email = 2.5 }
-actions = ["reveal_email", "reveal_phone"]
+actions = ["reveal_email", "enrich", "reveal_phone"]
 thresholds = ["80%", "remaining 4", "33%"]
 [plans.capped]
 interval = "monthly"
 allowance = { email = 7.25, phone = 3 }
 thresholds = ["remaining 0", "50%"]
-actions = ["reveal_email", "reveal_phone", "verify"]
+actions = ["reveal_email", "enrich", "reveal_phone", "verify"]
 overage = "cap"
 [plans.allowed]
 interval = "monthly"
 thresholds = ["100%", "0%"]
 allowance = { email = 5 }
-actions = ["reveal_email", "reveal_phone", "verify"]
+actions = ["reveal_email", "enrich", "reveal_phone", "verify"]
 overage = { allow = { limit = 6 } }
 [plans.large]
 interval = "monthly"
 allowance = { email = 30, phone = 9 }
 carry_over_max = { email = 100, phone = 1 }
-actions = ["reveal_email", "reveal_phone", "verify"]
+actions = ["reveal_email", "enrich", "reveal_phone", "verify"]
 [plans.yearly]
 interval = "annual"
 allowance = { email = 300, phone = 90 }
-actions = ["reveal_email", "reveal_phone", "verify"]
+actions = ["reveal_email", "enrich", "reveal_phone", "verify"]
 [plans.unlimited]
 interval = "monthly"
 allowance = { email = "unlimited", phone = 10 }
-actions = ["reveal_email"]
+actions = ["reveal_email", "enrich"]
 overage = "allow"
 "#;
 
@@ -133,6 +140,12 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "taken",
         "grown",
         "grown_ahead",
+        "marks_grown",
+        "marks_grown_ahead",
+        "marks_forgotten",
+        "free_once",
+        "free_once_late",
+        "free_once_in_call",
         "time_held",
         "time_moved",
         "time_other_generation",
@@ -308,13 +321,15 @@ impl<'a> History<'a> {
 
     /// Sometimes the days around midnight end, and then the history.
     async fn end(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
-        if self.rng.random_bool(0.5) {
+        if self.rng.random_bool(0.7) {
             let floor_ms =
                 MIDNIGHT_MS + self.rng.random_range(0..2) * DAY_MS + self.rng.random_range(9..12) * MINUTE_MS;
             self.raise_floor(floor_ms, connection).await;
             self.forget().await;
             self.forget_usage().await;
-            self.sweep().await;
+            for _ in 0..3 {
+                self.sweep().await;
+            }
             self.step(connection).await;
             self.step(connection).await;
         }
@@ -393,6 +408,9 @@ impl<'a> History<'a> {
                     let many = |view: &AccountView| view.days.values().any(|layout| layout.generations() > 1);
                     let grown = stale.iter().filter(|each| each.view.as_ref().is_some_and(many)).count();
                     *self.replies.entry("grown").or_insert(0) += grown as u64;
+                    let many = |view: &AccountView| view.marks.values().any(|layout| layout.generations() > 1);
+                    let grown = stale.iter().filter(|each| each.view.as_ref().is_some_and(many)).count();
+                    *self.replies.entry("marks_grown").or_insert(0) += grown as u64;
                     self.learn(stale);
                 }
                 Reply::FellBack => others.clear(),
@@ -482,6 +500,8 @@ impl<'a> History<'a> {
                 assert_eq!(stored, expected, "seed {seed}: {call:#?}");
                 if let Reply::Applied(applied) = &stored {
                     *self.replies.entry("grown_ahead").or_insert(0) += applied.grown.len() as u64;
+                    *self.replies.entry("marks_grown_ahead").or_insert(0) += applied.grown_marks.len() as u64;
+                    self.count_once(call, &applied.verdicts);
                     for verdict in &applied.verdicts {
                         *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
                     }
@@ -502,6 +522,7 @@ impl<'a> History<'a> {
                         Step::Renew { opens: Some(_), .. } => "renewed",
                         Step::Renew { opens: None, .. } => "account_closed",
                         Step::Restate { .. } => "restated",
+                        Step::Forget { marks: Some(_), .. } => "marks_forgotten",
                         Step::Forget { .. } => "cycle_forgotten",
                     };
                     *self.replies.entry(kind).or_insert(0) += 1;
@@ -521,6 +542,25 @@ impl<'a> History<'a> {
         };
         *self.replies.entry(kind).or_insert(0) += 1;
         reply
+    }
+
+    /// Events that were free since another was charged for the same.
+    fn count_once(&mut self, call: &ApplyCall, verdicts: &[Verdict]) {
+        let events = call.groups.iter().flat_map(|group| group.events.iter().map(move |event| (group, event)));
+        let mut charged = BTreeSet::new();
+        for ((group, event), verdict) in events.zip(verdicts) {
+            let class = &call.classes[event.class];
+            let Some(mark) = mark_of(group, class, event) else { continue };
+            match verdict {
+                Verdict::Free if class.cycle.is_some() => *self.replies.entry("free_once_late").or_insert(0) += 1,
+                Verdict::Free if charged.contains(&(&group.account, mark)) => {
+                    *self.replies.entry("free_once_in_call").or_insert(0) += 1;
+                }
+                Verdict::Free => *self.replies.entry("free_once").or_insert(0) += 1,
+                Verdict::Charged | Verdict::Capped => drop(charged.insert((&group.account, mark))),
+                Verdict::Denied(_) | Verdict::Duplicate => {}
+            }
+        }
     }
 
     async fn check_due(&self, connection: &mut redis::aio::MultiplexedConnection) {

@@ -667,6 +667,7 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
         source: "s".into(),
         identity: Identity::of("s", &id),
         fields: [(Field::Source, format!("s{}", source(&id)).into())].into(),
+        once: None,
         time_ms: NOW_MS + rng.random_range(-60_000..60_000),
         dated_ms: dated_ms(&id),
         action: "reveal_email".into(),

@@ -96,6 +96,7 @@ fn a_structured_event_is_read() {
         outcome: Some("found".into()),
         user: Some("u-1".into()),
         fields: Box::default(),
+        once: None,
         identity: Identity::of("/crm", "e-1"),
     };
     assert_eq!(event, expected);
@@ -172,6 +173,47 @@ fn texts_are_compared_after_their_escapes() {
     check("acme", "Müller & Söhne 株式会社", "Müller & Söhne 株式会社", "e-1");
     check("e-1", &"é".repeat(128), "acme", &"é".repeat(128)); // 256 bytes
     check("\"data\"", "\"subjects\":{\"subject\":\"other\"},\"data\"", "acme", "e-1");
+}
+
+#[test]
+fn what_an_action_is_charged_once_for_is_kept() {
+    let catalogue = r#"
+        version = 1
+        [credit_types.email]
+        [actions.reveal_email]
+        prices = [{ credit_type = "email", credits = 1 }]
+        charge_once = { by = "contact" }
+        [actions.verify]
+        prices = [{ credit_type = "email", credits = 1 }]
+        [actions.enrich]
+        prices = [{ credit_type = "email", credits = 1, when = { source = "x" } }, { credit_type = "email", credits = 1 }]
+        charge_once = { by = "company" }
+        [plans.basic]
+        interval = "monthly"
+        allowance = {}
+        actions = ["reveal_email"]
+    "#;
+    let conditions = Arc::new(Catalogue::parse(catalogue).unwrap().conditions());
+    let check = |action: &str, data: &str, of: Option<&str>| {
+        let data = format!("{{\"action\":\"{action}\"{data}}}");
+        let structured = change(USAGE_EVENT, DATA, &data);
+        for raw in [usage(structured.as_bytes(), &[]), usage(data.as_bytes(), BINARY)] {
+            let decoded = Decoder::new(SETTINGS, conditions.clone()).decode(raw);
+            let Body::Usage(event) = decoded.record.body else { panic!("{data}: {:?}", decoded.detail) };
+            assert_eq!(event.once, of.map(|of| Identity::of(action, of)), "{data}");
+        }
+    };
+    check("reveal_email", r#","contact":"c-1","company":"d""#, Some("c-1"));
+    check("reveal_email", r#","contact":"c\u002d1""#, Some("c-1"));
+    check("enrich", r#","contact":"c-1","company":"d""#, Some("d"));
+    check("verify", r#","contact":"c-1""#, None);
+    // It is charged each time.
+    check("reveal_email", "", None);
+    check("reveal_email", r#","contact":"""#, None);
+    check("reveal_email", r#","contact":null"#, None);
+    check("reveal_email", r#","contact":7"#, None);
+    check("reveal_email", r#","contact":"c","contact":"c""#, None);
+    assert_ne!(Identity::of("reveal_email", "c-1"), Identity::of("enrich", "c-1"));
 }
 
 #[test]

@@ -80,6 +80,9 @@ struct FurtherData<'a> {
     reservation: Option<&'a RawValue>,
 }
 
+/// What prices depend on, and what is charged once.
+type Further = (Box<[(Field, Arc<str>)]>, Option<Identity>);
+
 pub fn read(raw: Raw<'_>, settings: Settings, conditions: &Conditions, texts: &mut SharedTexts) -> Result<Body, Fault> {
     let event = match plain(raw, settings, texts) {
         Some(event) => event,
@@ -89,15 +92,19 @@ pub fn read(raw: Raw<'_>, settings: Settings, conditions: &Conditions, texts: &m
             None => return Ok(Body::Tick),
         },
     };
-    let fields = if conditions.is_empty() { Box::default() } else { fields(raw, settings, conditions) };
-    Ok(Body::Usage(Arc::new(UsageEvent { fields, ..event })))
+    if conditions.ask_nothing_of(&event.action) {
+        return Ok(Body::Usage(Arc::new(event)));
+    }
+    let (fields, once) = further(raw, settings, conditions, &event.action);
+    Ok(Body::Usage(Arc::new(UsageEvent { fields, once, ..event })))
 }
 
-/// A second look at the data: most catalogues need none. What is no text, or comes twice, equals no condition.
-fn fields(raw: Raw<'_>, settings: Settings, conditions: &Conditions) -> Box<[(Field, Arc<str>)]> {
+/// A second look at the data: most events need none. What is no text, or comes twice, equals no condition, and is
+/// nothing that was charged before.
+fn further(raw: Raw<'_>, settings: Settings, conditions: &Conditions, action: &str) -> Further {
     let read = envelope::read::<Object<FurtherData>>(raw, settings.max_bytes);
-    let Some(Object(data)) = read.ok().and_then(|event| event.data.ok()) else { return Box::default() };
-    conditions.of_event(|field| {
+    let Some(Object(data)) = read.ok().and_then(|event| event.data.ok()) else { return Further::default() };
+    let text = |field| {
         let raw = match field {
             Field::User => data.user,
             Field::Channel => data.channel,
@@ -108,7 +115,9 @@ fn fields(raw: Raw<'_>, settings: Settings, conditions: &Conditions) -> Box<[(Fi
             Field::Outcome => None,
         };
         json::text_of(raw?)
-    })
+    };
+    let once = conditions.once(action).and_then(text).filter(|of| !of.is_empty());
+    (conditions.of_event(text), once.map(|of| Identity::of(action, &of)))
 }
 
 /// `None`: the event is not plain, or something is wrong with it.
@@ -135,6 +144,7 @@ fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<Us
         outcome: data.outcome.map(|outcome| texts.share(outcome)),
         user: data.user.map(|user| texts.share(user)),
         fields: Box::default(),
+        once: None,
     })
 }
 
@@ -162,6 +172,7 @@ fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<
         outcome: usage.outcome.map(|outcome| texts.share(&outcome)),
         user: usage.user.map(|user| texts.share(&user)),
         fields: Box::default(),
+        once: None,
     }))
 }
 

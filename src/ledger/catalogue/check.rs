@@ -121,9 +121,6 @@ impl Checker<'_> {
         if let Some(voidable) = written.voidable.as_ref().filter(|voidable| *voidable.get_ref()) {
             return Err(self.refuse(voidable, "`voidable` is not supported yet"));
         }
-        if let Some(once) = &written.charge_once {
-            return Err(self.refuse(&once.by, "`charge_once` is not supported yet"));
-        }
         Ok(Action {
             credit_type,
             prices,

@@ -67,6 +67,15 @@ pub enum ChargeOnce {
     Company,
 }
 
+impl ChargeOnce {
+    pub const fn field(self) -> Field {
+        match self {
+            ChargeOnce::Contact => Field::Contact,
+            ChargeOnce::Company => Field::Company,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     pub interval: Interval,
@@ -163,7 +172,8 @@ impl Catalogue {
     pub fn conditions(&self) -> Conditions {
         let general = self.actions.values().flat_map(|action| &action.prices);
         let of_plans = self.plans.values().flat_map(|plan| plan.prices.values().flatten());
-        Conditions::of(general.chain(of_plans))
+        let once = self.actions.iter().filter_map(|(name, action)| Some((name.clone(), action.charge_once?.field())));
+        Conditions::of(general.chain(of_plans), once.collect())
     }
 
     /// Tells apart the times between which some price changes.

@@ -122,13 +122,18 @@ pub fn in_force(prices: &[Price], time_ms: i64) -> Vec<&Price> {
     found
 }
 
-/// The values of data fields that prices depend on: nothing else of them is kept of an event.
+/// The data fields that prices depend on: nothing else of them is kept of an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Conditions(BTreeMap<Field, Vec<Arc<str>>>);
+pub struct Conditions {
+    /// Values that some price asks for.
+    values: BTreeMap<Field, Vec<Arc<str>>>,
+    /// The field of which an action is charged once for each value.
+    once: BTreeMap<String, Field>,
+}
 
 impl Conditions {
     /// An event's outcome is kept anyway.
-    pub(super) fn of<'a>(prices: impl Iterator<Item = &'a Price>) -> Conditions {
+    pub(super) fn of<'a>(prices: impl Iterator<Item = &'a Price>, once: BTreeMap<String, Field>) -> Conditions {
         let mut conditions: BTreeMap<Field, Vec<Arc<str>>> = BTreeMap::new();
         for (field, value) in prices.flat_map(|price| &price.when.0).filter(|(field, _)| *field != Field::Outcome) {
             let values = conditions.entry(*field).or_default();
@@ -136,22 +141,29 @@ impl Conditions {
                 values.push(value.clone());
             }
         }
-        Conditions(conditions)
+        Conditions { values: conditions, once }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether nothing is asked of an event with this action.
+    pub fn ask_nothing_of(&self, action: &str) -> bool {
+        self.values.is_empty() && !self.once.contains_key(action)
+    }
+
+    /// The field that tells whether this action was charged before.
+    pub fn once(&self, action: &str) -> Option<Field> {
+        self.once.get(action).copied()
     }
 
     /// Whether events that were read for these are good for others too.
     pub fn hold(&self, others: &Conditions) -> bool {
-        let known = |field: &Field, value: &Arc<str>| self.0.get(field).is_some_and(|own| own.contains(value));
-        others.0.iter().all(|(field, values)| values.iter().all(|value| known(field, value)))
+        let known = |field: &Field, value: &Arc<str>| self.values.get(field).is_some_and(|own| own.contains(value));
+        others.values.iter().all(|(field, values)| values.iter().all(|value| known(field, value)))
+            && others.once.iter().all(|(action, field)| self.once.get(action) == Some(field))
     }
 
     /// The fields whose values matter, as an event has them.
     pub fn of_event<'e>(&self, text: impl Fn(Field) -> Option<std::borrow::Cow<'e, str>>) -> Box<[(Field, Arc<str>)]> {
-        let own = self.0.iter().filter_map(|(field, values)| {
+        let own = self.values.iter().filter_map(|(field, values)| {
             let text = text(*field)?;
             Some((*field, values.iter().find(|value| ***value == *text)?.clone()))
         });

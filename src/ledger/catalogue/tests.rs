@@ -83,7 +83,7 @@ fn a_good_catalogue_is_read() {
     assert_eq!(basic.allowance_at(i64::MAX)["phone"], Amount::Unlimited);
     assert_eq!(basic.overage, Overage::Allow { limit: Some(Credits::whole(50)) });
     assert_eq!(basic.thresholds[1], Threshold::Remaining(Credits::from_thousandths(2500)));
-    assert!(catalogue.conditions().is_empty());
+    assert!(catalogue.conditions().ask_nothing_of("reveal_phone"));
     let organization = &parse(RICH).plans["organization"];
     assert_eq!(organization.carry_over_max["phone"], Credits::from_thousandths(10_500));
 }
@@ -137,6 +137,7 @@ fn the_most_specific_price_counts_then_the_latest_and_a_plans_price_beats_the_ge
             outcome: of(Field::Outcome),
             user: of(Field::User),
             fields: further.map(|(name, value)| (*name, Arc::from(*value))).collect(),
+            once: None,
             identity: Identity::of("s", "1"),
         };
         let class = price(&catalogue, &account(plan), &event).expect("it has a price");
@@ -195,11 +196,41 @@ fn what_one_price_makes_too_dear_another_does_not() {
         outcome: None,
         user: None,
         fields: Box::default(),
+        once: None,
         identity: Identity::of("s", "1"),
     };
     assert_eq!(price(&catalogue, &account("basic"), &event), Err(DeadReason::CostTooLarge));
     let class = price(&catalogue, &account("organization"), &event).expect("it is cheaper");
     assert_eq!(class.cost, Credits::whole(88_000_000));
+}
+
+#[test]
+fn only_an_event_that_would_be_charged_asks_whether_it_was_before() {
+    let text = change(GOOD, "free_outcomes", "charge_once = { by = \"contact\" }\nfree_outcomes");
+    let catalogue =
+        parse(&change(&text, "actions = [\"reveal_email\"]", "actions = [\"reveal_email\", \"reveal_phone\"]"));
+    let check = |action: &str, contact: Option<&str>, outcome: Option<&str>, once: bool| {
+        let event = UsageEvent {
+            account: "acme".into(),
+            source: "s".into(),
+            id: "1".into(),
+            time_ms: 0,
+            dated_ms: 0,
+            action: action.into(),
+            quantity: 1,
+            outcome: outcome.map(Arc::from),
+            user: None,
+            fields: Box::default(),
+            once: contact.map(|contact| Identity::of(action, contact)),
+            identity: Identity::of("s", "1"),
+        };
+        let class = price(&catalogue, &account("basic"), &event).expect("it has a price");
+        assert_eq!(class.once, once, "{action} {contact:?} {outcome:?}");
+    };
+    check("reveal_phone", Some("c"), None, true);
+    check("reveal_phone", None, None, false);
+    check("reveal_phone", Some("c"), Some("not_found"), false);
+    check("reveal_email", Some("c"), None, false);
 }
 
 #[test]
@@ -230,6 +261,16 @@ fn what_prices_depend_on_is_known() {
     assert!(conditions.hold(&parse(GOOD).conditions()) && !parse(GOOD).conditions().hold(&conditions));
     let more = parse(&RICH.replace("channel = \"api\"", "channel = \"app\""));
     assert!(!conditions.hold(&more.conditions()));
+    // The field by which an action is charged once; other actions do not ask for it.
+    let once = |by: &str| parse(&change(GOOD, "free_outcomes", &format!("charge_once = {by}\nfree_outcomes")));
+    let (contact, company) = (once("{ by = \"contact\" }"), once("{ by = \"company\" }"));
+    let (by_contact, by_company) = (contact.conditions(), company.conditions());
+    assert_eq!((by_contact.once("reveal_phone"), by_contact.once("reveal_email")), (Some(Field::Contact), None));
+    assert_eq!(by_company.once("reveal_phone"), Some(Field::Company));
+    assert!(!by_contact.ask_nothing_of("reveal_phone") && by_contact.ask_nothing_of("reveal_email"));
+    assert!(by_contact.hold(&parse(GOOD).conditions()) && !parse(GOOD).conditions().hold(&by_contact));
+    assert!(!by_contact.hold(&by_company));
+    assert!(contact.id.hash != company.id.hash && contact.id.hash != parse(GOOD).id.hash);
     let periods: Vec<usize> = ["2026-12-31T00:00:00Z", "2027-01-01T00:00:00Z", "2029-01-01T00:00:00Z"]
         .map(|time| catalogue.period_at(ms(time)))
         .to_vec();
@@ -255,7 +296,6 @@ fn a_bad_catalogue_is_refused_with_line_and_reason() {
     check("credits = 1.5", "credits = 100000001", 7, "at most 100000000");
     check("[{ credit_type = \"phone\", credits = 1.5 }]", "[]", 7, "needs a price");
     check("free_outcomes", "free_outcome", 8, "unknown field `free_outcome`");
-    check("free_outcomes", "charge_once = { by = \"contact\" }\nfree_outcomes", 8, "not supported yet");
     check("free_outcomes", "charge_once = { by = \"user\" }\nfree_outcomes", 8, "by contact or company");
     check("free_outcomes", "voidable = true\nfree_outcomes", 8, "not supported yet");
     check("monthly", "weekly", 10, "none of monthly");

@@ -1,11 +1,12 @@
 -- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from. Preceded by
--- account.lua; goes on in apply_late.lua, apply_usage.lua and apply_decide.lua.
+-- account.lua and apply_once.lua; goes on in apply_late.lua, apply_usage.lua and apply_decide.lua.
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
 -- KEYS[4] due     zset    every account
 -- KEYS[5..]       for each group its account (hash), then for each of its runs and of the run's probes the sets of
---                 identities that it touches, then the days of its usage
+--                 identities that it touches, then the days of its usage, then for each of its cycles with marks the
+--                 sets that it touches
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), commands that must be applied first ('' = any),
 --         members of a set beyond which its day gets more, usage topic, the same as JSON text,
@@ -20,6 +21,8 @@
 --           runs:  days, events, members (empty if no probe asks for them all), probes: for each the sets of one
 --                  generation; none = one set for all members, else for each set its members and, in two bytes each,
 --                  which of the run's events they are
+--           marks that events ask for: two bytes an event, two its mark
+--           cycles of these: number, layout, for each generation its sets: members, and two bytes each their marks
 --         tables, in MessagePack, lists that the groups point into:
 --           types:    name
 --           wants:    the types (of an account) that a group needs
@@ -42,7 +45,7 @@
 --         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
 --         {'outbox_full', entries}
 --         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event,
---           then for each day that gets more sets from now on: group, day, layout}
+--           then for each day that gets more sets from now on: group, day, layout; for marks: group, 'o' and cycle, layout}
 local DENIED_EVENTS_MAX = 500
 local DENIED_BYTES_MAX = 262144
 local byte, format, match = string.byte, string.format, string.match
@@ -135,12 +138,6 @@ for k, kind in ipairs(kinds) do
   kind_range[k], kind_class[k] = kind[1], kind[2]
 end
 
--- The layout of a day among an account's days.
-local function layout_of(days, day)
-  local _, last = string.find(days, ' ' .. day .. ':', 1, true)
-  return last and match(days, '^%S+', last + 1)
-end
-
 -- The fields of an account that a group needs.
 local wanted_of = {}
 for w, want in ipairs(wants) do
@@ -167,8 +164,8 @@ local unknown = false
 local floor = tonumber(fence[4])
 local below_floor = false
 for g = 1, group_count do
-  local account, version, want, policy, oldest, latest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs
-    = unpack(packed_groups[g])
+  local account, version, want, policy, oldest, latest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs,
+    marks, cycles = unpack(packed_groups[g])
   key = key + 1
   local group = {
     account = account, version = version, types = wants[want], overage = policies[policy][1],
@@ -203,6 +200,11 @@ for g = 1, group_count do
       is_stale = is_stale or (run.stored and run.stored ~= run.layout)
         or (run.neighbour ~= '' and (layout_of(days, run.neighbour) or '') ~= run.beside)
     end
+  end
+  if #cycles > 0 then
+    local other_marks
+    other_marks, key = read_marks(group, marks, cycles, key)
+    is_stale = is_stale or other_marks
   end
   if is_stale then
     local shown = redis.call('HGETALL', group.key)
@@ -390,6 +392,15 @@ for g = 1, group_count do
       end
     end
   end
+  if group.once then
+    look_at_marks(group.once, set_members_max)
+    for _, cycle in ipairs(group.once.cycles) do
+      if cycle.is_full then
+        group.once.text = more_sets(group.once.text, cycle)
+        growing[#growing + 1] = g
+      end
+    end
+  end
   if holds_repeats then
     for e = 1, group.count do
       local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
@@ -402,11 +413,15 @@ for g = 1, group_count do
   group.seen, group.any_seen = seen, next(seen) ~= nil
 end
 if #growing > 0 then
-  -- The only write of this refused call: the days' new layouts, by which all workers then go.
+  -- The only write of this refused call: new layouts of days and marks, by which all workers then go.
   local reply = { 'stale' }
   for i, g in ipairs(growing) do
     if growing[i - 1] ~= g then
-      redis.call('HSET', groups[g].key, 'days', groups[g].days)
+      local layouts = { 'days', groups[g].days }
+      if groups[g].once then
+        layouts[3], layouts[4] = 'once', groups[g].once.text
+      end
+      redis.call('HSET', groups[g].key, unpack(layouts))
       local shown = redis.call('HGETALL', groups[g].key)
       local n = #reply
       reply[n + 1], reply[n + 2] = tostring(g - 1), tostring(#shown / 2)

@@ -29,6 +29,7 @@ local function one_by_one(group, counter, rows)
   local verdicts, by_reason = {}, { {}, {}, {}, {} }
   local nothing = {}
   local line_of = lines_of(group)
+  local once = group.once
   for e = 1, group.count do
     local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
     local kind = b1 * 256 + b2
@@ -39,10 +40,12 @@ local function one_by_one(group, counter, rows)
       b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
       row = rows[b1 * 256 + b2]
     end
+    local mark = once and once.mark_of[e]
+    local charged_before = mark and class_judge[class] == 'c' and once.known[mark]
     if group.seen[e] then
       tally.duplicate = tally.duplicate + 1
       verdicts[e] = 'd'
-    elseif class_judge[class] == 'f' then
+    elseif class_judge[class] == 'f' or charged_before then
       tally.free = tally.free + 1
       row.free = (row.free or 0) + 1
       verdicts[e] = 'f'
@@ -71,6 +74,9 @@ local function one_by_one(group, counter, rows)
           c.denied = (c.denied or 0) + 1
           c.starved = c.starved or reason > 1
         end
+      end
+      if mark and (not reason or reason == 4) and not once.known[mark] then
+        once.known[mark], once.added[mark] = true, true
       end
       if not reason or reason == 4 then
         row.charged, row.cost = (row.charged or 0) + 1, (row.cost or 0) + cost - uncovered
@@ -174,6 +180,18 @@ for g = 1, group_count do
       new_of[kind] = new_of[kind] - 1
     end
   end
+  local free, marked
+  if group.once then
+    free, marked = free_of(group, function(e)
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      return class_judge[kind_class[b1 * 256 + b2]]
+    end)
+    for e in pairs(free) do
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local kind = b1 * 256 + b2
+      new_of[kind] = new_of[kind] - 1
+    end
+  end
   local sums, fits = {}, true
   for i = 1, #tally, 2 do
     local new = new_of[tally[i]]
@@ -210,7 +228,10 @@ for g = 1, group_count do
       local kind = tally[i]
       simple[kind] = simple[kind] + new_of[kind]
     end
-    local verdicts = any_seen and {}
+    if free then
+      group.free, group.once.added = free, marked
+    end
+    local verdicts = (any_seen or free and next(free)) and {}
     if verdicts then
       for e = 1, group.count do
         local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
@@ -219,6 +240,10 @@ for g = 1, group_count do
           local tally = counts[kind_range[kind]]
           tally.duplicate = tally.duplicate + 1
           verdicts[e] = 'd'
+        elseif free and free[e] then
+          local tally = counts[kind_range[kind]]
+          tally.free = tally.free + 1
+          verdicts[e] = 'f'
         else
           verdicts[e] = class_judge[kind_class[kind]]
         end
@@ -298,6 +323,21 @@ for g = 1, group_count do
         local n = #reply
         reply[n + 1], reply[n + 2], reply[n + 3] = tostring(g - 1), run.day, layout
       end
+    end
+  end
+  if group.once then
+    local marks = write_marks(group.once)
+    for _, cycle in ipairs(group.once.cycles) do
+      if cycle.is_crowded then
+        local layout
+        marks, layout = more_sets(marks, cycle)
+        local n = #reply
+        reply[n + 1], reply[n + 2], reply[n + 3] = tostring(g - 1), 'o' .. cycle.day, layout
+      end
+    end
+    if marks ~= group.once.text then
+      changed[#changed + 1] = 'once'
+      changed[#changed + 1] = marks
     end
   end
   if days ~= had_days then

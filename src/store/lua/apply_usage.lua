@@ -23,6 +23,13 @@ local function rows_of(group, as_told)
         row.free = row.free - 1
       end
     end
+    for e in pairs(group.free or {}) do
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local class = kind_class[b1 * 256 + b2]
+      b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
+      local row = rows[b1 * 256 + b2]
+      row.charged, row.cost, row.free = row.charged - 1, row.cost - class_cost[class], row.free + 1
+    end
   end
   return rows
 end

@@ -4,11 +4,11 @@
 -- KEYS[1] shard   hash    generation, catalogue, meter time, floor
 -- KEYS[2] outbox  stream
 -- KEYS[3] due     zset    every account, by the time at which it next changes by itself
--- KEYS[4..] accounts  hash
+-- KEYS[4..] accounts  hash, each followed by the sets of the marks that it forgets
 -- ARGV    generation, catalogue version, catalogue hash, commands that must be applied first ('' = any), meter time by
 --         which the steps were found ('' = usage asked), outbox bound, late_after in ms, types: n, then n x name in order,
 --         accounts: n, then n x (name, version, levels, steps: n, then n x
---           ('lots', at) | ('restate', number, cycle as JSON) | ('forget', number)
+--           ('lots', at) | ('restate', number, cycle as JSON) | ('forget', number, layout of its marks, n sets of them)
 --           | ('renew', number, cycle as JSON, its plan, its overage, n, n x (type, most that is carried over),
 --              '1' if another opens, and then: number, from, to, cycle as JSON, plan, levels, n, n x (type, kind, amount),
 --              n, n x (field, value) to set, n, n x field to clear))
@@ -206,6 +206,24 @@ local function open(account)
   judge_account(entries, account, types, levels)
 end
 
+-- Forgets a cycle's marks, if they are as the worker believes.
+local key = 3
+local function forget_marks(account, number, layout, sets)
+  local once = account.once or account.fields.once or ''
+  local name = ' ' .. text(number) .. ':'
+  if layout == '' then
+    return not string.find(once, name, 1, true)
+  end
+  local first, last = string.find(once .. ' ', name .. layout .. ' ', 1, true)
+  if first then
+    account.once = string.sub(once, 1, first - 1) .. string.sub(once, last)
+    for _, set in ipairs(sets) do
+      account.gone[#account.gone + 1] = set
+    end
+  end
+  return first
+end
+
 -- Takes a step from the arguments.
 local STEPS = {}
 function STEPS.lots(account)
@@ -228,9 +246,13 @@ function STEPS.restate(account)
   end
 end
 function STEPS.forget(account)
-  local number = take_number()
+  local number, layout, sets = take_number(), take(), {}
+  for s = 1, take_number() do
+    key = key + 1
+    sets[s] = KEYS[key]
+  end
   local closed = account.closed[number]
-  if closed and not closed.restate and closed.to <= floor then
+  if closed and not closed.restate and closed.to <= floor and forget_marks(account, number, layout, sets) then
     account.closed[number] = nil
   end
 end
@@ -264,7 +286,8 @@ function SKIP.restate()
   at = at + 2
 end
 function SKIP.forget()
-  at = at + 1
+  at = at + 2
+  key = key + take_number()
 end
 function SKIP.renew()
   at = at + 4
@@ -279,7 +302,9 @@ end
 
 local accounts = {}
 for a = 1, take_number() do
-  local account = read_account(KEYS[3 + a], take())
+  key = key + 1
+  local account = read_account(KEYS[key], take())
+  account.gone = {}
   for _, of_types in ipairs({ account.counters, account.pools }) do
     for credit_type in pairs(of_types) do
       assert(is_type[credit_type], 'roll: the account has a credit type that the catalogue lacks')
@@ -297,14 +322,22 @@ for a = 1, take_number() do
       SKIP[step]()
     end
   end
+  if account.once == '' then
+    account.cleared.once = true
+  else
+    account.set.once = account.once
+  end
   accounts[a] = account
 end
-assert(at == #ARGV and #KEYS == 3 + #accounts, 'roll: wrong arity')
+assert(at == #ARGV and key == #KEYS, 'roll: wrong arity')
 
 -- Write. Nothing below can fail: every key was read above as the type that it is written as.
 local reply = { 'stale' }
 for a, account in ipairs(accounts) do
   show(reply, a - 1, account.takes and write_account(account, KEYS[3]) or shown_of(account))
+  for first = 1, #account.gone, SLICE do
+    redis.call('UNLINK', unpack(account.gone, first, math.min(first + SLICE - 1, #account.gone)))
+  end
 end
 for _, entry in ipairs(entries) do
   publish(KEYS[2], entry)

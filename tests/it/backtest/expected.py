@@ -141,7 +141,7 @@ class Account:
         self.number, self.start, self.end = cycle_at(config, time)
         self.since, self.closing, self.closed_for_good = self.start, False, False
         self.types, self.pools, self.lots, self.cycles = {}, {}, [], {}
-        self.seen, self.commands = set(), set()
+        self.seen, self.commands, self.marks = set(), set(), set()
         self.grant_plan()
 
     def plan(self):
@@ -325,6 +325,8 @@ class Account:
 
     def use(self, event, time, cost, name):
         plan, overage, number = self.terms(time)
+        if cost > COST_MAX:
+            raise Dead("cost_too_large")
         if time < self.meter.floor:
             raise Dead("too_late")
         day, into = divmod(time, DAY)
@@ -337,6 +339,10 @@ class Account:
         action, data = self.meter.actions[event["data"]["action"]], event["data"]
         entitled = data["action"] in self.meter.plans[plan]["actions"]
         if entitled and (cost == 0 or data.get("outcome") in action.get("free_outcomes", [])):
+            return "free"
+        by = action.get("charge_once", {}).get("by")
+        mark = by and data.get(by) and (self.number if number is None else number, data["action"], data[by])
+        if entitled and mark in self.marks:
             return "free"
         if number is None:
             counted, lots = self.type(name), []
@@ -352,6 +358,8 @@ class Account:
         outcome, charge = judge(entitled, cost, counted.total() is None, remaining, over, overage)
         if outcome == "denied":
             counted.denied += 1
+        elif mark:
+            self.marks.add(mark)
         counted.charged += charge
         if number is None:
             self.burn(name, charge)
@@ -452,8 +460,6 @@ class Meter:
             raise Dead("unknown_action")
         price = action["prices"][0]
         cost = thousandths(price["credits"]) * quantity
-        if cost > COST_MAX:
-            raise Dead("cost_too_large")
         if account is None:
             raise Dead("unknown_account")
         return account.use(event, time, cost, price["credit_type"])

@@ -19,7 +19,7 @@ INTERVALS = ["monthly", "quarterly", "semi_annual", "annual"]
 ZONES = ["America/New_York", "Europe/Paris", "Asia/Kolkata", "America/Santiago"]
 ANCHORS = ["2024-03-31", "2024-08-30", "2024-10-29", "2025-01-31", "2024-12-30", "2024-09-06"]
 PLANS = ["starter", "basic", "capped"]
-ACTIONS = ["reveal_email"] * 8 + ["reveal_phone"] * 3 + ["verify_email", "enrich_contact"]
+ACTIONS = ["reveal_email"] * 8 + ["reveal_phone"] * 2 + ["reveal_mobile"] * 3 + ["verify_email", "enrich_contact"]
 USAGE, TICK = "credits.usage.v1", "credits.tick.v1"
 
 
@@ -141,6 +141,8 @@ class Scenario:
                 data["quantity"] = self.random.randint(1, 9)
             if data["action"] == "enrich_contact" and self.random.random() < 0.5:
                 data["outcome"] = "not_found"
+            if data["action"] == "reveal_mobile" and self.random.random() < 0.9:
+                data["contact"] = f"contact-{self.random.randrange(8)}"
             arrives = time
             if not self.in_order and self.random.random() < 0.12:
                 # Some of them later than three days.

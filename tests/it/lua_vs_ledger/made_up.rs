@@ -13,9 +13,17 @@ use credit_meter::ledger::grants::GrantKind;
 use credit_meter::ledger::outcome::DeadReason;
 use credit_meter::pipeline::record::{Body, Record};
 use rand::Rng;
+use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
 use super::{History, MIDNIGHT_MS, MINUTE_MS};
+
+/// What an event is charged for once, mostly one of few.
+fn once(action: &str, rng: &mut SmallRng) -> Option<Identity> {
+    let of = if rng.random_bool(0.8) { rng.random_range(0..3) } else { rng.random_range(0..1_000) };
+    let asks = matches!(action, "reveal_phone" | "enrich") && rng.random_bool(0.9);
+    asks.then(|| Identity::of(action, &format!("contact-{of}")))
+}
 
 impl History<'_> {
     pub fn record(&self, partition: Partition, offset: i64, body: Body) -> Record {
@@ -52,11 +60,15 @@ impl History<'_> {
             let mut event = (**self.sent.choose(rng).expect("some were sent")).clone();
             event.time_ms += rng.random_range(-8..=8) * MINUTE_MS; // a restamped retry
             event.dated_ms = event.time_ms.min(MIDNIGHT_MS + 12 * MINUTE_MS);
+            if rng.random_bool(0.1) {
+                event.once = once(&event.action, rng); // it says something else now
+            }
             return Arc::new(event);
         }
         let account = *["a", "b", "c", "d \"}{", "nobody"].choose(rng).expect("not empty");
-        let action =
-            *["reveal_email", "reveal_email", "reveal_phone", "verify", "unheard_of"].choose(rng).expect("not empty");
+        let action = *["reveal_email", "reveal_email", "reveal_phone", "enrich", "enrich", "verify", "unheard_of"]
+            .choose(rng)
+            .expect("not empty");
         let time_ms = match rng.random_range(0..40) {
             0 => MIDNIGHT_MS + 40 * DAY_MS,
             1 => MIDNIGHT_MS - 40 * DAY_MS,
@@ -76,6 +88,7 @@ impl History<'_> {
             outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
             user: [None, Some("u-1"), Some("\"é"), Some(" ")].choose(rng).expect("not empty").map(Arc::from),
             fields: Box::default(),
+            once: once(action, rng),
         });
         self.sent.push(event.clone());
         event

@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use credit_meter::ledger::call::{Partition, Range};
 use credit_meter::ledger::catalogue::CatalogueId;
+use credit_meter::ledger::day::Layout;
 use credit_meter::ledger::event::DAY_MS;
 use credit_meter::ledger::roll::{RollAccount, RollCall};
 use credit_meter::ledger::shard::{Grown, InitCall, InitReply};
-use credit_meter::ledger::steps::{MeterTime, steps_until};
+use credit_meter::ledger::steps::{MeterTime, Step, steps_until};
 use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
 use credit_meter::ledger::usage::{ForgetUsageCall, local_day};
 use credit_meter::pipeline::batch::{Call, thresholds};
@@ -98,7 +99,14 @@ impl History<'_> {
         views.sort_by(|(a, _), (b, _)| a.cmp(b));
         let meter_time_ms = self.rng.random_bool(0.2).then_some(meter.now_ms);
         let accounts = views.into_iter().map(|(account, view)| {
-            let steps = steps_until(self.catalogue, &view, meter.now_ms, meter);
+            let mut steps = steps_until(self.catalogue, &view, meter.now_ms, meter);
+            for step in &mut steps {
+                if let Step::Forget { marks, .. } = step
+                    && self.rng.random_bool(0.1)
+                {
+                    *marks = Some(Layout::first(1, 512).grown(1, 512)); // the account does not have these
+                }
+            }
             let version = view.version - u64::from(self.rng.random_bool(0.1));
             RollAccount { account, version, thresholds: thresholds(self.catalogue, &view.config), steps }
         });

@@ -33,7 +33,7 @@ pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<S
 /// The single shard under a prefix.
 pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shard {
     let mut shard = Shard::default();
-    let mut days = Vec::new();
+    let (mut days, mut marks) = (Vec::new(), Vec::new());
     let mut catalogue_text = String::new();
     for key in keys(connection, prefix).await {
         let name = key.split_once('}').map_or("", |(_, name)| name).trim_start_matches(':').to_owned();
@@ -58,11 +58,12 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
                 shard.accounts.insert(account.into(), parse_account(&fields));
             }
             ("d", Some(rest)) => {
-                let (day, account) = rest.split_once(':').expect("a day and an account");
-                let mut parts = day.split('.').map(|part| part.parse::<i64>().expect("a number"));
-                let day = parts.next().expect("a day");
-                let (generation, set) = (parts.next().unwrap_or(0) as u32, parts.next().unwrap_or(0) as u32);
-                days.push(((Arc::from(account), day), SetIndex { generation, set }, members(connection, &key).await));
+                let (account, day, set) = set_of(rest);
+                days.push(((account, day), set, members(connection, &key).await));
+            }
+            ("o", Some(rest)) => {
+                let (account, cycle, set) = set_of(rest);
+                marks.push(((account, cycle as i32), set, members(connection, &key).await));
             }
             ("u", Some(rest)) => {
                 let (day, account) = rest.split_once(':').expect("a day and an account");
@@ -84,11 +85,26 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
         for (day, layout) in &account.days {
             shard.seen.insert((name.clone(), *day), DaySets::new(layout.clone()));
         }
+        for (cycle, layout) in &account.marks {
+            shard.marks.insert((name.clone(), *cycle), DaySets::new(layout.clone()));
+        }
+    }
+    for (cycle, index, members) in marks {
+        shard.marks.get_mut(&cycle).expect("an account knows its marks").sets.insert(index, members);
     }
     for (day, index, members) in days {
         shard.seen.get_mut(&day).expect("an account knows its days").sets.insert(index, members);
     }
     shard
+}
+
+/// The account, the day or cycle, and the set, that a key names.
+fn set_of(rest: &str) -> (Arc<str>, i64, SetIndex) {
+    let (of, account) = rest.split_once(':').expect("a day or cycle, and an account");
+    let mut parts = of.split('.').map(|part| part.parse::<i64>().expect("a number"));
+    let of = parts.next().expect("a day or cycle");
+    let (generation, set) = (parts.next().unwrap_or(0) as u32, parts.next().unwrap_or(0) as u32);
+    (account.into(), of, SetIndex { generation, set })
 }
 
 /// What equal states may show differently: a counter of nothing, an empty set.
@@ -182,6 +198,7 @@ fn parse_account(fields: &BTreeMap<String, String>) -> Account {
         denied: parse_denied(fields).expect("denied"),
         closed: view.closed,
         days: view.days,
+        marks: view.marks,
     }
 }
 

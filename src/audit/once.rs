@@ -1,0 +1,192 @@
+//! What is charged once within a cycle: of the events that ask for one mark one was charged, and the others were free.
+//!
+//! Which one depends on the order in which they were applied. Within a partition the log gives it; between partitions
+//! nobody knows it afterwards, so that all *ways* count that the records allow. Where only some of an event's attempts ask
+//! for a mark, or for different ones, what they ask for is looked at together.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
+use super::attempts::Reading;
+use super::recorded::Decision;
+use super::resolve::{Ended, Priced, Resolver};
+use crate::ledger::call::Partition;
+use crate::ledger::credits::Credits;
+use crate::ledger::event::Identity;
+use crate::ledger::outcome::Outcome;
+
+/// Ways that are tried for what hangs together; hundreds of attempts in several partitions have more.
+const WAYS_MAX: usize = 4_096;
+
+/// The cycle (`None`: the open one), and what is charged once in it.
+pub type Mark = (Option<i32>, Identity);
+
+/// An event that asks for marks: its attempts, how they can be read, and the mark that each asks for.
+struct Asking {
+    attempts: Vec<Priced>,
+    readings: Vec<Reading>,
+    marks: Vec<Option<Mark>>,
+}
+
+/// The events of an account that ask for marks.
+#[derive(Default)]
+pub struct Once {
+    events: Vec<Asking>,
+}
+
+/// How all attempts of some events ended, and the marks that were set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Way {
+    pub ended: Vec<(Priced, Ended)>,
+    pub set: BTreeMap<Option<i32>, u64>,
+}
+
+impl Once {
+    /// Keeps an event if it asks for a mark.
+    pub fn keep(
+        &mut self,
+        resolver: &Resolver<'_>,
+        once: &BTreeMap<(i32, i64), Identity>,
+        attempts: &[Priced],
+        readings: &[Reading],
+    ) -> bool {
+        if once.is_empty() {
+            return false;
+        }
+        let mark = |attempt: &Priced| {
+            let class = &resolver.classes[attempt.class as usize];
+            let mark = once.get(&(attempt.kept.partition, attempt.kept.offset)).filter(|_| class.once);
+            mark.map(|mark| (class.cycle, *mark))
+        };
+        let marks: Vec<Option<Mark>> = attempts.iter().map(mark).collect();
+        let asks = marks.iter().any(Option::is_some);
+        if asks {
+            self.events.push(Asking { attempts: attempts.to_vec(), readings: readings.to_vec(), marks });
+        }
+        asks
+    }
+
+    /// For what hangs together, each way in which it may have ended.
+    pub fn each(self, resolver: &Resolver<'_>, mut visit: impl FnMut(&[Way])) {
+        let mut part_of: Vec<usize> = (0..self.events.len()).collect();
+        let mut first: FxHashMap<Mark, usize> = FxHashMap::default();
+        for (index, event) in self.events.iter().enumerate() {
+            for mark in event.marks.iter().flatten() {
+                let other = *first.entry(*mark).or_insert(index);
+                let (own, other) = (root(&mut part_of, index), root(&mut part_of, other));
+                part_of[own] = other;
+            }
+        }
+        let mut parts: BTreeMap<usize, Vec<&Asking>> = BTreeMap::new();
+        for (index, event) in self.events.iter().enumerate() {
+            parts.entry(root(&mut part_of, index)).or_default().push(event);
+        }
+        for events in parts.values() {
+            visit(&ways(resolver, events));
+        }
+    }
+}
+
+/// The event that stands for all that an event hangs together with.
+fn root(part_of: &mut [usize], mut index: usize) -> usize {
+    while part_of[index] != index {
+        part_of[index] = part_of[part_of[index]];
+        index = part_of[index];
+    }
+    index
+}
+
+/// All ways of some events: by how their attempts are read, and which of those that ask for a mark came first.
+fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
+    let mut ways = Vec::new();
+    let mut chosen = vec![0; events.len()];
+    loop {
+        let mut asking: BTreeMap<Mark, Vec<&Priced>> = BTreeMap::new();
+        let mut others = Way::default();
+        for (event, reading) in events.iter().zip(&chosen) {
+            let decided = event.readings.get(*reading).map_or(&[][..], |reading| reading);
+            for ((attempt, mark), decided) in event.attempts.iter().zip(&event.marks).zip(decided) {
+                let denied = matches!(attempt.decision, Some(Decision::Denied(_)));
+                match mark {
+                    Some(mark) if *decided && !denied => asking.entry(*mark).or_default().push(attempt),
+                    _ => others.ended.push((*attempt, resolver.ended(attempt, *decided))),
+                }
+            }
+        }
+        let mut found = vec![others];
+        for ((cycle, _), attempts) in &asking {
+            let firsts = firsts(attempts);
+            let mut longer = Vec::new();
+            for (way, first) in found.iter().flat_map(|way| firsts.iter().map(move |first| (way, *first))) {
+                let mut way = way.clone();
+                way.ended.extend(attempts.iter().zip(0..).map(|(attempt, index)| {
+                    let free = attempt.decision.is_none() && first != Some(index);
+                    let free = free.then_some(Ended { outcome: Outcome::Free, charged: Credits::ZERO });
+                    (**attempt, free.unwrap_or_else(|| resolver.ended(attempt, true)))
+                }));
+                *way.set.entry(*cycle).or_default() += 1;
+                longer.push(way);
+                if ways.len() + longer.len() >= WAYS_MAX {
+                    break;
+                }
+            }
+            found = longer;
+        }
+        ways.extend(found);
+        if ways.len() >= WAYS_MAX || !next(&mut chosen, events) {
+            return ways;
+        }
+    }
+}
+
+/// The next choice of readings.
+fn next(chosen: &mut [usize], events: &[&Asking]) -> bool {
+    for (reading, event) in chosen.iter_mut().zip(events) {
+        *reading += 1;
+        if *reading < event.readings.len() {
+            return true;
+        }
+        *reading = 0;
+    }
+    false
+}
+
+/// Which of the attempts that were decided, and not denied, may be the one that was charged whole (`None`: none was, since
+/// one that was capped came first).
+///
+/// One that was capped took what was left, and its message stands. After a fall-back another of another partition may be
+/// decided before it, and be charged as well.
+fn firsts(attempts: &[&Priced]) -> Vec<Option<usize>> {
+    let any_early = attempts.iter().any(|attempt| attempt.early);
+    let place = |attempt: &Priced| (attempt.kept.partition, attempt.kept.offset);
+    let mut heads: BTreeMap<i32, i64> = BTreeMap::new();
+    for (partition, offset) in attempts.iter().map(|attempt| place(attempt)) {
+        let head = heads.entry(partition).or_insert(offset);
+        *head = offset.min(*head);
+    }
+    let may_be_first =
+        |attempt: &Priced| heads[&attempt.kept.partition] == attempt.kept.offset && (attempt.early || !any_early);
+    let capped: Vec<&&Priced> = attempts.iter().filter(|attempt| attempt.decision.is_some()).collect();
+    let beside = |attempt: &Priced| capped.iter().all(|capped| capped.kept.partition != attempt.kept.partition);
+    let whole = attempts.iter().enumerate().filter(|(_, attempt)| attempt.decision.is_none());
+    let whole = whole.filter(|(_, attempt)| may_be_first(attempt) && beside(attempt)).map(|(index, _)| Some(index));
+    let none = capped.iter().any(|capped| may_be_first(capped)).then_some(None);
+    let mut firsts: Vec<Option<usize>> = whole.chain(none).collect();
+    if firsts.is_empty() {
+        // What was capped came after another of its own partition: they contradict each other, and both count.
+        firsts.extend(attempts.iter().position(|attempt| may_be_first(attempt)).map(Some));
+    }
+    firsts
+}
+
+impl Way {
+    /// What its early attempts came to, for the totals.
+    pub fn early(&self) -> Vec<(Partition, Outcome)> {
+        let early = self.ended.iter().filter(|(attempt, _)| attempt.early);
+        let mut early: Vec<_> =
+            early.map(|(attempt, ended)| (Partition::usage(attempt.kept.partition), ended.outcome)).collect();
+        early.sort_unstable();
+        early
+    }
+}
