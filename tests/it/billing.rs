@@ -9,7 +9,7 @@ use crate::support::until;
 use crate::walk::{CATALOGUE, reveal_event};
 
 /// A meter with an account whose first cycle has ended, with 20 e-mail credits used in it.
-async fn renewed(topics: &Topics, meter: &mut Meter) -> (crate::support::meter::Running, String) {
+pub async fn renewed(topics: &Topics, meter: &mut Meter) -> (crate::support::meter::Running, String) {
     meter.set("TIME__TICK_EVERY", "200ms");
     let anchor = Utc::now().date_naive() - Days::new(1) - Months::new(1);
     let day = |days: u64| ((anchor + Days::new(days)).and_time(NaiveTime::MIN).and_utc()).to_rfc3339();

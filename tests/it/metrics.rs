@@ -6,6 +6,7 @@ use credit_meter::store::keys::Key;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::billing::renewed;
 use crate::redis_answers::unready;
 use crate::support::kafka::{Outgoing, Topics};
 use crate::support::meter::{Meter, Running, SHARDS};
@@ -166,6 +167,18 @@ async fn series_stay_bounded_with_100_000_accounts() {
     let all = page.lines().filter(|line| !line.starts_with('#')).count();
     assert_eq!(named, 1_000, "one credit type of each is in alarm");
     assert!(all < 1_500, "{all} series");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_is_counted_with_its_delay() {
+    let topics = Topics::create("renewals", 1).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    let (running, _) = renewed(&topics, &mut meter).await;
+    has(&running, "credit_meter_rollovers_total", "", |rollovers| rollovers == 1.0).await;
+    // A day after its end, by the broker's clock.
+    let delays = series(&running, "credit_meter_rollover_delay_seconds_bucket").await;
+    let up_to = |bound: &str| delays[&format!("{{le=\"{bound}\"}}")];
+    assert_eq!((up_to("14400"), up_to("+Inf")), (0.0, 1.0), "{delays:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
