@@ -171,7 +171,7 @@ impl Meter {
             (0..ACCOUNTS).map(|index| self.keys.spell(Key::Account(&account_name(index)))).collect();
         for (index, stored) in probe.hashes(&accounts)?.iter().enumerate() {
             for (credit_type, used) in CREDIT_TYPES.iter().zip(table.used[index]) {
-                let charged = stored.get(&format!("{credit_type}.charged")).map_or("0", String::as_str);
+                let charged = stored.get(&format!("{credit_type}.c")).map_or("0", String::as_str);
                 let account = account_name(index);
                 ensure!(charged == used.to_string(), "{account} has used {charged} of {credit_type}, not {used}");
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::keys::{Key, Keys};
 use super::scripts::Script;
-use super::stored::{number, parse_amount};
+use super::stored::{ALERTS, CHARGED, EXPIRED, GRANTED, number, parse_amount};
 use super::words::{Fields, Input};
 use super::{RedisStore, StoreError};
 use crate::ledger::account::{Counter, Life};
@@ -50,7 +50,7 @@ impl CountedBalance {
 
 /// Fields of an account itself, then of each credit type.
 const OWN_FIELDS: [&str; 2] = ["plan", "life"];
-const TYPE_FIELDS: [&str; 4] = ["granted", "charged", "expired", "alerts"];
+const TYPE_FIELDS: [&str; 4] = [GRANTED, CHARGED, EXPIRED, ALERTS];
 
 /// Some accounts of one shard.
 pub struct CensusScript<'a> {

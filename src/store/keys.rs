@@ -47,13 +47,13 @@ pub enum Key<'a> {
     /// - `version` counts every change but usage; `days` ` <day>:<layout>` for each day whose identities are kept, where a layout is the
     ///   number of sets of each generation: `1`, or `1,8,64` for a busy day
     /// - `once` ` <cycle>:<layout>` for each cycle whose marks are kept; absent = none
-    /// - `<type>.granted` thousandths or `unlimited`; `<type>.charged`; `<type>.expired`; absent = 0
+    /// - `<type>.g` granted, in thousandths or `unlimited`; `<type>.c` charged; `<type>.e` expired; absent = 0
     /// - `ids` identities of the first commands that were applied to it, for ever
     /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put; with `>` before
     ///   the name what waits for the renewal
     /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
-    /// - `<type>.pool` granted in the open cycle by plan, add-ons, carried over, adjustments, top-ups, promos, then
-    ///   what is left of the first four; `<type>.denied` events; `<type>.alerts` `arming levels`: those that it
+    /// - `<type>.p` granted in the open cycle by plan, add-ons, carried over, adjustments, top-ups, promos, then
+    ///   what is left of the first four; `<type>.d` events denied; `<type>.a` `arming levels`: those that it
     ///   is below (`p80`, `r10000`, `x`); absent = `0` and none
     /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command
     /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;

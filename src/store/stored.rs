@@ -64,6 +64,19 @@ fn parse_total(text: &str) -> Option<(Partition, Outcome)> {
     Some((Partition::parse(partition)?, Outcome::from_name(outcome)?))
 }
 
+/// Parts of an account's fields, behind a credit type and a point. Short: each account has them for each type.
+pub const GRANTED: &str = "g";
+pub const CHARGED: &str = "c";
+pub const EXPIRED: &str = "e";
+pub const ALERTS: &str = "a";
+const POOL: &str = "p";
+const DENIED: &str = "d";
+
+/// The credit type of a field that has this part.
+fn of_type<'a>(field: &'a str, part: &str) -> Option<&'a str> {
+    field.split_once('.').filter(|(_, own)| *own == part).map(|(credit_type, _)| credit_type)
+}
+
 /// What stands before a field that waits for the renewal.
 pub const PENDING: &str = ">";
 
@@ -98,7 +111,7 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
                     closed_counters.push((number::<i32>(of)?, credit_type.to_owned(), counter));
                 }
             }
-        } else if let Some(credit_type) = name.strip_suffix(".pool") {
+        } else if let Some(credit_type) = of_type(name, POOL) {
             pools.insert(credit_type.to_owned(), parse_pool(value).ok_or_else(broken)?);
         }
     }
@@ -201,17 +214,17 @@ pub fn parse_counters(fields: &BTreeMap<String, String>) -> Result<BTreeMap<Stri
     let mut counters: BTreeMap<String, Counter> = BTreeMap::new();
     for (name, value) in fields {
         let Some((credit_type, part)) = name.split_once('.') else { continue };
-        if matches!(part, "pool" | "denied" | "alerts") {
+        if matches!(part, POOL | DENIED | ALERTS) {
             continue;
         }
         let counter = counters.entry(credit_type.to_owned()).or_default();
         match part {
-            "granted" => {
+            GRANTED => {
                 counter.granted =
                     parse_amount(value).ok_or_else(|| StoreError::Broken(format!("`{name}` is `{value}`")))?;
             }
-            "charged" => counter.charged = Credits::from_thousandths(number(value)?),
-            "expired" => counter.expired = Credits::from_thousandths(number(value)?),
+            CHARGED => counter.charged = Credits::from_thousandths(number(value)?),
+            EXPIRED => counter.expired = Credits::from_thousandths(number(value)?),
             _ => return Err(StoreError::Broken(format!("an account has a field `{name}`"))),
         }
     }
@@ -225,7 +238,7 @@ pub fn parse_ids(fields: &BTreeMap<String, String>) -> Result<Vec<i64>, StoreErr
 
 /// The levels that credit types are below.
 pub fn parse_alarms(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String, Alarm>, StoreError> {
-    let alarms = fields.iter().filter_map(|(name, value)| Some((name.strip_suffix(".alerts")?, value)));
+    let alarms = fields.iter().filter_map(|(name, value)| Some((of_type(name, ALERTS)?, value)));
     let alarm = |(credit_type, value): (&str, &String)| {
         let alarm = Alarm::parse(value).ok_or_else(|| StoreError::Broken(format!("alerts are `{value}`")))?;
         Ok((credit_type.to_owned(), alarm))
@@ -235,7 +248,7 @@ pub fn parse_alarms(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String
 
 /// Events that were denied in the open cycle, by credit type.
 pub fn parse_denied(fields: &BTreeMap<String, String>) -> Result<BTreeMap<String, u64>, StoreError> {
-    let denied = fields.iter().filter_map(|(name, value)| Some((name.strip_suffix(".denied")?, value)));
+    let denied = fields.iter().filter_map(|(name, value)| Some((of_type(name, DENIED)?, value)));
     denied.map(|(credit_type, value)| Ok((credit_type.to_owned(), number(value)?))).collect()
 }
 

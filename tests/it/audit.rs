@@ -193,16 +193,16 @@ async fn each_change_by_hand_is_named() {
 
     let large = hand.key(Key::Account("large"));
     // As if the event had been charged twice.
-    hand.run(&["HINCRBY", &large, "email.charged", "4321000"]).await;
+    hand.run(&["HINCRBY", &large, "email.c", "4321000"]).await;
     let named = hand.names(Some("large"), "email.charged");
     let record = &named["records"][0];
     assert_eq!((&record["partition"], &record["offset"]), (&json!(2), &json!(costly_at)), "{named}");
     assert_eq!((&record["outcome"], &record["cost"]), (&json!("charged"), &json!(4321)), "{named}");
-    hand.run(&["HINCRBY", &large, "email.charged", "-4321000"]).await;
+    hand.run(&["HINCRBY", &large, "email.c", "-4321000"]).await;
 
-    hand.run(&["HINCRBY", &large, "phone.granted", "1"]).await;
+    hand.run(&["HINCRBY", &large, "phone.g", "1"]).await;
     hand.names(Some("large"), "phone.granted");
-    hand.run(&["HINCRBY", &large, "phone.granted", "-1"]).await;
+    hand.run(&["HINCRBY", &large, "phone.g", "-1"]).await;
 
     hand.run(&["HSET", &large, "plan", "basic"]).await;
     hand.names(Some("large"), "plan");

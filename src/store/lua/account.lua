@@ -291,16 +291,18 @@ local function read_account(key, name)
     local number, closed_type = string.match(field, '^closed:(%-?%d+):?(.*)$')
     local created, is_id = string.match(field, '^lot:(%d+)(:?)')
     local judged = string.match(field, '^terms:(%-?%d+)$')
-    if part == 'granted' then
+    if part == 'g' then
       counter_of(account, credit_type).granted = tonumber(value)
-    elseif part == 'charged' or part == 'expired' then
-      counter_of(account, credit_type)[part] = tonumber(value)
-    elseif part == 'pool' then
+    elseif part == 'c' then
+      counter_of(account, credit_type).charged = tonumber(value)
+    elseif part == 'e' then
+      counter_of(account, credit_type).expired = tonumber(value)
+    elseif part == 'p' then
       local list = words(value)
       account.pools[credit_type] = { granted = granted_from(list), left = tonumber(list[7]) }
-    elseif part == 'alerts' then
+    elseif part == 'a' then
       account.alarms[credit_type] = alarm_from(value)
-    elseif part == 'denied' then
+    elseif part == 'd' then
       account.denied[credit_type] = tonumber(value)
     elseif is_id == ':' then
       ids[tonumber(created)] = value
@@ -436,27 +438,27 @@ local function fields_of(account)
   put('version', text(account.version))
   put('days', account.fields.days or '')
   for credit_type, c in pairs(account.counters) do
-    put(credit_type .. '.granted', c.granted and text(c.granted) or 'unlimited')
+    put(credit_type .. '.g', c.granted and text(c.granted) or 'unlimited')
     if c.charged ~= 0 then
-      put(credit_type .. '.charged', text(c.charged))
+      put(credit_type .. '.c', text(c.charged))
     end
     if c.expired ~= 0 then
-      put(credit_type .. '.expired', text(c.expired))
+      put(credit_type .. '.e', text(c.expired))
     end
   end
   for credit_type, pool in pairs(account.pools) do
     local granted = granted_text(pool.granted)
     if pool.left ~= 0 or granted ~= '0 0 0 0 0 0' then
-      put(credit_type .. '.pool', granted .. ' ' .. text(pool.left))
+      put(credit_type .. '.p', granted .. ' ' .. text(pool.left))
     end
   end
   for credit_type, alarm in pairs(account.alarms) do
     if alarm.arming > 0 or #alarm.fired > 0 then
-      put(credit_type .. '.alerts', text(alarm.arming) .. ' ' .. table.concat(alarm.fired, ','))
+      put(credit_type .. '.a', text(alarm.arming) .. ' ' .. table.concat(alarm.fired, ','))
     end
   end
   for credit_type, denied in pairs(account.denied) do
-    put(credit_type .. '.denied', text(denied))
+    put(credit_type .. '.d', text(denied))
   end
   for created, lot in pairs(account.lots) do
     put('lot:' .. text(created), lot_text(lot))

@@ -145,7 +145,7 @@ for w, want in ipairs(wants) do
   for _, t in ipairs(want) do
     local name = type_name[t]
     local n = #wanted
-    wanted[n + 1], wanted[n + 2], wanted[n + 3] = name .. '.granted', name .. '.charged', name .. '.expired'
+    wanted[n + 1], wanted[n + 2], wanted[n + 3] = name .. '.g', name .. '.c', name .. '.e'
   end
   wanted_of[w] = wanted
 end

@@ -140,7 +140,7 @@ local function alerts_after_use(group, counter)
         judges = judges or below(code, c.granted, used, left)
       end
       if judges then
-        local stored = redis.call('HMGET', group.key, 'cycle', credit_type .. '.alerts')
+        local stored = redis.call('HMGET', group.key, 'cycle', credit_type .. '.a')
         local cycle, start = match(stored[1], '^(%-?%d+) (%-?%d+)')
         local alarm = judge_alerts(alerts, group.account, tonumber(cycle), credit_type, c, stored[2] and alarm_from(stored[2]),
           group.levels, false, c.starved, tonumber(start), tonumber(group.latest))
@@ -220,7 +220,7 @@ for g = 1, group_count do
     -- Events that were denied are counted beside the charges.
     for t, c in pairs(counter) do
       if c.denied then
-        c.denied = c.denied + tonumber(redis.call('HGET', group.key, type_name[t] .. '.denied') or '0')
+        c.denied = c.denied + tonumber(redis.call('HGET', group.key, type_name[t] .. '.d') or '0')
       end
     end
   else
@@ -293,15 +293,15 @@ for g = 1, group_count do
   local changed = {}
   for t, c in pairs(group.counter) do
     if c.charged ~= c.was then
-      changed[#changed + 1] = type_name[t] .. '.charged'
+      changed[#changed + 1] = type_name[t] .. '.c'
       changed[#changed + 1] = format('%.0f', c.charged)
     end
     if c.alarm then
-      changed[#changed + 1] = type_name[t] .. '.alerts'
+      changed[#changed + 1] = type_name[t] .. '.a'
       changed[#changed + 1] = c.alarm
     end
     if c.denied then
-      changed[#changed + 1] = type_name[t] .. '.denied'
+      changed[#changed + 1] = type_name[t] .. '.d'
       changed[#changed + 1] = format('%.0f', c.denied)
     end
   end
