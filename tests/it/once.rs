@@ -1,6 +1,8 @@
 //! What is charged once within a cycle, on a real meter whose workers are killed: whatever comes between.
 
 use std::collections::BTreeSet;
+use std::future::Future;
+use std::task::Poll;
 
 use credit_meter::ledger::outcome::Outcome;
 use rand::rngs::SmallRng;
@@ -109,6 +111,54 @@ async fn a_contact_is_charged_once_whatever_is_killed_and_comes_again() {
     let what = report["differences"][0]["what"].as_str().expect("a text");
     assert!(what.starts_with("charged once in cycle"), "{report}");
     running.clear();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_contacts_in_one_call_are_kept_packed() {
+    let topics = Topics::create("once-many", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    topics.command(&put("large", "organization")).await;
+    let running = meter.start(&[]);
+    running.ready().await;
+    send(&topics, 0, &mobile("large", "first", Some("first"), 1)).await;
+    meter.caught_up(&topics).await;
+    assert!(running.terminate().await.success());
+    // A backlog, of which a call takes as much as it can: each contact, and then some of them again.
+    let contacts: Vec<String> = (0..9_000).map(|number| format!("contact-{number}")).collect();
+    let events: Vec<Value> = contacts
+        .iter()
+        .chain(contacts.iter().step_by(7))
+        .enumerate()
+        .map(|(number, contact)| mobile("large", &format!("e{number}"), Some(contact), 1))
+        .collect();
+    for chunk in events.chunks(200) {
+        let mut waiting: Vec<_> = chunk.iter().map(|event| Box::pin(send(&topics, 0, event))).collect();
+        std::future::poll_fn(|context| {
+            waiting.retain_mut(|sent| sent.as_mut().poll(context).is_pending());
+            if waiting.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+    let running = meter.start(&[]);
+    running.ready().await;
+    meter.caught_up(&topics).await;
+    assert_eq!(phone(&meter, "large")[0], json!(12_000));
+    assert_eq!(phone(&meter, "large")[2], json!(1501.5), "1.5 credits for each of 9,001 contacts");
+    let totals: Vec<_> = meter.totals("usage").await.into_iter().collect();
+    assert_eq!(totals, [(Outcome::Free, 1_286), (Outcome::Charged, 9_001)]);
+    let mut connection = shared().await;
+    let mut marks = 0;
+    for key in dump::keys(&mut connection, &meter.prefix).await.iter().filter(|key| key.contains("}:o:")) {
+        let mut encoding = redis::cmd("OBJECT");
+        encoding.arg("ENCODING").arg(key);
+        let encoding: String = encoding.query_async(&mut connection).await.expect("redis answers");
+        assert_eq!(encoding, "intset", "{key}");
+        let members: u64 = redis::cmd("SCARD").arg(key).query_async(&mut connection).await.expect("redis answers");
+        marks += members;
+    }
+    assert_eq!(marks, 9_001);
+    meter.audit();
+    assert!(running.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,12 +39,15 @@ const NOW_MS: i64 = 1_773_144_000_000;
 const CATALOGUE: &str = r#"
 version = 1
 [credit_types.email]
+[actions.reveal_phone]
+prices = [{ credit_type = "email", credits = 2 }]
+charge_once = { by = "contact" }
 [actions.reveal_email]
 prices = [{ credit_type = "email", credits = 1.5 }]
 [plans.basic]
 interval = "monthly"
 allowance = { email = 1_000_000 }
-actions = ["reveal_email"]
+actions = ["reveal_email", "reveal_phone"]
 [plans.tiny]
 interval = "monthly"
 allowance = { email = 10 }
@@ -580,6 +583,10 @@ impl World {
                     let paid: i64 = ids.iter().filter(|id| !is_denied(id)).map(|id| self.price(id)).sum();
                     assert_eq!(charged, paid, "seed {seed}: what is denied is not charged");
                 }
+                "f" => {
+                    let contacts: BTreeSet<usize> = ids.iter().map(|id| contact(id)).collect();
+                    assert_eq!(charged, 2_000 * contacts.len() as i64, "seed {seed}: each contact once");
+                }
                 "e" => {
                     let cost: i64 = ids.iter().map(|id| self.price(id)).sum();
                     assert_eq!(charged, cost - uncovered, "seed {seed}: what is uncovered neither");
@@ -611,7 +618,7 @@ fn end_of(records: &[Record]) -> i64 {
 }
 
 fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
-    let accounts = ["a", "b", "c", "d", "e"];
+    let accounts = ["a", "b", "c", "d", "e", "f"];
     let mut log = BTreeMap::new();
     let commands = accounts.iter().enumerate().map(|(index, account)| {
         let command = Command {
@@ -667,10 +674,10 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
         source: "s".into(),
         identity: Identity::of("s", &id),
         fields: [(Field::Source, format!("s{}", source(&id)).into())].into(),
-        once: None,
+        once: (account == "f").then(|| Identity::of("reveal_phone", &contact(&id).to_string())),
         time_ms: NOW_MS + rng.random_range(-60_000..60_000),
         dated_ms: dated_ms(&id),
-        action: "reveal_email".into(),
+        action: if account == "f" { "reveal_phone".into() } else { "reveal_email".into() },
         quantity: 1,
         outcome: None,
         user: None,
@@ -680,6 +687,11 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
 
 fn dated_ms(id: &str) -> i64 {
     NOW_MS + id.parse::<i64>().expect("a number") * 1000
+}
+
+/// For whom the events of account f are.
+fn contact(id: &str) -> usize {
+    id.parse::<usize>().expect("a number") % 7
 }
 
 /// Which of the prices that are added counts for an event.

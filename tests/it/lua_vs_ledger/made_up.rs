@@ -20,7 +20,7 @@ use super::{History, MIDNIGHT_MS, MINUTE_MS};
 
 /// What an event is charged for once, mostly one of few.
 fn once(action: &str, rng: &mut SmallRng) -> Option<Identity> {
-    let of = if rng.random_bool(0.8) { rng.random_range(0..3) } else { rng.random_range(0..1_000) };
+    let of = if rng.random_bool(0.8) { rng.random_range(0..2) } else { rng.random_range(0..1_000) };
     let asks = matches!(action, "reveal_phone" | "enrich") && rng.random_bool(0.9);
     asks.then(|| Identity::of(action, &format!("contact-{of}")))
 }
@@ -66,9 +66,18 @@ impl History<'_> {
             return Arc::new(event);
         }
         let account = *["a", "b", "c", "d \"}{", "nobody"].choose(rng).expect("not empty");
-        let action = *["reveal_email", "reveal_email", "reveal_phone", "enrich", "enrich", "verify", "unheard_of"]
-            .choose(rng)
-            .expect("not empty");
+        let action = *[
+            "reveal_email",
+            "reveal_email",
+            "reveal_email",
+            "reveal_phone",
+            "enrich",
+            "enrich",
+            "verify",
+            "unheard_of",
+        ]
+        .choose(rng)
+        .expect("not empty");
         let time_ms = match rng.random_range(0..40) {
             0 => MIDNIGHT_MS + 40 * DAY_MS,
             1 => MIDNIGHT_MS - 40 * DAY_MS,
