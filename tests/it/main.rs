@@ -15,6 +15,7 @@ mod independent;
 mod latency;
 mod lua_vs_ledger;
 mod metrics;
+mod monitoring;
 mod once;
 mod outage;
 mod rebuild;

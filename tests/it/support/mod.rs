@@ -4,6 +4,7 @@
 pub mod dump;
 pub mod kafka;
 pub mod meter;
+pub mod monitor;
 pub mod own_kafka;
 pub mod past;
 pub mod proxy;
