@@ -273,7 +273,7 @@ pub fn set_partitions_halted(partitions: usize) {
     METRICS.partitions_halted.set(gauge(partitions));
 }
 
-/// Entries in a shard's outbox, as last seen; the metric is the sum over the shards.
+/// Entries in a shard's outbox, as last seen by the worker that publishes it; the metric is the sum over the shards.
 pub fn set_outbox_entries(shard: u32, entries: usize) {
     static BY_SHARD: Mutex<BTreeMap<u32, usize>> = Mutex::new(BTreeMap::new());
     let mut by_shard = BY_SHARD.lock().unwrap_or_else(PoisonError::into_inner);
@@ -500,7 +500,7 @@ impl Metrics {
             ),
             outbox_entries: register.gauge(
                 "credit_meter_outbox_entries",
-                "Messages that wait in the outboxes of all shards, as last seen by this worker.",
+                "Messages that wait in the outboxes that this worker publishes, as last seen.",
             ),
             outbox_published: register.counters(
                 "credit_meter_outbox_published_total",

@@ -29,6 +29,10 @@ const READ_AT_ONCE: usize = 100;
 const PAGE: usize = 1_000;
 /// How often the metrics follow what is known, and it is looked which shards are this worker's.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// A count pauses for at least so long.
+const PAUSE_MIN: Duration = Duration::from_secs(10);
+/// And so many times as long as counting all shards takes, up to `metrics.census_every`: few accounts are counted often.
+const PAUSE_COUNTS: u32 = 20;
 /// The wait before accounts that have series are read again.
 const FOLLOW_EVERY: Duration = Duration::from_secs(10);
 /// The wait after a failure.
@@ -50,8 +54,8 @@ pub struct Census {
 /// What a census has done, and what it is at.
 struct State {
     book: Book,
-    /// When each shard's last count ended, and the same since 1970.
-    counted: BTreeMap<u32, (Instant, Duration)>,
+    /// Each shard's last count.
+    counted: BTreeMap<u32, LastCount>,
     walk: Option<Walk>,
     /// Accounts to be read, those of which an alert tells before those that are followed.
     alerted: VecDeque<Arc<str>>,
@@ -68,9 +72,17 @@ struct State {
     failing: bool,
 }
 
+#[derive(Clone, Copy)]
+struct LastCount {
+    ended: Instant,
+    since_1970: Duration,
+    took: Duration,
+}
+
 /// A way through a shard's accounts.
 struct Walk {
     shard: u32,
+    began: Instant,
     /// Where the next page begins; `None`: there is none.
     cursor: Option<u64>,
     page: VecDeque<Arc<str>>,
@@ -137,7 +149,7 @@ impl Census {
         let (remaining, dropped) = state.book.remaining();
         accounts::set_account_remaining(&remaining, dropped);
         let held: Vec<u32> = (0..self.shards).filter(|shard| state.book.holds(*shard)).collect();
-        let ends = held.iter().map(|shard| state.counted.get(shard).map(|(_, since_1970)| *since_1970));
+        let ends = held.iter().map(|shard| state.counted.get(shard).map(|last| last.since_1970));
         // Where some shard was never counted, what was told stays.
         if let Some(ends) = ends.collect::<Option<Vec<Duration>>>() {
             accounts::set_census_ended(ends.into_iter().min().map(|end| end.as_secs_f64()));
@@ -231,7 +243,8 @@ impl Census {
         state.changed = true;
         if walk.page.is_empty() && walk.cursor.is_none() {
             let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            state.counted.insert(walk.shard, (Instant::now(), since_1970));
+            let last = LastCount { ended: Instant::now(), since_1970, took: walk.began.elapsed() };
+            state.counted.insert(walk.shard, last);
             let Some(Walk { shard, count, .. }) = state.walk.take() else { return Ok(accounts.len()) };
             state.book.counted(shard, count);
         }
@@ -244,9 +257,14 @@ impl Census {
             return Some(walk.shard);
         }
         let held = (0..self.shards).filter(|shard| state.book.holds(*shard));
-        let ended = |shard: &u32| state.counted.get(shard).map(|(ended, _)| *ended);
-        let next = held.min_by_key(ended)?;
-        ended(&next).is_none_or(|ended| ended.elapsed() >= self.settings.census_every).then_some(next)
+        let next = held.min_by_key(|shard| state.counted.get(shard).map(|last| last.ended))?;
+        let last = state.counted.get(&next);
+        last.is_none_or(|last| last.ended.elapsed() >= self.pause(last.took)).then_some(next)
+    }
+
+    /// How long a count stays good, if it took so long for one shard.
+    fn pause(&self, took: Duration) -> Duration {
+        took.saturating_mul(self.shards * PAUSE_COUNTS).max(PAUSE_MIN).min(self.settings.census_every)
     }
 }
 
@@ -260,6 +278,6 @@ impl State {
 
 impl Walk {
     fn new(shard: u32) -> Walk {
-        Walk { shard, cursor: Some(0), page: VecDeque::new(), count: Count::default() }
+        Walk { shard, began: Instant::now(), cursor: Some(0), page: VecDeque::new(), count: Count::default() }
     }
 }

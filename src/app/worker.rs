@@ -340,7 +340,9 @@ impl Worker {
             }
             Effect::Applied(report) => count(&report),
             Effect::Outbox { shard, entries } => {
-                metrics::set_outbox_entries(shard, entries);
+                if self.parts.relay.known.holds(shard) {
+                    metrics::set_outbox_entries(shard, entries);
+                }
                 if entries > 0 {
                     self.parts.relay.bells[shard as usize].notify_one();
                 }

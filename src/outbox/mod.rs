@@ -119,6 +119,7 @@ impl Relay {
         let entries = match self.store.take(shard, &call).await? {
             Taken::Held => {
                 self.known.lost(shard);
+                metrics::set_outbox_entries(shard, 0);
                 return Ok(false);
             }
             // What was published is deleted already, and nothing more was.

@@ -80,6 +80,7 @@ async fn accounts_in_alarm_are_told_at_once_by_one_worker_each() {
     }
     topics.command(&put("big", "organization")).await;
     meter.caught_up(&topics).await;
+    stand(&[&a], "starter", [u64::from(SHARDS), 0, 0]).await;
     let b = meter.start(&[]);
     let both = [&a, &b];
     let empty = meter.account_of(0);
