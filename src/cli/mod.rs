@@ -4,6 +4,8 @@
 pub mod account;
 /// Add-ons of an account.
 pub mod addon;
+/// Edges of balances, as they come.
+pub mod alerts;
 /// Whether Redis holds what the log comes to.
 pub mod audit;
 /// What a file of events comes to under a price list.
@@ -16,6 +18,8 @@ pub mod catalogue;
 pub mod check;
 /// When an account's credits will run out.
 mod forecast;
+/// A program for each alert.
+mod exec;
 /// Made-up usage.
 pub mod generate;
 /// Top-ups, promos and corrections.
@@ -116,6 +120,8 @@ pub enum Command {
     Statement(statement::StatementArgs),
     /// Show what an account has used, by day, member and action
     Usage(usage::UsageArgs),
+    /// Print the alerts: balances that ran low, ran out or recovered; --follow goes on
+    Alerts(alerts::AlertsArgs),
     /// Check or show the price list
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
@@ -190,6 +196,7 @@ impl Cli {
             Command::Balance(args) => balance::run(args, &config, output).await,
             Command::Statement(args) => statement::run(args, &config, output).await,
             Command::Usage(args) => usage::run(args, &config, output).await,
+            Command::Alerts(args) => alerts::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),
             Command::Backtest(args) => backtest::run(args, &config, output).await,
