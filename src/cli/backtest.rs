@@ -180,7 +180,7 @@ fn text(statements: &[Statement]) -> String {
 }
 
 fn csv(statements: &[Statement]) -> Vec<String> {
-    let line = |cells: &[&str]| cells.iter().map(|cell| csv_cell(cell)).collect::<Vec<_>>().join(",");
+    let line = |cells: &[&str]| cells.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(",");
     let mut lines = vec![line(&columns())];
     for row in statements.iter().flat_map(rows) {
         lines.push(line(&row.iter().map(String::as_str).collect::<Vec<_>>()));

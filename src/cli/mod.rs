@@ -42,6 +42,8 @@ mod state;
 pub mod statement;
 /// What a team has used, by day, member and action.
 pub mod usage;
+/// What meters do, as it happens.
+pub mod top;
 /// Arguments from their texts.
 mod values;
 
@@ -122,6 +124,8 @@ pub enum Command {
     Usage(usage::UsageArgs),
     /// Print the alerts: balances that ran low, ran out or recovered; --follow goes on
     Alerts(alerts::AlertsArgs),
+    /// Watch one or several meters: lag, outcomes, call time, the hottest accounts and those in alarm
+    Top(top::TopArgs),
     /// Check or show the price list
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
@@ -197,6 +201,7 @@ impl Cli {
             Command::Statement(args) => statement::run(args, &config, output).await,
             Command::Usage(args) => usage::run(args, &config, output).await,
             Command::Alerts(args) => alerts::run(args, &config, output).await,
+            Command::Top(args) => top::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),
             Command::Backtest(args) => backtest::run(args, &config, output).await,

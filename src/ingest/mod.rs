@@ -28,6 +28,8 @@ pub mod mock;
 pub mod producer;
 /// What was published about records that may be decided again.
 pub mod recorded;
+/// The newest records of a topic, now and then.
+pub mod sample;
 /// A topic from given offsets to its present end.
 pub mod scan;
 /// The ledger's line that names a state.

@@ -144,3 +144,67 @@ async fn alerts_come_as_they_are_published_and_a_program_runs_for_each() {
     assert_eq!(deaf.ends("a closed pipe ends it").await, 0);
     assert!(running.terminate().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_shows_lag_outcomes_the_hottest_account_and_alarms() {
+    let topics = Topics::create("top", 2).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    for (account, plan) in [("hot", "organization"), ("small", "starter")] {
+        topics.command(&put(account, plan)).await;
+    }
+    for number in 0..60 {
+        let account = if number % 6 == 0 { "small" } else { "hot" };
+        topics.send("usage", &reveal(account, &format!("e{number}"), 4)).await;
+    }
+    meter.caught_up(&topics).await;
+    meter.published().await;
+
+    let silent = "127.0.0.1:1";
+    let arguments = ["top", "--once", "--json", "--every", "500ms", "--url", &running.http, "--url", silent];
+    let view = until("lag is shown as none", || {
+        let view = meter.json(&arguments);
+        let lag = view["lag"].as_array().expect("topics").clone();
+        let none = lag.len() == 2 && lag.iter().all(|topic| topic["records"] == 0);
+        async move { none.then_some(view) }
+    })
+    .await;
+    let (first, second) = (&view["meters"][0], &view["meters"][1]);
+    assert_eq!((&first["answers"], &first["ready"], &second["answers"]), (&json!(true), &json!(true), &json!(false)));
+    assert!(second["reason"].as_str().is_some_and(|reason| reason.contains("refused")), "{second}");
+    // Of the 30 credits of the small account 28 are used by 7 events, and 3 are denied.
+    let outcomes = view["outcomes"].as_array().expect("outcomes");
+    let ended = |outcome: &str| outcomes.iter().find(|each| each["outcome"] == outcome).expect("all are shown").clone();
+    assert_eq!((&ended("charged")["events"], &ended("denied")["events"]), (&json!(57), &json!(3)), "{view}");
+    assert_eq!((&view["events"], &view["shards_halted"]), (&json!(60), &json!(0)));
+    let hottest = &view["hottest"][0];
+    assert_eq!(hottest["account"], "hot", "{view}");
+    assert!(hottest["share"].as_f64().is_some_and(|share| (share - 50.0 / 60.0).abs() < 0.01), "{hottest}");
+    let alarms = &view["alarms"];
+    assert_eq!((&alarms["exhausted"], &alarms["low"], &alarms["complete"]), (&json!(1), &json!(0), &json!(true)));
+    assert_eq!((&alarms["newest"][0]["account"], &alarms["newest"][0]["remaining"]), (&json!("small"), &json!(2)));
+
+    let text = String::from_utf8(meter.run(&["top", "--every", "500ms", "--url", &running.http]).stdout).expect("text");
+    assert!(text.contains("in alarm: 1 exhausted, 0 low") && text.contains("ready"), "{text}");
+    assert!(text.lines().count() <= 24 && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+
+    // The live view, and how it leaves the terminal.
+    for way in ["q", "ctrl-c", "TERM"] {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cli_follow/terminal.py");
+        let program = meter.command().get_program().to_owned();
+        let mut command = std::process::Command::new("python3");
+        for (key, value) in meter.command().get_envs() {
+            command.env(key, value.expect("a value"));
+        }
+        command.args([script, way, "ready,exhausted,83.3"]).arg(program).args(["top", "--url", &running.http]);
+        let output = command.output().expect("python runs");
+        let told: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{way}: {error}: {}", String::from_utf8_lossy(&output.stderr)));
+        let expected = json!({
+            "code": 0, "asked": true, "taken": true, "restored": true, "entered": 1, "left": 1, "cursor_shown": true,
+        });
+        assert_eq!(told, expected, "{way}");
+    }
+    assert!(running.terminate().await.success());
+}
