@@ -76,7 +76,10 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        // After a panic the hook has done so, and again would take the cursor back to before its message.
+        if !std::thread::panicking() {
+            ratatui::restore();
+        }
     }
 }
 
