@@ -16,10 +16,12 @@ pub mod balance;
 pub mod catalogue;
 /// Whether all that the meter needs is there.
 pub mod check;
-/// When an account's credits will run out.
-mod forecast;
+/// What a team has used, event by event.
+pub mod events;
 /// A program for each alert.
 mod exec;
+/// When an account's credits will run out.
+mod forecast;
 /// Made-up usage.
 pub mod generate;
 /// Top-ups, promos and corrections.
@@ -40,10 +42,10 @@ mod source;
 mod state;
 /// What a team was granted and has used, cycle by cycle.
 pub mod statement;
-/// What a team has used, by day, member and action.
-pub mod usage;
 /// What meters do, as it happens.
 pub mod top;
+/// What a team has used, by day, member and action.
+pub mod usage;
 /// Arguments from their texts.
 mod values;
 
@@ -122,6 +124,8 @@ pub enum Command {
     Statement(statement::StatementArgs),
     /// Show what an account has used, by day, member and action
     Usage(usage::UsageArgs),
+    /// Show each event of an account with its outcome and cost
+    Events(events::EventsArgs),
     /// Print the alerts: balances that ran low, ran out or recovered; --follow goes on
     Alerts(alerts::AlertsArgs),
     /// Watch one or several meters: lag, outcomes, call time, the hottest accounts and those in alarm
@@ -200,6 +204,7 @@ impl Cli {
             Command::Balance(args) => balance::run(args, &config, output).await,
             Command::Statement(args) => statement::run(args, &config, output).await,
             Command::Usage(args) => usage::run(args, &config, output).await,
+            Command::Events(args) => events::run(args, &config, output).await,
             Command::Alerts(args) => alerts::run(args, &config, output).await,
             Command::Top(args) => top::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,

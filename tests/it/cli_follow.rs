@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::kafka::Topics;
+use crate::support::kafka::{Outgoing, Topics};
 use crate::support::meter::Meter;
 use crate::support::{signal, until};
-use crate::walk::{CATALOGUE, put, reveal};
+use crate::walk::{CATALOGUE, put, reveal, reveal_event};
 
 /// A command that goes on, and its lines as they come.
 struct Following {
@@ -107,7 +107,7 @@ async fn alerts_come_as_they_are_published_and_a_program_runs_for_each() {
 
     // Again, as a relay that died would: the same message is told once.
     let published = topics.read("alerts", 1);
-    let repeated = crate::support::kafka::Outgoing {
+    let repeated = Outgoing {
         key: Some(b"acme".to_vec()),
         value: rdkafka::Message::payload(&published[0]).map(<[u8]>::to_vec),
         ..Default::default()
@@ -207,4 +207,87 @@ async fn top_shows_lag_outcomes_the_hottest_account_and_alarms() {
         assert_eq!(told, expected, "{way}");
     }
     assert!(running.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_tell_how_each_ended_and_add_up_to_the_balance() {
+    let topics = Topics::create("events", 3).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    for (account, plan) in [("acme", "starter"), ("part", "capped"), ("other", "organization")] {
+        topics.command(&put(account, plan)).await;
+    }
+    let send = async |account: &str, id: &str, partition: i32, change: &dyn Fn(&mut Value)| {
+        let mut event = reveal_event(account, id, 4);
+        change(&mut event);
+        let value = event.to_string().into_bytes();
+        let record = Outgoing { key: Some(account.into()), value: Some(value), partition, ..Outgoing::default() };
+        topics.send("usage", &record).await;
+    };
+    let same = |_: &mut Value| {};
+    for number in 0..30 {
+        // 7 of the 30 credits' worth of acme fit; what is capped gets a part.
+        for account in ["acme", "part", "other"] {
+            send(account, &format!("e{number}"), number % 3, &same).await;
+        }
+    }
+    meter.caught_up(&topics).await;
+    send("acme", "e0", 0, &same).await; // again, where it came before
+    send("acme", "e1", 2, &same).await; // and in another partition
+    send("acme", "phone", 0, &|event| event["data"]["action"] = json!("reveal_phone")).await; // not on its plan
+    send("acme", "fax", 0, &|event| event["data"]["action"] = json!("send_fax")).await; // nobody knows it
+    send("acme", "old", 0, &|event| event["time"] = json!("2020-01-01T00:00:00Z")).await;
+    send("acme", "user", 0, &|event| event["data"]["user"] = json!("u, the \"first\"")).await;
+    send("acme", "two", 0, &|event| event["data"]["quantity"] = json!(2)).await; // fits what is left
+    send("acme", "bad", 0, &|event| event["data"]["quantity"] = json!(-1)).await; // is no event
+    meter.caught_up(&topics).await;
+    meter.published().await;
+
+    let used = |account: &str| meter.json(&["balance", account, "--json"])["balances"]["email"]["used"].clone();
+    for account in ["acme", "part", "other"] {
+        let told = meter.json(&["events", account, "--json"]);
+        assert_eq!(told["used"]["email"], used(account), "{told}");
+        let cost = |event: &Value| event["cost"].as_f64().expect("nothing waits");
+        let costs: f64 = told["events"].as_array().expect("events").iter().map(cost).sum();
+        assert_eq!(costs, used(account).as_f64().expect("a number"), "{told}");
+    }
+    assert_eq!(meter.json(&["events", "other", "--json"])["outcomes"], json!({ "charged": 30 }));
+    let part = meter.json(&["events", "part", "--json"])["outcomes"].clone();
+    assert!(part["capped"].as_u64().is_some_and(|events| events > 0), "{part}");
+    let told = meter.json(&["events", "acme", "--json"]);
+    let outcomes = json!({ "charged": 8, "denied": 25, "duplicate": 2, "dead_lettered": 2 });
+    assert_eq!(told["outcomes"], outcomes, "{told}");
+    let events = told["events"].as_array().expect("events");
+    let of = |id: &str| events.iter().filter(|event| event["id"] == id).collect::<Vec<_>>();
+    let ended = |id: &str| of(id).iter().map(|event| event["outcome"].clone()).collect::<Vec<_>>();
+    assert_eq!(ended("e0"), [json!("charged"), json!("duplicate")]);
+    assert_eq!((&of("phone")[0]["reason"], &of("phone")[0]["price"]), (&json!("not_entitled"), &json!(6)), "{told}");
+    assert_eq!((&of("e29")[0]["reason"], &of("e29")[0]["cost"]), (&json!("insufficient_credits"), &json!(0)), "{told}");
+    assert_eq!(of("fax")[0]["reason"], "unknown_action");
+    assert_eq!((&of("two")[0]["cost"], &of("two")[0]["cycle"]), (&json!(2), &json!(0)));
+    assert_eq!(of("user")[0]["user"], "u, the \"first\"");
+    // What came before the account is asked for by its time.
+    let old = meter.json(&["events", "acme", "--from", "2019-12-31", "--to", "2020-01-02", "--json"]);
+    assert_eq!(
+        (&old["events"][0]["id"], &old["events"][0]["reason"]),
+        (&json!("old"), &json!("before_account")),
+        "{old}"
+    );
+    assert_eq!(old["outcomes"], json!({ "dead_lettered": 1 }));
+    let csv = String::from_utf8(meter.run(&["events", "acme", "--csv"]).stdout).expect("text");
+    assert_eq!(csv.lines().count(), 1 + events.len());
+    assert!(csv.contains(",\"u, the \"\"first\"\"\","), "{csv}");
+
+    // What no meter has applied so far waits.
+    assert!(running.terminate().await.success());
+    send("acme", "later", 1, &same).await;
+    let told = meter.json(&["events", "acme", "--json"]);
+    let later = told["events"].as_array().and_then(|events| events.last()).expect("events").clone();
+    assert_eq!((&later["id"], &later["outcome"], &later["cost"]), (&json!("later"), &json!("pending"), &Value::Null));
+    assert_eq!(told["used"]["email"], used("acme"));
+    let text = String::from_utf8(meter.run(&["events", "acme"]).stdout).expect("text");
+    assert!(text.trim_end().ends_with("used: 30 email"), "{text}");
+    assert_eq!(meter.run(&["events", "nobody"]).status.code(), Some(1));
+    assert_eq!(meter.run(&["events", "acme", "--from", "soon"]).status.code(), Some(2));
 }
