@@ -5,7 +5,7 @@ use ratatui::layout::Constraint::{Fill, Length};
 use ratatui::layout::{Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span, Text};
-use ratatui::widgets::{Row, Table, Widget};
+use ratatui::widgets::{Paragraph, Row, Table, Widget, Wrap};
 
 use super::model::{MeterView, Meters};
 use super::{AlarmsView, View};
@@ -43,10 +43,24 @@ pub fn draw(view: &View, area: Rect, buffer: &mut Buffer) {
     state(view).render(state_area, buffer);
     outcomes(&view.meters).render(right, buffer);
     let (left, right) = split(lower, 2, 3);
-    hottest(view, left.height.saturating_sub(1)).render(left, buffer);
-    let [title, list] = Layout::vertical([Length(1), Fill(1)]).areas(right);
-    Text::styled(alarms_title(&view.alarms), TITLE).render(title, buffer);
-    alarms(view, list.height).render(list, buffer);
+    match &view.usage_failure {
+        None => hottest(view, left.height).render(left, buffer),
+        Some(failure) => failed("hottest: not known", failure).render(left, buffer),
+    }
+    match &view.alerts_failure {
+        None => {
+            let [title, list] = Layout::vertical([Length(1), Fill(1)]).areas(right);
+            Text::styled(alarms_title(&view.alarms), TITLE).render(title, buffer);
+            alarms(&view.alarms, list.height).render(list, buffer);
+        }
+        Some(failure) => failed("in alarm: not known", failure).render(right, buffer),
+    }
+}
+
+/// Why there is nothing to show.
+fn failed<'a>(title: &'a str, failure: &'a str) -> Paragraph<'a> {
+    let lines = vec![Line::styled(title, TITLE), Line::styled(failure, BAD)];
+    Paragraph::new(lines).wrap(Wrap { trim: true })
 }
 
 fn header(view: &View) -> Line<'_> {
@@ -168,25 +182,16 @@ fn hottest(view: &View, lines: u16) -> Table<'_> {
         let rate = hot.events_per_second.map_or(UNKNOWN.to_owned(), rated);
         Row::new([Text::raw(hot.account.as_str()), share, right(rate, Style::new())])
     });
-    let mut rows: Vec<Row> = rows.collect();
-    if let Some(failure) = &view.usage_failure {
-        rows.insert(0, Row::new([Text::styled(failure.as_str(), BAD)]));
-    }
-    table(vec!["hottest", "share", "per s"], rows, &[6, 8])
+    table(vec!["hottest", "share", "per s"], rows.collect(), &[6, 8])
 }
 
-fn alarms(view: &View, lines: u16) -> Table<'_> {
-    let alarms = &view.alarms;
-    let mut rows: Vec<Row> = Vec::new();
-    if let Some(failure) = &view.alerts_failure {
-        rows.push(Row::new([Text::styled(failure.as_str(), BAD)]));
-    }
-    rows.extend(alarms.newest.iter().take(lines.into()).map(|alarm| {
+fn alarms(alarms: &AlarmsView, lines: u16) -> Table<'_> {
+    let rows = alarms.newest.iter().take(lines.into()).map(|alarm| {
         let style = if alarm.state == Edge::Exhausted.name() { BAD } else { WARN };
         let left = alarm.remaining.map_or("unlimited".to_owned(), |remaining| remaining.to_string());
         let names = [Text::raw(alarm.account.as_str()), Text::raw(alarm.credit_type.as_str())];
         Row::new(names.into_iter().chain([right(left, Style::new()), Text::styled(alarm.state, style)]))
-    }));
+    });
     let widths = [Fill(1), Length(10), Length(11), Length(9)];
     Table::new(rows, widths).column_spacing(1)
 }
@@ -357,6 +362,20 @@ team-00007       7.1 %      176
 team-00008       6.2 %      154";
         let screen = screen(&view(&[busy()]), 80, 24);
         assert_eq!(screen.join("\n"), expected, "{}", screen.join("\n"));
+    }
+
+    #[test]
+    fn what_is_not_known_says_why() {
+        let silent = Meter { before: None, now: Err("connection refused".into()), ..busy() };
+        let mut view = view(&[silent]);
+        view.usage_failure = Some("no answer from kafka at 127.0.0.1:9092: connection refused".into());
+        view.alerts_failure = view.usage_failure.clone();
+        let screen = screen(&view, 80, 24);
+        assert_eq!(screen[1], "meter-1:9464  no answer: connection refused");
+        assert_eq!(screen[11].trim_end(), "halted                                -", "{}", screen.join("\n"));
+        let lower = screen[15..].join("\n");
+        assert!(lower.contains("hottest: not known") && lower.contains("in alarm: not known"), "{lower}");
+        assert!(lower.contains("connection refused"), "{lower}");
     }
 
     #[test]

@@ -20,6 +20,8 @@ const METER_TIME: &str = "credit_meter_meter_time_seconds";
 const METER_TIME_HELD: &str = "credit_meter_meter_time_held_seconds";
 const SHARDS_HALTED: &str = "credit_meter_shards_halted";
 const PARTITIONS_HALTED: &str = "credit_meter_partitions_halted";
+/// Each tick holds meter time for a moment: until what lay before it is applied.
+const HELD_SECONDS_MIN: f64 = 1.0;
 /// Every metric that is looked at.
 #[cfg(test)]
 const NAMES: [&str; 12] = [
@@ -240,7 +242,8 @@ impl Together<'_> {
     /// One meter tells it; right after it moved to another both may.
     fn meter_time(&self, now_ms: i64) -> Option<MeterTime> {
         let newest = self.pages().filter_map(|page| page.sum(METER_TIME)).max_by(f64::total_cmp)?;
-        let held = self.pages().flat_map(|page| page.of(METER_TIME_HELD)).max_by(|a, b| a.value.total_cmp(&b.value));
+        let held = self.pages().flat_map(|page| page.of(METER_TIME_HELD)).filter(|held| held.value >= HELD_SECONDS_MIN);
+        let held = held.max_by(|a, b| a.value.total_cmp(&b.value));
         let held = held.map(|sample| Held {
             topic: sample.label("topic").to_owned(),
             partition: sample.label("partition").to_owned(),
