@@ -7,14 +7,14 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Paragraph, Row, Table, Widget, Wrap};
 
-use super::model::{MeterView, Meters};
+use super::model::{MeterView, Meters, Quantiles};
 use super::{AlarmsView, View};
 use crate::cli::output;
 use crate::ingest::alerts::Edge;
 
 /// Meters that get a line of their own.
 const METERS_MAX: usize = 3;
-/// Lag, state and outcomes, and an empty line: 11 remain of 24 for accounts.
+/// Lag, state and outcomes, mostly with an empty line: 9 remain of 24 for accounts and their titles.
 const UPPER_LINES: u16 = 13;
 /// What is known only from the second moment on, or not at all.
 const UNKNOWN: &str = "-";
@@ -123,9 +123,8 @@ fn state(view: &View) -> Table<'_> {
     };
     let plain = Style::new();
     row("arriving", view.arriving_per_second.map_or(UNKNOWN.to_owned(), |rate| format!("{} /s", rated(rate))), plain);
-    let times = [("p50", meters.calls.p50_seconds), ("p99", meters.calls.p99_seconds)];
-    let times = times.map(|(name, time)| format!("{name} {}", time.map_or(UNKNOWN.to_owned(), span)));
-    row("call time", times.join("  "), plain);
+    row("delay", times(meters.delay), plain);
+    row("call time", times(meters.calls.time), plain);
     let calls = meters.calls.per_second.map_or(UNKNOWN.to_owned(), |rate| format!("{} /s", rated(rate)));
     row("calls", calls, plain);
     // The most frequent reason stands for all.
@@ -136,11 +135,12 @@ fn state(view: &View) -> Table<'_> {
         let none = meters.calls.per_second.map_or(UNKNOWN, |_| "none");
         row("refused", none.to_owned(), plain);
     }
-    row(
-        "outbox",
-        meters.outbox_entries.map_or(UNKNOWN.to_owned(), |entries| format!("{} wait", grouped(entries))),
-        plain,
-    );
+    let oldest = match meters.outbox_oldest_seconds {
+        Some(age) if age > 0.0 => format!(", oldest {}", span(age)),
+        Some(_) | None => String::new(),
+    };
+    let waiting = |entries: u64| format!("{} wait{oldest}", grouped(entries));
+    row("outbox", meters.outbox_entries.map_or(UNKNOWN.to_owned(), waiting), plain);
     match &meters.meter_time {
         None => row("meter time", UNKNOWN.to_owned(), plain),
         Some(time) => {
@@ -157,6 +157,11 @@ fn state(view: &View) -> Table<'_> {
     }
     let widths = [Length(10), Fill(1)];
     Table::new(rows, widths).header(Row::new([Text::styled("state", TITLE)])).column_spacing(1)
+}
+
+fn times(quantiles: Quantiles) -> String {
+    let of = |time: Option<f64>| time.map_or(UNKNOWN.to_owned(), span);
+    format!("p50 {}  p99 {}", of(quantiles.p50_seconds), of(quantiles.p99_seconds))
 }
 
 fn outcomes(meters: &Meters) -> Table<'_> {
@@ -312,6 +317,9 @@ mod tests {
             let bucket = |le: &str, calls: u64| {
                 format!("credit_meter_call_duration_seconds_bucket{{script=\"apply\",le=\"{le}\"}} {}\n", calls * scale)
             };
+            let delay = |le: &str, events: u64| {
+                format!("credit_meter_event_applied_delay_seconds_bucket{{le=\"{le}\"}} {}\n", events * scale)
+            };
             [
                 events("charged", 1_000_000),
                 events("dead_lettered", 3),
@@ -324,7 +332,11 @@ mod tests {
                 "credit_meter_lag_records{partition=\"0\",topic=\"credits.usage\"} 1234567\n".to_owned(),
                 "credit_meter_lag_seconds{partition=\"0\",topic=\"credits.usage\"} 754.2\n".to_owned(),
                 "credit_meter_lag_records{partition=\"0\",topic=\"credits.commands\"} 0\n".to_owned(),
-                "credit_meter_outbox_entries 12345\ncredit_meter_meter_time_seconds 900\n".to_owned(),
+                "credit_meter_outbox_entries 12345\ncredit_meter_outbox_oldest_seconds 12\n".to_owned(),
+                "credit_meter_meter_time_seconds 900\n".to_owned(),
+                delay("0.1", 100),
+                delay("5", 199),
+                delay("+Inf", 200),
                 "credit_meter_meter_time_held_seconds{partition=\"3\",topic=\"credits.usage\"} 104\n".to_owned(),
                 "credit_meter_shards_halted 1\ncredit_meter_partitions_halted 2\n".to_owned(),
             ]
@@ -343,14 +355,14 @@ credits.usage      1,234,567    12m 34s  charged           500,000     2,000,000
 credits.commands           0          -  free                    0             0
 state                                    capped                  0             0
 arriving                       1,500 /s  denied                  0             0
-call time       p50 4.0 ms  p99 15.8 ms  duplicate               0             0
-calls                             50 /s  dead_lettered         1.5             6
-refused              0.5 /s, most stale  all               500,002     2,000,006
-outbox                      12,345 wait  credits charged
-meter time                 104 s behind  email                 250
+delay             p50 100 ms  p99 5.0 s  duplicate               0             0
+call time       p50 4.0 ms  p99 15.8 ms  dead_lettered         1.5             6
+calls                             50 /s  all               500,002     2,000,006
+refused              0.5 /s, most stale  credits charged
+outbox         12,345 wait, oldest 12 s  email                 250
+meter time                 104 s behind
 held by       credits.usage/3 for 104 s
 halted           shards 1, partitions 2
-
 hottest          share    per s  in alarm: 1 exhausted, 1 low
 team-00001      50.0 %    1,235  team-00007     enrichment           0 exhausted
 team-00002      25.0 %      617  a team with a  enrichment    999999.5 low
@@ -372,7 +384,7 @@ team-00008       6.2 %      154";
         view.alerts_failure = view.usage_failure.clone();
         let screen = screen(&view, 80, 24);
         assert_eq!(screen[1], "meter-1:9464  no answer: connection refused");
-        assert_eq!(screen[11].trim_end(), "halted                                -", "{}", screen.join("\n"));
+        assert_eq!(screen[12].trim_end(), "halted                                -", "{}", screen.join("\n"));
         let lower = screen[15..].join("\n");
         assert!(lower.contains("hottest: not known") && lower.contains("in alarm: not known"), "{lower}");
         assert!(lower.contains("connection refused"), "{lower}");

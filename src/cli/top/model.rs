@@ -11,10 +11,12 @@ const EVENTS: &str = "credit_meter_events_total";
 const CREDITS: &str = "credit_meter_credits_charged_total";
 const LAG_RECORDS: &str = "credit_meter_lag_records";
 const LAG_SECONDS: &str = "credit_meter_lag_seconds";
+const DELAY_BUCKETS: &str = "credit_meter_event_applied_delay_seconds_bucket";
 const CALL_BUCKETS: &str = "credit_meter_call_duration_seconds_bucket";
 const CALL_COUNT: &str = "credit_meter_call_duration_seconds_count";
 const REFUSALS: &str = "credit_meter_call_refusals_total";
 const OUTBOX: &str = "credit_meter_outbox_entries";
+const OUTBOX_OLDEST: &str = "credit_meter_outbox_oldest_seconds";
 const QUEUE: &str = "credit_meter_queue_records";
 const METER_TIME: &str = "credit_meter_meter_time_seconds";
 const METER_TIME_HELD: &str = "credit_meter_meter_time_held_seconds";
@@ -24,14 +26,16 @@ const PARTITIONS_HALTED: &str = "credit_meter_partitions_halted";
 const HELD_SECONDS_MIN: f64 = 1.0;
 /// Every metric that is looked at.
 #[cfg(test)]
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 14] = [
     EVENTS,
     CREDITS,
     LAG_RECORDS,
     LAG_SECONDS,
+    "credit_meter_event_applied_delay_seconds",
     "credit_meter_call_duration_seconds",
     REFUSALS,
     OUTBOX,
+    OUTBOX_OLDEST,
     QUEUE,
     METER_TIME,
     METER_TIME_HELD,
@@ -71,9 +75,12 @@ pub struct Meters {
     /// `None`: nothing is known of an earlier moment.
     pub events_per_second: Option<f64>,
     pub credits: Vec<Charged>,
+    /// From an event's append to the reply that applied it.
+    pub delay: Quantiles,
     pub calls: Calls,
     /// Messages that wait, as last seen by one of them.
     pub outbox_entries: Option<u64>,
+    pub outbox_oldest_seconds: Option<f64>,
     /// Records read that wait in them.
     pub queue_records: Option<u64>,
     pub meter_time: Option<MeterTime>,
@@ -115,11 +122,16 @@ pub struct Charged {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Calls {
     pub per_second: Option<f64>,
-    /// Of the calls between the two moments; `None`: there were none.
-    pub p50_seconds: Option<f64>,
-    pub p99_seconds: Option<f64>,
+    pub time: Quantiles,
     /// Calls that changed nothing, of any script, by kind.
     pub refused_per_second: BTreeMap<String, f64>,
+}
+
+/// Of what happened between the two moments; `None`: nothing did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Quantiles {
+    pub p50_seconds: Option<f64>,
+    pub p99_seconds: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -156,9 +168,11 @@ pub fn view(meters: &[Meter], now_ms: i64) -> Meters {
         events: whole(together.total(EVENTS, |_| true)),
         events_per_second: together.rate(EVENTS, |_| true),
         credits: credit_types.collect(),
+        delay: together.quantiles(DELAY_BUCKETS, |_| true),
         calls: together.calls(),
         // Each sees the outboxes of all shards.
         outbox_entries: together.pages().filter_map(|page| page.sum(OUTBOX)).max_by(f64::total_cmp).map(whole),
+        outbox_oldest_seconds: together.pages().filter_map(|page| page.sum(OUTBOX_OLDEST)).max_by(f64::total_cmp),
         queue_records: together.sum(QUEUE),
         meter_time: together.meter_time(now_ms),
         shards_halted: together.sum(SHARDS_HALTED),
@@ -221,22 +235,25 @@ impl Together<'_> {
 
     fn calls(&self) -> Calls {
         let apply = |sample: &Sample| sample.label("script") == "apply";
-        let buckets = self.labels(CALL_BUCKETS, "le").into_iter().filter_map(|le| {
-            let calls = self.rate(CALL_BUCKETS, |sample| apply(sample) && sample.label("le") == le)?;
-            Some((le.parse().ok()?, calls))
-        });
-        let mut buckets: Vec<(f64, f64)> = buckets.collect();
-        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
         let refused = self.labels(REFUSALS, "kind").into_iter().filter_map(|kind| {
             let rate = self.rate(REFUSALS, |sample| sample.label("kind") == kind)?;
             (rate > 0.0).then_some((kind, rate))
         });
         Calls {
             per_second: self.rate(CALL_COUNT, apply),
-            p50_seconds: quantile(&buckets, 0.5),
-            p99_seconds: quantile(&buckets, 0.99),
+            time: self.quantiles(CALL_BUCKETS, apply),
             refused_per_second: refused.collect(),
         }
+    }
+
+    fn quantiles(&self, name: &str, counts: impl Fn(&Sample) -> bool) -> Quantiles {
+        let buckets = self.labels(name, "le").into_iter().filter_map(|le| {
+            let rate = self.rate(name, |sample| counts(sample) && sample.label("le") == le)?;
+            Some((le.parse().ok()?, rate))
+        });
+        let mut buckets: Vec<(f64, f64)> = buckets.collect();
+        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Quantiles { p50_seconds: quantile(&buckets, 0.5), p99_seconds: quantile(&buckets, 0.99) }
     }
 
     /// One meter tells it; right after it moved to another both may.
@@ -322,7 +339,10 @@ pub mod tests {
         credit_meter_call_duration_seconds_bucket{script=\"roll\",le=\"+Inf\"} 9\n\
         credit_meter_call_refusals_total{kind=\"stale\"} 3\n\
         credit_meter_call_refusals_total{kind=\"busy\"} 4\n\
+        credit_meter_event_applied_delay_seconds_bucket{le=\"1\"} 4\n\
+        credit_meter_event_applied_delay_seconds_bucket{le=\"+Inf\"} 4\n\
         credit_meter_outbox_entries 12\n\
+        credit_meter_outbox_oldest_seconds 0.25\n\
         credit_meter_queue_records 42\n\
         credit_meter_shards_halted 1\n\
         credit_meter_partitions_halted 0\n\
@@ -338,10 +358,11 @@ pub mod tests {
         assert_eq!(view.credits, [Charged { credit_type: "email".into(), per_second: Some(4.25) }]);
         let usage = Lag { topic: "usage".into(), records: 42, seconds: 1.5 };
         assert_eq!(view.lag, [usage, Lag { topic: "commands".into(), records: 0, seconds: 0.0 }]);
-        assert_eq!((view.calls.per_second, view.calls.p50_seconds), (Some(50.0), Some(0.001)));
-        assert_eq!(view.calls.p99_seconds, Some(0.00198));
+        assert_eq!((view.calls.per_second, view.calls.time.p50_seconds), (Some(50.0), Some(0.001)));
+        assert_eq!(view.calls.time.p99_seconds, Some(0.00198));
         assert_eq!(view.calls.refused_per_second.into_iter().collect::<Vec<_>>(), [("stale".to_owned(), 1.0)]);
         assert_eq!((view.outbox_entries, view.queue_records), (Some(12), Some(42)));
+        assert_eq!((view.outbox_oldest_seconds, view.delay.p50_seconds), (Some(0.25), Some(0.5)));
         assert_eq!((view.shards_halted, view.partitions_halted), (Some(1), Some(0)));
         let held = Held { topic: "usage".into(), partition: "3".into(), seconds: 20.0 };
         assert_eq!(view.meter_time, Some(MeterTime { behind_seconds: 4.0, held: Some(held) }));
@@ -372,7 +393,7 @@ pub mod tests {
         once.before = None;
         let seen = view(&[once], 1_004_000);
         assert_eq!((seen.events, seen.events_per_second), (337, None));
-        assert_eq!((seen.calls.per_second, seen.calls.p99_seconds), (None, None));
+        assert_eq!((seen.calls.per_second, seen.calls.time.p99_seconds), (None, None));
         let mut silent = meter(BEFORE, "");
         silent.now = Err("no answer".into());
         let seen = view(&[silent], 0);
