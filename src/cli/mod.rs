@@ -297,6 +297,13 @@ mod tests {
         check("account close", ErrorKind::MissingRequiredArgument);
         check("statement team-1 --cycle last", ErrorKind::ValueValidation);
         check("demo --for soon", ErrorKind::ValueValidation);
+        check("alerts --from yesterday", ErrorKind::ValueValidation);
+        check("alerts --account", ErrorKind::InvalidValue);
+        check("top --every 1ms", ErrorKind::ValueValidation);
+        check("top --url https://meter-1:9464", ErrorKind::ValueValidation);
+        check("events", ErrorKind::MissingRequiredArgument);
+        check("events team-1 --to tomorrow", ErrorKind::ValueValidation);
+        check("events team-1 --csv --json", ErrorKind::ArgumentConflict);
         check("catalogue show --at soon", ErrorKind::ValueValidation);
         check("catalogue check new.toml --priced-up-to 2027-01-01", ErrorKind::MissingRequiredArgument);
     }

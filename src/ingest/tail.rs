@@ -16,7 +16,7 @@ use super::watermarks::Watermarks;
 use crate::config::{Kafka, StartFrom};
 
 /// How often it looks for partitions that were added.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 const FIXED: [(&str, &str); 4] = [
     ("enable.auto.commit", "false"),
     // What retention took before it was read is told, not passed over.

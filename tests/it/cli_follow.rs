@@ -102,11 +102,19 @@ async fn alerts_come_as_they_are_published_and_a_program_runs_for_each() {
     assert!(ran.iter().any(|told| told.ends_with("exhausted acme 0\n")), "{ran:?}");
     let first = ran.iter().find(|told| told.ends_with("low acme 5\n")).expect("it ran for the first");
     assert_eq!(serde_json::from_str::<Value>(first.lines().next().expect("a line")).expect("JSON"), lows[0]);
+    // A partition that is added is followed too.
+    let published = topics.read("alerts", 1);
+    let text = String::from_utf8(rdkafka::Message::payload(&published[0]).expect("a value").to_vec()).expect("text");
+    let added = text.replace("/acme/", "/added/").replace("\"acme\"", "\"added\"");
+    topics.grow("alerts", 2).await;
+    let in_the_new_one = Outgoing { value: Some(added.into_bytes()), partition: 1, ..Default::default() };
+    topics.send("alerts", &in_the_new_one).await;
+    let added: Value = serde_json::from_str(&following.line()).expect("JSON");
+    assert_eq!(added["subject"], "added");
     signal(following.child.id(), "-TERM");
     assert_eq!(following.ends("SIGTERM ends it").await, 0);
 
     // Again, as a relay that died would: the same message is told once.
-    let published = topics.read("alerts", 1);
     let repeated = Outgoing {
         key: Some(b"acme".to_vec()),
         value: rdkafka::Message::payload(&published[0]).map(<[u8]>::to_vec),
@@ -122,15 +130,15 @@ async fn alerts_come_as_they_are_published_and_a_program_runs_for_each() {
     assert_eq!(own.len(), 2, "{own:?}");
     assert!(own[0].ends_with("low        acme  email (80%): 5 of 30 left"), "{own:?}");
     assert!(own[1].ends_with("exhausted  acme  email: 0 of 30 left"), "{own:?}");
-    assert_eq!(lines(&["alerts"]).len(), 3);
+    assert_eq!(lines(&["alerts"]).len(), 4);
     assert!(lines(&["alerts", "--from", "latest"]).is_empty());
     assert!(lines(&["alerts", "--from", "2999-01-01T00:00:00Z"]).is_empty());
 
     // A program that fails is told of, and holds nothing up.
     let failing = meter.run(&["alerts", "--exec", "/bin/false"]);
     let told = String::from_utf8_lossy(&failing.stderr).into_owned();
-    assert_eq!((failing.status.code(), String::from_utf8_lossy(&failing.stdout).lines().count()), (Some(1), 3));
-    assert!(told.contains("the program failed for 3 alerts"), "{told}");
+    assert_eq!((failing.status.code(), String::from_utf8_lossy(&failing.stdout).lines().count()), (Some(1), 4));
+    assert!(told.contains("the program failed for 4 alerts"), "{told}");
 
     // Nobody reads any more, and nothing comes: it ends all the same.
     let follow = ["alerts", "--follow", "--from", "earliest"];
