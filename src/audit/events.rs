@@ -11,8 +11,9 @@ use super::commands::Commanded;
 use super::compare::follow;
 use super::fold::{Folded, Kept, Kinds};
 use super::look::{self, FirstLook};
+use super::once::Once;
 use super::recorded::{Decision, Denials, Names, dead_letter};
-use super::resolve::{Item, Priced, Resolver};
+use super::resolve::{self, Item, Priced, Resolver};
 use super::slices::Slice;
 use super::{AuditError, TELL_EVERY, Watch, raw};
 use crate::config::Config;
@@ -75,7 +76,8 @@ pub struct Decided {
     pub price: Credits,
     /// The cycle that it counts in.
     pub cycle: i32,
-    /// Of attempts in different partitions nobody knows which was decided: it may be the other way round.
+    /// Of attempts in different partitions, or events that are charged once, nobody knows which was first: it may be the
+    /// other way round.
     pub certain: bool,
 }
 
@@ -136,6 +138,7 @@ pub async fn of_account(
             stored: Some(seen.stored),
             commanded: Commanded::default(),
             attempts: Vec::new(),
+            once: BTreeMap::new(),
         },
         denials,
         dead: FxHashMap::default(),
@@ -321,6 +324,9 @@ impl Teller<'_> {
                     partition: decoded.partition.index,
                     kind: self.kinds.of(event),
                 });
+                if let Some(once) = event.once {
+                    self.folded.once.insert((decoded.partition.index, decoded.offset), once);
+                }
                 // Until all attempts at it are known.
                 Ended::Unexplained
             }
@@ -341,31 +347,68 @@ impl Teller<'_> {
         let places: FxHashMap<(i32, i64), usize> = places.collect();
         self.folded.attempts.sort_unstable_by_key(|kept| (kept.identity.member, kept.partition, kept.offset));
         let open = self.folded.commanded.view.as_ref().map_or(0, |view| view.cycle.number);
-        let (told, account) = (&mut self.told, &self.account);
-        let tell = |resolver: &Resolver<'_>, item: Item<'_>| {
-            // What does not agree stays unexplained.
-            let Item::Event(attempts, readings) = item else { return };
-            // Of several readings the likeliest: that the first which came was decided.
-            let decided_at = |reading: &&Reading| {
-                let decided = attempts.iter().zip(reading.iter()).filter(|(_, decided)| **decided);
-                decided.map(|(attempt, _)| attempt.kept.append_ms).collect::<Vec<_>>()
-            };
-            let Some(likeliest) = readings.iter().min_by_key(decided_at) else { return };
-            for (index, attempt) in attempts.iter().enumerate() {
-                let certain = readings.iter().all(|reading| reading[index] == likeliest[index]);
-                let decided = decided(resolver, attempt, likeliest[index], certain, open);
-                told[places[&(attempt.kept.partition, attempt.kept.offset)]].ended = Ended::Decided(decided);
+        let told = &mut self.told;
+        let mut tell = |resolver: &Resolver<'_>, ways: &[Ways<'_>]| {
+            for (attempt, ended, certain) in likeliest(ways) {
+                let decided = decided(resolver, &attempt, ended, certain, open);
+                told[places[&place(&attempt)]].ended = Ended::Decided(decided);
             }
         };
+        let (mut once, marks) = (Once::default(), &self.folded.once);
+        let each = |resolver: &Resolver<'_>, item: Item<'_>| {
+            // What does not agree stays unexplained.
+            let Item::Event(attempts, readings) = item else { return };
+            if once.keep(resolver, marks, attempts, readings) {
+                return;
+            }
+            let ended = |reading: &Reading| {
+                let each = attempts.iter().zip(reading);
+                each.map(|(attempt, decided)| (*attempt, resolver.ended(attempt, *decided))).collect()
+            };
+            let ways: Vec<Vec<(Priced, resolve::Ended)>> = readings.iter().map(ended).collect();
+            tell(resolver, &ways.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        };
         let mut resolver = Resolver::new(catalogue, &self.kinds);
-        resolver.each(account, &self.folded, |_| true, tolerance_ms, &mut self.denials, tell);
+        resolver.each(&self.account, &self.folded, |_| true, tolerance_ms, &mut self.denials, each);
+        once.each(&resolver, |ways| {
+            tell(&resolver, &ways.iter().map(|way| way.ended.as_slice()).collect::<Vec<_>>());
+        });
     }
 }
 
-/// How an attempt ended that was decided, or came again.
-fn decided(resolver: &Resolver<'_>, attempt: &Priced, was_decided: bool, certain: bool, open: i32) -> Decided {
+/// How some attempts may have ended together.
+type Ways<'a> = &'a [(Priced, resolve::Ended)];
+
+fn place(attempt: &Priced) -> (i32, i64) {
+    (attempt.kept.partition, attempt.kept.offset)
+}
+
+/// Of all ways that the records allow the likeliest: the attempts that came first were decided and charged. With each,
+/// whether all ways agree about it.
+fn likeliest(ways: &[Ways<'_>]) -> Vec<(Priced, resolve::Ended, bool)> {
+    let came = |way: &Ways<'_>, counts: fn(&resolve::Ended) -> bool| {
+        let counting = way.iter().filter(|(_, ended)| counts(ended));
+        let mut came: Vec<i64> = counting.map(|(attempt, _)| attempt.kept.append_ms).collect();
+        came.sort_unstable();
+        came
+    };
+    let order = |way: &&Ways<'_>| {
+        let decided = came(way, |ended| ended.outcome != Outcome::Duplicate);
+        (decided, came(way, |ended| ended.charged > Credits::ZERO))
+    };
+    let Some(chosen) = ways.iter().min_by_key(order) else { return Vec::new() };
+    let ended: Vec<FxHashMap<(i32, i64), resolve::Ended>> = match ways {
+        [_] => Vec::new(),
+        several => {
+            several.iter().map(|way| way.iter().map(|(attempt, ended)| (place(attempt), *ended)).collect()).collect()
+        }
+    };
+    let agreed = |attempt: &Priced, own: &resolve::Ended| ended.iter().all(|way| way.get(&place(attempt)) == Some(own));
+    chosen.iter().map(|(attempt, own)| (*attempt, *own, agreed(attempt, own))).collect()
+}
+
+fn decided(resolver: &Resolver<'_>, attempt: &Priced, ended: resolve::Ended, certain: bool, open: i32) -> Decided {
     let class = &resolver.classes[attempt.class as usize];
-    let ended = resolver.ended(attempt, was_decided);
     let denial = match attempt.decision {
         Some(Decision::Denied(denial)) if ended.outcome == Outcome::Denied => Some(denial),
         Some(_) | None => None,
@@ -378,5 +421,44 @@ fn decided(resolver: &Resolver<'_>, attempt: &Priced, was_decided: bool, certain
         price: class.cost,
         cycle: class.cycle.unwrap_or(open),
         certain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::event::{Days, Identity};
+
+    /// An attempt by partition, offset and append time, and what was charged.
+    fn ended(text: &str) -> (Priced, resolve::Ended) {
+        let [partition, offset, append_ms, charged] =
+            text.split(' ').map(|number| number.parse().unwrap()).collect::<Vec<i64>>()[..]
+        else {
+            panic!("{text}")
+        };
+        let identity = Identity::of("s", "e");
+        let kept = Kept { identity, append_ms, time_ms: 0, offset, partition: partition as i32, kind: 0 };
+        let attempt = Priced { kept, class: 0, days: Days::of(0, 0), early: true, decision: None };
+        let outcome = if charged > 0 { Outcome::Charged } else { Outcome::Duplicate };
+        (attempt, resolve::Ended { outcome, charged: Credits::whole(charged) })
+    }
+
+    #[test]
+    fn the_first_that_came_was_most_likely_charged_and_what_all_ways_say_is_certain() {
+        let check = |ways: &[&[&str]], expected: &[(i64, bool)]| {
+            let ways: Vec<Vec<_>> = ways.iter().map(|way| way.iter().map(|text| ended(text)).collect()).collect();
+            let told = likeliest(&ways.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let told: Vec<_> = told.iter().map(|(_, ended, certain)| (ended.charged, *certain)).collect();
+            let expected: Vec<_> =
+                expected.iter().map(|(charged, certain)| (Credits::whole(*charged), *certain)).collect();
+            assert_eq!(told, expected, "{ways:?}");
+        };
+        check(&[], &[]);
+        check(&[&["0 7 100 5", "0 8 50 0"]], &[(5, true), (0, true)]);
+        check(&[&["0 7 100 5", "1 3 50 0"], &["0 7 100 0", "1 3 50 5"]], &[(0, false), (5, false)]);
+        check(
+            &[&["1 3 50 5", "0 7 100 0", "0 9 70 0"], &["0 7 100 5", "1 3 50 0", "0 9 70 0"]],
+            &[(5, false), (0, false), (0, true)],
+        );
     }
 }

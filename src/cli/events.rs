@@ -104,7 +104,8 @@ struct EventShown<'a> {
     /// What the action costs, also where it was not charged.
     price: Option<Credits>,
     cycle: Option<i32>,
-    /// Of attempts in several partitions it is not known which came first: the other may be the duplicate.
+    /// `false`: which of some events in different partitions came first is not known, so that it may be the other way
+    /// round.
     certain: bool,
     partition: i32,
     offset: i64,

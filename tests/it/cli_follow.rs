@@ -249,18 +249,28 @@ async fn events_tell_how_each_ended_and_add_up_to_the_balance() {
     send("acme", "user", 0, &|event| event["data"]["user"] = json!("u, the \"first\"")).await;
     send("acme", "two", 0, &|event| event["data"]["quantity"] = json!(2)).await; // fits what is left
     send("acme", "bad", 0, &|event| event["data"]["quantity"] = json!(-1)).await; // is no event
+    for (id, contact) in [("p1", "c-1"), ("p2", "c-1"), ("p3", "c-2")] {
+        let phone = |event: &mut Value| {
+            event["data"] = json!({ "action": "reveal_mobile", "quantity": 2, "contact": contact }); // charged once
+        };
+        send("other", id, 1, &phone).await;
+    }
     meter.caught_up(&topics).await;
     meter.published().await;
 
+    let phone = meter.json(&["events", "other", "--json"])["used"]["phone"].clone();
+    assert_eq!(phone, meter.json(&["balance", "other", "--json"])["balances"]["phone"]["used"]);
+    assert_eq!(phone, json!(6));
     let used = |account: &str| meter.json(&["balance", account, "--json"])["balances"]["email"]["used"].clone();
     for account in ["acme", "part", "other"] {
         let told = meter.json(&["events", account, "--json"]);
         assert_eq!(told["used"]["email"], used(account), "{told}");
         let cost = |event: &Value| event["cost"].as_f64().expect("nothing waits");
-        let costs: f64 = told["events"].as_array().expect("events").iter().map(cost).sum();
+        let events = told["events"].as_array().expect("events").iter();
+        let costs: f64 = events.filter(|event| event["credit_type"] == "email").map(cost).sum();
         assert_eq!(costs, used(account).as_f64().expect("a number"), "{told}");
     }
-    assert_eq!(meter.json(&["events", "other", "--json"])["outcomes"], json!({ "charged": 30 }));
+    assert_eq!(meter.json(&["events", "other", "--json"])["outcomes"], json!({ "charged": 32, "free": 1 }));
     let part = meter.json(&["events", "part", "--json"])["outcomes"].clone();
     assert!(part["capped"].as_u64().is_some_and(|events| events > 0), "{part}");
     let told = meter.json(&["events", "acme", "--json"]);
