@@ -16,7 +16,7 @@ use super::slices::Slice;
 use super::totals::Totals;
 use crate::ledger::account::{AccountView, Life};
 use crate::ledger::call::{Input, Partition};
-use crate::ledger::catalogue::Amount;
+use crate::ledger::catalogue::{Amount, Catalogue};
 use crate::ledger::credits::Credits;
 use crate::ledger::event::{Class, DAY_MS};
 use crate::ledger::grants::GrantKind;
@@ -43,7 +43,7 @@ impl Comparison<'_> {
         order.sort_unstable();
         for name in &order {
             let folded = accounts.get_mut(name).expect("it is a key");
-            self.follow(folded);
+            follow(self.resolver.catalogue, folded);
             folded.attempts.sort_unstable_by_key(|kept| (kept.identity.member, kept.partition, kept.offset));
             self.account(name, folded);
         }
@@ -105,14 +105,6 @@ impl Comparison<'_> {
                 self.marks(name, folded, stored, &sums);
             }
         }
-    }
-
-    /// Lets time pass for an account until the renewals that Redis has seen.
-    fn follow(&self, folded: &mut Folded) {
-        let Some(Ok(found)) = folded.stored.as_ref().map(|stored| parse_view(&stored.fields)) else { return };
-        folded.commanded.pass(self.resolver.catalogue, |view| {
-            view.cycle.number < found.cycle.number || view.life == Life::Closing && found.life == Life::Closed
-        });
     }
 
     /// Adds an account's usage up, and tells of records that are explained twice or not at all.
@@ -409,6 +401,14 @@ impl Comparison<'_> {
             records,
         });
     }
+}
+
+/// Lets time pass for an account until the renewals that Redis has seen.
+pub fn follow(catalogue: &Catalogue, folded: &mut Folded) {
+    let Some(Ok(found)) = folded.stored.as_ref().map(|stored| parse_view(&stored.fields)) else { return };
+    folded.commanded.pass(catalogue, |view| {
+        view.cycle.number < found.cycle.number || view.life == Life::Closing && found.life == Life::Closed
+    });
 }
 
 /// What concerns all slices together: totals, and dead letters of records that are not there.

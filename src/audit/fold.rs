@@ -70,7 +70,7 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    fn of(&mut self, event: &UsageEvent) -> u32 {
+    pub fn of(&mut self, event: &UsageEvent) -> u32 {
         let key =
             (event.action.clone(), event.quantity, event.outcome.clone(), event.fields.clone(), event.once.is_some());
         *self.index.entry(key).or_insert_with(|| {

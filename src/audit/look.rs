@@ -141,7 +141,7 @@ async fn due(store: &RedisStore, shard: u32, slice: Slice) -> Result<Vec<Arc<str
     }
 }
 
-async fn look(
+pub async fn look(
     store: &RedisStore,
     first: &FirstLook,
     shard: u32,

@@ -8,6 +8,8 @@ mod attempts;
 mod commands;
 /// Accounts by the log against Redis.
 mod compare;
+/// One account, event by event.
+pub mod events;
 /// Records to their accounts.
 mod fold;
 /// Redis, with positions.

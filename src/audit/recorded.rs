@@ -13,7 +13,7 @@ use crate::ingest::log::LogRecord;
 use crate::ledger::call::{Input, Partition};
 use crate::ledger::credits::Credits;
 use crate::ledger::event::Identity;
-use crate::ledger::outcome::Denial;
+use crate::ledger::outcome::{DeadReason, Denial};
 
 /// The type of the messages that name denied events.
 const DENIED: &str = "credits.denied.v1";
@@ -185,25 +185,8 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// Takes a record of the dead-letter topic, if it tells of this meter's topics.
     pub fn add(&mut self, meter: &Names, record: &LogRecord<'_>) {
-        let header = |name: &str| {
-            // The last: a dead letter that was sent to the topic again keeps its old headers.
-            let found = record.headers.iter().rev().find(|(own, _)| *own == name)?;
-            std::str::from_utf8(found.1?).ok()
-        };
-        let place = || {
-            let topic = header("__connect.errors.topic").filter(|_| header(FROM_METER) == Some(&meter.source))?;
-            let input = if topic == meter.usage_topic {
-                Input::Usage
-            } else if topic == meter.commands_topic {
-                Input::Commands
-            } else {
-                return None;
-            };
-            let index = header("__connect.errors.partition")?.parse().ok()?;
-            Some((Partition { input, index }, header("__connect.errors.offset")?.parse().ok()?))
-        };
-        if let Some(place) = place() {
-            self.by_place.entry(place).or_insert(false);
+        if let Some((partition, offset)) = dead_place(meter, record) {
+            self.by_place.entry((partition, offset)).or_insert(false);
         }
     }
 
@@ -227,6 +210,34 @@ impl DeadLetters {
         left.sort_unstable();
         left
     }
+}
+
+/// The record that a dead letter names, if it tells of this meter's topics.
+fn dead_place(meter: &Names, record: &LogRecord<'_>) -> Option<(Partition, i64)> {
+    let topic =
+        header(record, "__connect.errors.topic").filter(|_| header(record, FROM_METER) == Some(&meter.source))?;
+    let input = if topic == meter.usage_topic {
+        Input::Usage
+    } else if topic == meter.commands_topic {
+        Input::Commands
+    } else {
+        return None;
+    };
+    let index = header(record, "__connect.errors.partition")?.parse().ok()?;
+    Some((Partition { input, index }, header(record, "__connect.errors.offset")?.parse().ok()?))
+}
+
+/// The same with the reason.
+pub fn dead_letter(meter: &Names, record: &LogRecord<'_>) -> Option<(Partition, i64, DeadReason)> {
+    let (partition, offset) = dead_place(meter, record)?;
+    let reason = DeadReason::from_name(header(record, "__connect.errors.exception.class.name")?)?;
+    Some((partition, offset, reason))
+}
+
+/// The last of a name: a dead letter that was sent to the topic again keeps its old headers.
+fn header<'a>(record: &LogRecord<'a>, name: &str) -> Option<&'a str> {
+    let found = record.headers.iter().rev().find(|(own, _)| *own == name)?;
+    std::str::from_utf8(found.1?).ok()
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 pub mod account;
 /// Add-ons of an account.
 pub mod addon;
+/// Edges of balances, as they come.
+pub mod alerts;
 /// Whether Redis holds what the log comes to.
 pub mod audit;
 /// What a file of events comes to under a price list.
@@ -14,6 +16,10 @@ pub mod balance;
 pub mod catalogue;
 /// Whether all that the meter needs is there.
 pub mod check;
+/// What a team has used, event by event.
+pub mod events;
+/// A program for each alert.
+mod exec;
 /// When an account's credits will run out.
 mod forecast;
 /// Made-up usage.
@@ -36,6 +42,8 @@ mod source;
 mod state;
 /// What a team was granted and has used, cycle by cycle.
 pub mod statement;
+/// What meters do, as it happens.
+pub mod top;
 /// What a team has used, by day, member and action.
 pub mod usage;
 /// Arguments from their texts.
@@ -116,6 +124,12 @@ pub enum Command {
     Statement(statement::StatementArgs),
     /// Show what an account has used, by day, member and action
     Usage(usage::UsageArgs),
+    /// Show each event of an account with its outcome and cost
+    Events(events::EventsArgs),
+    /// Print the alerts: balances that ran low, ran out or recovered; --follow goes on
+    Alerts(alerts::AlertsArgs),
+    /// Watch one or several meters: lag, outcomes, call time, the hottest accounts and those in alarm
+    Top(top::TopArgs),
     /// Check or show the price list
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
@@ -190,6 +204,9 @@ impl Cli {
             Command::Balance(args) => balance::run(args, &config, output).await,
             Command::Statement(args) => statement::run(args, &config, output).await,
             Command::Usage(args) => usage::run(args, &config, output).await,
+            Command::Events(args) => events::run(args, &config, output).await,
+            Command::Alerts(args) => alerts::run(args, &config, output).await,
+            Command::Top(args) => top::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),
             Command::Backtest(args) => backtest::run(args, &config, output).await,
@@ -280,6 +297,13 @@ mod tests {
         check("account close", ErrorKind::MissingRequiredArgument);
         check("statement team-1 --cycle last", ErrorKind::ValueValidation);
         check("demo --for soon", ErrorKind::ValueValidation);
+        check("alerts --from yesterday", ErrorKind::ValueValidation);
+        check("alerts --account", ErrorKind::InvalidValue);
+        check("top --every 1ms", ErrorKind::ValueValidation);
+        check("top --url https://meter-1:9464", ErrorKind::ValueValidation);
+        check("events", ErrorKind::MissingRequiredArgument);
+        check("events team-1 --to tomorrow", ErrorKind::ValueValidation);
+        check("events team-1 --csv --json", ErrorKind::ArgumentConflict);
         check("catalogue show --at soon", ErrorKind::ValueValidation);
         check("catalogue check new.toml --priced-up-to 2027-01-01", ErrorKind::MissingRequiredArgument);
     }

@@ -1,9 +1,12 @@
 //! Texts and JSON on stdout. The only place that writes there. Progress on stderr.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use tokio::io::Interest;
+use tokio::net::unix::pipe::Sender;
 
 pub use crate::ledger::time::rfc3339 as time;
 
@@ -16,27 +19,49 @@ pub struct Output {
 impl Output {
     /// Writes one JSON document on a line, or the text.
     pub fn answer(self, document: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-        if self.json { line(&serde_json::to_string(document)?) } else { line(&text()) }
+        let line = if self.json { serde_json::to_string(document)? } else { text() };
+        self.line(&line).map(|_| ())
     }
 
     /// Writes lines that are read by programs, whatever `--json` says.
     pub fn lines(self, lines: &[String]) -> anyhow::Result<()> {
-        line(&lines.join("\n"))
+        self.line(&lines.join("\n")).map(|_| ())
+    }
+
+    /// Writes a line of many, as it is.
+    pub fn line(self, text: &str) -> anyhow::Result<Reader> {
+        let mut stdout = std::io::stdout().lock();
+        match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+            written => Ok(written.map(|()| Reader::There)?),
+        }
     }
 }
 
-fn line(text: &str) -> anyhow::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        // The reader has seen enough: `| head`.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
+/// Whether someone still reads what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    There,
+    /// It has seen enough: `| head`.
+    Gone,
+}
+
+/// Waits until nobody reads stdout any more, for commands that write rarely. For ever where that cannot be told.
+pub async fn reader_gone() {
+    // Stdout is shared with others, so that it is looked at and stays as it is.
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+    if let Ok(stdout) = stdout.and_then(Sender::from_owned_fd_unchecked)
+        && stdout.ready(Interest::ERROR).await.is_ok_and(|ready| ready.is_error())
+    {
+        return;
     }
+    std::future::pending().await
 }
 
 /// A cell of CSV, as RFC 4180 has it: accounts and members may have any name.
 pub fn quoted(cell: &str) -> String {
-    if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+    let bare = !cell.contains([',', '"', '\n', '\r']);
+    if bare { cell.to_owned() } else { format!("\"{}\"", cell.replace('"', "\"\"")) }
 }
 
 /// Progress of long work: on stderr, and only where a person looks.
@@ -55,6 +80,7 @@ mod tests {
     #[test]
     fn cells_with_commas_and_quotes_are_quoted() {
         assert_eq!(quoted("acme"), "acme");
+        assert_eq!(quoted("a\nb"), "\"a\nb\"");
         assert_eq!(quoted("acme, \"the\" team"), "\"acme, \"\"the\"\" team\"");
     }
 }

@@ -92,7 +92,7 @@ impl LedgerTail {
     }
 }
 
-fn will_not_pass(code: rdkafka::error::RDKafkaErrorCode) -> bool {
+pub(super) fn will_not_pass(code: rdkafka::error::RDKafkaErrorCode) -> bool {
     use rdkafka::error::RDKafkaErrorCode as Code;
     matches!(
         code,

@@ -2,6 +2,8 @@
 
 /// Topics: made, and compared with what the meter needs.
 pub mod admin;
+/// Edges of balances, as the meter has published them.
+pub mod alerts;
 /// Whether a log is still the one that was read.
 pub mod anchors;
 /// What every client shares: settings, errors, a look at the cluster.
@@ -26,11 +28,15 @@ pub mod mock;
 pub mod producer;
 /// What was published about records that may be decided again.
 pub mod recorded;
+/// The newest records of a topic, now and then.
+pub mod sample;
 /// A topic from given offsets to its present end.
 pub mod scan;
 /// The ledger's line that names a state.
 pub mod state_line;
 /// What was published about closed cycles.
 pub mod statements;
+/// A topic as it goes on.
+pub mod tail;
 /// Where logs start and end, and what the group committed.
 pub mod watermarks;

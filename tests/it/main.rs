@@ -5,6 +5,7 @@ mod backtest;
 mod bad_input;
 mod billing;
 mod catalogue;
+mod cli_follow;
 mod cluster;
 mod commands;
 mod cycles;

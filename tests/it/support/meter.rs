@@ -68,7 +68,8 @@ impl Meter {
         self.set("REDIS__URL", url);
     }
 
-    fn command(&self) -> Command {
+    /// The program with its settings, for a test that runs it in its own way.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         command.envs(&self.environment);
         command

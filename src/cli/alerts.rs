@@ -1,0 +1,233 @@
+//! Edges of balances, as the meter publishes them: what there is, or as they come.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use rustc_hash::FxHashSet;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::exec::Program;
+use super::output::{self, Output, Reader};
+use super::{Ended, values};
+use crate::app;
+use crate::config::{Config, StartFrom};
+use crate::ingest::alerts::Alert;
+use crate::ingest::tail::{Step, Tail, TailRecord};
+
+/// Ids that are remembered, 10 MB: a relay that died repeats what it had under way, a few hundred.
+const SEEN_MAX: usize = 200_000;
+/// A broker that is there delivers something within this time.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub struct AlertsArgs {
+    /// Stay, and print alerts as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Where to begin: earliest, latest or a time like 2026-01-31T12:00:00Z [default: earliest; with --follow latest]
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<StartFrom>,
+    /// Only this account's
+    #[arg(long, value_name = "ACCOUNT", value_parser = values::name)]
+    pub account: Option<String>,
+    /// Run this program for each alert, one after the other, with the JSON on its stdin and ALERT_EDGE, ALERT_ACCOUNT
+    /// and more in its environment; where it fails, the next alerts come all the same, and the exit code is 1 at the end
+    #[arg(long, value_name = "PROGRAM")]
+    pub exec: Option<PathBuf>,
+}
+
+pub async fn run(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let stop = CancellationToken::new();
+    tokio::spawn(app::stop_on_signal(stop.clone()));
+    let from = args.from.unwrap_or(if args.follow { StartFrom::Latest } else { StartFrom::Earliest });
+    let opening = Tail::open(&config.kafka, &config.kafka.topics.alerts, from);
+    let mut tail = tokio::select! {
+        tail = opening => tail?,
+        () = stop.cancelled() => return Ok(Ended::Well),
+    };
+    let mut teller = Teller {
+        meter: config.redis.prefix.clone(),
+        account: args.account,
+        seen: Seen::new(SEEN_MAX),
+        program: args.exec.map(Program::new),
+        unreadable: 0,
+        output,
+    };
+    let gone = output::reader_gone();
+    tokio::pin!(gone);
+    loop {
+        let step = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            () = &mut gone => break,
+            step = next(&mut tail, args.follow) => step?,
+        };
+        match step {
+            Step::CaughtUp if args.follow => {}
+            Step::CaughtUp => break,
+            Step::Record(record) => {
+                if teller.tell(&record, &stop).await? == Reader::Gone {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(teller.ended())
+}
+
+/// Who follows waits for a broker that is away, who does not wants an end.
+async fn next(tail: &mut Tail, follow: bool) -> anyhow::Result<Step> {
+    if follow {
+        return Ok(tail.next().await?);
+    }
+    match tokio::time::timeout(SILENCE_MAX, tail.next()).await {
+        Ok(step) => Ok(step?),
+        Err(_) => bail!("alerts cannot be read: nothing came for {SILENCE_MAX:?}"),
+    }
+}
+
+struct Teller {
+    meter: String,
+    account: Option<String>,
+    seen: Seen,
+    program: Option<Program>,
+    unreadable: u64,
+    output: Output,
+}
+
+impl Teller {
+    async fn tell(&mut self, record: &TailRecord, stop: &CancellationToken) -> anyhow::Result<Reader> {
+        let alert = match Alert::read(record, &self.meter) {
+            Ok(Some(alert)) => alert,
+            Ok(None) => return Ok(Reader::There),
+            Err(error) => {
+                self.unreadable += 1;
+                eprintln!("the alert at {}@{} cannot be read: {error}", record.partition, record.offset);
+                return Ok(Reader::There);
+            }
+        };
+        let wanted = self.account.as_ref().is_none_or(|account| *account == alert.account);
+        if !wanted || !self.seen.is_new(&alert.id) {
+            return Ok(Reader::There);
+        }
+        let json = serde_json::to_string(&shown(&alert, &self.meter)).context("an alert as JSON")?;
+        let reader = self.output.line(&if self.output.json { json.clone() } else { text(&alert) })?;
+        if let Some(program) = &mut self.program {
+            program.run(&alert, &json, stop).await;
+        }
+        Ok(reader)
+    }
+
+    fn ended(&self) -> Ended {
+        let failed = self.program.as_ref().map_or(0, |program| program.failed);
+        if failed > 0 {
+            eprintln!("the program failed for {failed} alerts");
+        }
+        if failed + self.unreadable == 0 { Ended::Well } else { Ended::Badly }
+    }
+}
+
+/// The CloudEvent as it was published, on one line, and when that was.
+#[derive(Serialize)]
+struct Shown<'a> {
+    specversion: &'static str,
+    id: &'a str,
+    source: &'a str,
+    r#type: &'a str,
+    subject: &'a str,
+    time: String,
+    datacontenttype: &'static str,
+    data: &'a RawValue,
+}
+
+fn shown<'a>(alert: &'a Alert, meter: &'a str) -> Shown<'a> {
+    Shown {
+        specversion: "1.0",
+        id: &alert.id,
+        source: meter,
+        r#type: &alert.event_type,
+        subject: &alert.account,
+        time: output::time(alert.at_ms),
+        datacontenttype: "application/json",
+        data: &alert.data,
+    }
+}
+
+fn text(alert: &Alert) -> String {
+    let left = match (alert.remaining, alert.granted) {
+        (Some(remaining), Some(granted)) => format!("{remaining} of {granted} left"),
+        _ => "unlimited".to_owned(),
+    };
+    let Alert { account, credit_type, threshold, edge, .. } = alert;
+    let threshold = if threshold == edge.name() { String::new() } else { format!(" ({threshold})") };
+    format!("{}  {:<9}  {account}  {credit_type}{threshold}: {left}", output::time(alert.at_ms), edge.name())
+}
+
+/// The ids that came last: Kafka is given each message at least once.
+struct Seen {
+    known: FxHashSet<u128>,
+    order: VecDeque<u128>,
+    max: usize,
+}
+
+impl Seen {
+    fn new(max: usize) -> Seen {
+        Seen { known: FxHashSet::default(), order: VecDeque::new(), max }
+    }
+
+    fn is_new(&mut self, id: &str) -> bool {
+        let id = xxh3_128(id.as_bytes());
+        if !self.known.insert(id) {
+            return false;
+        }
+        self.order.push_back(id);
+        if self.order.len() > self.max {
+            self.order.pop_front().map(|oldest| self.known.remove(&oldest));
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::alerts::tests::alert;
+
+    #[test]
+    fn an_alert_is_a_line() {
+        let check = |told: &str, expected: &str| {
+            assert_eq!(text(&alert(told)), format!("2026-09-21T14:13:20Z  {expected}"));
+        };
+        check("low acme email 80% 5.5/30 0", "low        acme  email (80%): 5.5 of 30 left");
+        check("exhausted acme email exhausted 0/30 0", "exhausted  acme  email: 0 of 30 left");
+        check("restored acme email exhausted 9/30 0", "restored   acme  email (exhausted): 9 of 30 left");
+        check("restored acme email exhausted null/null 0", "restored   acme  email (exhausted): unlimited");
+    }
+
+    #[test]
+    fn json_is_the_cloud_event_on_one_line_with_a_time() {
+        let alert = alert("low acme email 80% 999999999999.001/null 3");
+        let json = serde_json::to_string(&shown(&alert, "meter")).unwrap();
+        let start = concat!(
+            r#"{"specversion":"1.0","id":"low/acme/email/80%/0/3","source":"meter","type":"credits.low.v1","#,
+            r#""subject":"acme","time":"2026-09-21T14:13:20Z","datacontenttype":"application/json","data":{"#,
+        );
+        assert!(json.starts_with(start), "{json}");
+        assert!(json.contains(r#""remaining":999999999999.001,"#), "{json}");
+    }
+
+    #[test]
+    fn a_repeat_is_told_once_and_memory_is_bounded() {
+        let mut seen = Seen::new(2);
+        assert!(seen.is_new("a") && !seen.is_new("a") && seen.is_new("b") && seen.is_new("c"));
+        assert!(!seen.is_new("c") && !seen.is_new("b"));
+        assert!(seen.is_new("a"), "it was long ago");
+        assert_eq!((seen.known.len(), seen.order.len()), (2, 2));
+    }
+}

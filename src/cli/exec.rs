@@ -1,0 +1,143 @@
+//! Runs a program for each alert, one after the other.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+use super::output;
+use crate::ingest::alerts::Alert;
+use crate::ledger::credits::Credits;
+
+/// What a program that is under way may take when the command is stopped. It is then left alone, not killed: what it
+/// has begun it may end.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+
+pub struct Program {
+    path: PathBuf,
+    /// Runs that did not end well.
+    pub failed: u64,
+}
+
+impl Program {
+    pub fn new(path: PathBuf) -> Program {
+        Program { path, failed: 0 }
+    }
+
+    /// Runs it with an alert, and says so if that fails: the next alert may matter more.
+    pub async fn run(&mut self, alert: &Alert, json: &str, stop: &CancellationToken) {
+        let failure = match run(&self.path, alert, json, stop).await {
+            Ok(Some(status)) if status.success() => return,
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => format!("still running {} s after this command was stopped", STOP_WAIT.as_secs()),
+            Err(error) => error.to_string(),
+        };
+        self.failed += 1;
+        eprintln!("{} failed for alert {}: {failure}", self.path.display(), alert.id);
+    }
+}
+
+/// `None`: it was stopped, and the program goes on.
+async fn run(path: &Path, alert: &Alert, json: &str, stop: &CancellationToken) -> std::io::Result<Option<ExitStatus>> {
+    let mut command = Command::new(path);
+    command.envs(environment(alert)).stdin(Stdio::piped());
+    // Our stdout is data.
+    command.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+    let mut child = command.spawn()?;
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let line = format!("{json}\n");
+    let ended = async {
+        // A program need not read it.
+        let _ = stdin.write_all(line.as_bytes()).await;
+        drop(stdin);
+        child.wait().await
+    };
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_WAIT).await;
+    };
+    tokio::select! {
+        status = ended => status.map(Some),
+        () = stopped => Ok(None),
+    }
+}
+
+fn environment(alert: &Alert) -> [(&'static str, String); 12] {
+    let amount = |credits: Option<Credits>| credits.map_or("unlimited".to_owned(), |credits| credits.to_string());
+    [
+        ("ALERT_ID", alert.id.clone()),
+        ("ALERT_TYPE", alert.event_type.clone()),
+        ("ALERT_EDGE", alert.edge.name().to_owned()),
+        ("ALERT_TIME", output::time(alert.at_ms)),
+        ("ALERT_ACCOUNT", alert.account.clone()),
+        ("ALERT_CREDIT_TYPE", alert.credit_type.clone()),
+        ("ALERT_THRESHOLD", alert.threshold.clone()),
+        ("ALERT_USED", alert.used.to_string()),
+        ("ALERT_GRANTED", amount(alert.granted)),
+        ("ALERT_REMAINING", amount(alert.remaining)),
+        ("ALERT_CYCLE", alert.cycle.to_string()),
+        ("ALERT_ARMING", alert.arming.to_string()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::ingest::alerts::tests::alert;
+
+    fn script(folder: &Path, text: &str) -> PathBuf {
+        let path = folder.join("program");
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn a_program_gets_the_json_and_the_fields() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = folder.path().join("told");
+        let line = format!("(cat; env | grep ^ALERT_ | sort) > {}", told.display());
+        let mut program = Program::new(script(folder.path(), &line));
+        let stop = CancellationToken::new();
+        program.run(&alert("low acme email 80% 5.5/null 3"), "{\"a\":1}", &stop).await;
+        assert_eq!(program.failed, 0);
+        let told = std::fs::read_to_string(told).unwrap();
+        let mut lines = told.lines();
+        assert_eq!(lines.next(), Some("{\"a\":1}"));
+        for line in [
+            "ALERT_ACCOUNT=acme",
+            "ALERT_ARMING=3",
+            "ALERT_CREDIT_TYPE=email",
+            "ALERT_CYCLE=0",
+            "ALERT_EDGE=low",
+            "ALERT_GRANTED=unlimited",
+            "ALERT_ID=low/acme/email/80%/0/3",
+            "ALERT_REMAINING=5.5",
+            "ALERT_THRESHOLD=80%",
+            "ALERT_TIME=2026-09-21T14:13:20Z",
+            "ALERT_TYPE=credits.low.v1",
+            "ALERT_USED=1.5",
+        ] {
+            assert_eq!(lines.next(), Some(line), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_are_counted_and_stop_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        // One that does not read what it is given, however long that is.
+        let mut program = Program::new(script(folder.path(), "exit 3"));
+        program.run(&alert("low acme email 80% 5/10 3"), &"x".repeat(1 << 20), &stop).await;
+        assert_eq!(program.failed, 1);
+        let mut missing = Program::new(folder.path().join("missing"));
+        missing.run(&alert("low acme email 80% 5/10 3"), "{}", &stop).await;
+        assert_eq!(missing.failed, 1);
+    }
+}

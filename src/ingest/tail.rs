@@ -1,0 +1,162 @@
+//! A topic as it goes on, outside the group.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message as _;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::time::{Instant, sleep_until};
+
+use super::client::{self, BrokerError, Cluster, Reasons};
+use super::ledger_tail::will_not_pass;
+use super::scan::offsets_at;
+use super::watermarks::Watermarks;
+use crate::config::{Kafka, StartFrom};
+
+/// How often it looks for partitions that were added.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const FIXED: [(&str, &str); 4] = [
+    ("enable.auto.commit", "false"),
+    // What retention took before it was read is told, not passed over.
+    ("auto.offset.reset", "error"),
+    ("enable.partition.eof", "true"),
+    ("isolation.level", "read_committed"),
+];
+
+/// All partitions of a topic from a moment on.
+pub struct Tail {
+    consumer: StreamConsumer<Reasons>,
+    cluster: Cluster,
+    brokers: String,
+    topic: String,
+    partitions: i32,
+    looked: Instant,
+    /// Where partitions ended at the start that have not come so far.
+    ends: BTreeMap<i32, i64>,
+    told_end: bool,
+}
+
+/// A record, on its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TailRecord {
+    pub partition: i32,
+    pub offset: i64,
+    pub timestamp_ms: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Record(TailRecord),
+    /// All that was there at the start has been given; told once.
+    CaughtUp,
+}
+
+impl Tail {
+    pub async fn open(kafka: &Kafka, topic: &str, from: StartFrom) -> Result<Tail, BrokerError> {
+        let cluster = Cluster::new(kafka)?;
+        let partitions = cluster.partitions(topic).await?;
+        // No group is joined and nothing is committed, but the client wants a name: the meter's is allowed already.
+        let mut config = client::settings(kafka, &[("fetch.wait.max.ms", "100")], &FIXED);
+        config.set("group.id", &kafka.group);
+        let made = config.create_with_context(Reasons::default());
+        let consumer: StreamConsumer<Reasons> =
+            made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })?;
+
+        let since = match from {
+            StartFrom::Time(time_ms) => {
+                let (kafka, topic) = (kafka.clone(), topic.to_owned());
+                let asked = tokio::task::spawn_blocking(move || offsets_at(&kafka, &topic, time_ms));
+                asked.await.expect("asking does not panic")?
+            }
+            StartFrom::Earliest | StartFrom::Latest => BTreeMap::new(),
+        };
+        let watermarks = Watermarks::new(kafka)?;
+        let (mut starts, mut ends) = (TopicPartitionList::new(), BTreeMap::new());
+        for partition in 0..partitions {
+            let (first, end) = watermarks.range(topic, partition).await?;
+            let start = match from {
+                StartFrom::Earliest => first,
+                StartFrom::Latest => end,
+                StartFrom::Time(_) => since.get(&partition).map_or(end, |start| (*start).clamp(first, end)),
+            };
+            if start < end {
+                ends.insert(partition, end);
+            }
+            let added = starts.add_partition_offset(topic, partition, Offset::Offset(start));
+            added.expect("an offset that kafka gave is valid");
+        }
+        let brokers = kafka.brokers.clone();
+        let refused = |error: KafkaError| BrokerError::NoAnswer { brokers: brokers.clone(), reason: error.to_string() };
+        consumer.assign(&starts).map_err(refused)?;
+        let looked = Instant::now();
+        let topic = topic.to_owned();
+        Ok(Tail { consumer, cluster, brokers, topic, partitions, looked, ends, told_end: false })
+    }
+
+    /// Waits for what comes next; may be dropped while it waits.
+    pub async fn next(&mut self) -> Result<Step, BrokerError> {
+        loop {
+            if self.ends.is_empty() && !self.told_end {
+                self.told_end = true;
+                return Ok(Step::CaughtUp);
+            }
+            let received = tokio::select! {
+                received = self.consumer.recv() => received,
+                () = sleep_until(self.looked + LOOK_EVERY) => {
+                    self.look().await;
+                    continue;
+                }
+            };
+            match received {
+                Ok(message) => {
+                    let (partition, offset) = (message.partition(), message.offset());
+                    if self.ends.get(&partition).is_some_and(|end| offset + 1 >= *end) {
+                        self.ends.remove(&partition);
+                    }
+                    return Ok(Step::Record(TailRecord {
+                        partition,
+                        offset,
+                        timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+                        key: message.key().map(<[u8]>::to_vec),
+                        value: message.payload().unwrap_or_default().to_vec(),
+                    }));
+                }
+                // What lies before the end are control records.
+                Err(KafkaError::PartitionEOF(partition)) => {
+                    self.ends.remove(&partition);
+                }
+                Err(error) => {
+                    let given_up = matches!(error, KafkaError::MessageConsumptionFatal(_))
+                        || error.rdkafka_error_code().is_some_and(will_not_pass);
+                    if given_up {
+                        let what = format!("let {} be read", self.topic);
+                        return Err(BrokerError::Refused { what, reason: error.to_string() });
+                    }
+                    // The client reconnects by itself.
+                }
+            }
+        }
+    }
+
+    /// Adds partitions that were made meanwhile, from their beginning. One that has no answer is asked for again.
+    async fn look(&mut self) {
+        self.looked = Instant::now();
+        let Ok(partitions) = self.cluster.partitions(&self.topic).await else { return };
+        let new: BTreeSet<i32> = (self.partitions..partitions).collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut starts = TopicPartitionList::new();
+        for partition in &new {
+            starts.add_partition_offset(&self.topic, *partition, Offset::Beginning).expect("a constant is valid");
+        }
+        match self.consumer.incremental_assign(&starts) {
+            Ok(()) => self.partitions = partitions,
+            Err(error) => tracing::warn!(topic = self.topic, brokers = self.brokers, %error, "new partitions wait"),
+        }
+    }
+}
