@@ -153,5 +153,5 @@ fn files_stay_small_and_lines_short() {
 #[test]
 fn architecture_stays_a_bird_s_eye_view() {
     let lines = text(Path::new("ARCHITECTURE.md")).lines().count();
-    assert!(lines <= 200, "ARCHITECTURE.md has {lines} lines, at most 200");
+    assert!(lines <= 220, "ARCHITECTURE.md has {lines} lines, at most 220");
 }
