@@ -30,8 +30,7 @@ const ACTIONS: [&str; 3] = ["reveal_email", "reveal_phone", "enrich_contact"];
 const NOON_MS: i64 = 1_773_144_000_000;
 const BATCH: usize = 2_000;
 /// Contacts that an account was charged for in its cycle, and the accounts that are measured with so many.
-const CONTACTS: [(usize, std::ops::Range<usize>); 4] =
-    [(5, 0..2_000), (25, 2_000..3_500), (400, 3_500..3_650), (5_000, 3_650..3_660)];
+const CONTACTS: [(usize, usize); 4] = [(5, 2_000), (25, 1_500), (400, 150), (5_000, 10)];
 
 const CATALOGUE: &str = r#"
 version = 1
@@ -58,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
     let json = std::env::args().any(|argument| argument == "--json");
     let mut meter = Meter::open(&url).await?;
     let empty = meter.used().await?;
-    meter.put_accounts().await?;
+    meter.put_accounts(ACCOUNTS).await?;
     let per_account = (meter.used().await? - empty) / ACCOUNTS as f64;
     let mut rows = Vec::new();
     for (day, events) in EVENTS.into_iter().enumerate() {
@@ -68,33 +67,20 @@ async fn main() -> anyhow::Result<()> {
         let bytes = meter.used().await? - before;
         rows.push((events, bytes / (accounts * events) as f64));
     }
-    let mut usage = Vec::new();
-    for (place, members) in MEMBERS.into_iter().enumerate() {
-        let accounts = 10_000 / members;
-        let mut bytes = [0.0; 2];
-        for (breakdown, bytes) in [false, true].into_iter().zip(&mut bytes) {
-            Arc::make_mut(&mut meter.stamp).breakdown = breakdown;
-            let day = EVENTS.len() + 2 * place + usize::from(breakdown);
-            let before = meter.used().await?;
-            meter.apply_events(day as i64, 0..accounts, 3 * members, Of::Members(members)).await?;
-            *bytes = meter.used().await? - before;
-        }
-        usage.push((members, (bytes[1] - bytes[0]) / (accounts * members) as f64));
-    }
-    Arc::make_mut(&mut meter.stamp).breakdown = false;
-    let mut contacts = Vec::new();
-    for (place, (number, accounts)) in CONTACTS.into_iter().enumerate() {
-        // The same events, without a contact and with one.
-        let mut bytes = [0.0; 2];
-        for (of, bytes) in [Of::Members(1), Of::Contacts].into_iter().zip(&mut bytes) {
-            let before = meter.used().await?;
-            let day = EVENTS.len() + 2 * (MEMBERS.len() + place) + usize::from(matches!(of, Of::Contacts));
-            meter.apply_events(day as i64, accounts.clone(), number, of).await?;
-            *bytes = meter.used().await? - before;
-        }
-        contacts.push((number, (bytes[1] - bytes[0]) / (accounts.len() * number) as f64));
-    }
     meter.clean_up().await?;
+    let mut usage = Vec::new();
+    for members in MEMBERS {
+        let accounts = 10_000 / members;
+        let bytes = |breakdown| alone(&url, accounts, 3 * members, Of::Members(members), breakdown);
+        usage.push((members, (bytes(true).await? - bytes(false).await?) / (accounts * members) as f64));
+    }
+    let mut contacts = Vec::new();
+    for (number, accounts) in CONTACTS {
+        // The same events, with a contact and without one.
+        let bytes = |of| alone(&url, accounts, number, of, false);
+        let more = bytes(Of::Contacts).await? - bytes(Of::Members(1)).await?;
+        contacts.push((number, more / (accounts * number) as f64));
+    }
     if json {
         let rows: Vec<_> = rows.iter().map(|(events, bytes)| serde_json::json!([events, bytes])).collect();
         let contacts: Vec<_> = contacts.iter().map(|(number, bytes)| serde_json::json!([number, bytes])).collect();
@@ -121,6 +107,18 @@ async fn main() -> anyhow::Result<()> {
         println!("| a contact that is charged once, of {number} in its account and cycle | {bytes:.1} |");
     }
     Ok(())
+}
+
+/// The bytes that events take of accounts that have no others.
+async fn alone(url: &str, accounts: usize, events: usize, of: Of, breakdown: bool) -> anyhow::Result<f64> {
+    let mut meter = Meter::open(url).await?;
+    meter.put_accounts(accounts).await?;
+    Arc::make_mut(&mut meter.stamp).breakdown = breakdown;
+    let before = meter.used().await?;
+    meter.apply_events(0, 0..accounts, events, of).await?;
+    let bytes = meter.used().await? - before;
+    meter.clean_up().await?;
+    Ok(bytes)
 }
 
 /// What events are of.
@@ -168,9 +166,9 @@ impl Meter {
         Ok(Meter { store, prefix, stamp: Arc::new(stamp), catalogue, accounts: Accounts::default(), position: 0 })
     }
 
-    async fn put_accounts(&mut self) -> anyhow::Result<()> {
+    async fn put_accounts(&mut self, accounts: usize) -> anyhow::Result<()> {
         let addon = |credit_type: &str| Addon { credit_type: credit_type.into(), amount: Credits::whole(500) };
-        for index in 0..ACCOUNTS {
+        for index in 0..accounts {
             let command = Command {
                 account: name(index),
                 id: uuid::Uuid::now_v7().to_string(),
