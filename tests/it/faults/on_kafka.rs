@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use credit_meter::ledger::call::Partition;
 
@@ -49,16 +49,23 @@ async fn the_broker_is_killed() {
     let traffic = Traffic::start(&topics, 8);
     let _running = meter.start(&[]);
     let kills = short_or_long(2, 10);
-    for _ in 0..kills {
+    let away = short_or_long(Duration::from_secs(5), Duration::from_secs(60));
+    for kill in 0..kills {
         meter.applies(1_000).await;
-        tokio::task::block_in_place(|| {
-            kafka.kill();
-            kafka.start_again();
-        });
+        tokio::task::block_in_place(|| kafka.kill());
+        if kill == 0 {
+            // The length of the fault: messages wait in the outboxes, and those that were under way are sent again.
+            tokio::time::sleep(away).await;
+        }
+        tokio::task::block_in_place(|| kafka.start_again());
     }
     meter.applies(1_000).await;
     let seen = traffic.end().await.check(&topics, &meter).await;
-    row("8", "SIGKILL of the broker under load, and its start", &format!("{kills} kills: {seen}"));
+    row(
+        "8",
+        "SIGKILL of the broker under load, and its start",
+        &format!("{kills} kills, once away for {away:?}: {seen}"),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
