@@ -78,7 +78,7 @@ pub struct Meters {
     /// From an event's append to the reply that applied it.
     pub delay: Quantiles,
     pub calls: Calls,
-    /// Messages that wait, as last seen by one of them.
+    /// Messages that wait: each meter tells of the outboxes that it publishes.
     pub outbox_entries: Option<u64>,
     pub outbox_oldest_seconds: Option<f64>,
     /// Records read that wait in them.
@@ -170,8 +170,7 @@ pub fn view(meters: &[Meter], now_ms: i64) -> Meters {
         credits: credit_types.collect(),
         delay: together.quantiles(DELAY_BUCKETS, |_| true),
         calls: together.calls(),
-        // Each sees the outboxes of all shards.
-        outbox_entries: together.pages().filter_map(|page| page.sum(OUTBOX)).max_by(f64::total_cmp).map(whole),
+        outbox_entries: together.sum(OUTBOX),
         outbox_oldest_seconds: together.pages().filter_map(|page| page.sum(OUTBOX_OLDEST)).max_by(f64::total_cmp),
         queue_records: together.sum(QUEUE),
         meter_time: together.meter_time(now_ms),
@@ -375,7 +374,7 @@ pub mod tests {
         let view = view(&[meter(BEFORE, NOW), meter("", NOW), silent], 1_004_000);
         assert_eq!((view.events, view.events_per_second), (674, Some(110.0 + 168.5)));
         assert_eq!((view.lag[0].records, view.lag[0].seconds), (84, 1.5));
-        assert_eq!((view.outbox_entries, view.queue_records, view.shards_halted), (Some(12), Some(84), Some(2)));
+        assert_eq!((view.outbox_entries, view.queue_records, view.shards_halted), (Some(24), Some(84), Some(2)));
         let answers: Vec<bool> = view.meters.iter().map(|meter| meter.answers).collect();
         assert_eq!(answers, [true, true, false]);
         assert_eq!(view.meters[2].reason.as_deref(), Some("connection refused"));
