@@ -137,7 +137,8 @@ impl Case {
         let place = self.redis.address();
         unready(&self.running, &[words, &["[-]redis", &place]].concat()).await;
         let counter = format!("credit_meter_call_refusals_total{{kind=\"{kind}\"}}");
-        assert!(metric(&self.running, &counter).await > 0, "{kind} is not counted");
+        until(&format!("{kind} is counted"), || async { (metric(&self.running, &counter).await > 0).then_some(()) })
+            .await;
     }
 
     /// The cause is gone: the meter goes on by itself.
