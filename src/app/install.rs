@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::start::StartError;
 use crate::config::{Config, at_line};
+use crate::ledger::call::SCHEMA;
 use crate::ledger::catalogue::{Catalogue, CatalogueError, CatalogueId, Growth};
 use crate::ledger::shard::{Grown, InitCall, InitReply};
 use crate::ledger::time::rfc3339;
@@ -94,7 +95,8 @@ fn ready(config: &Config, catalogue: &Catalogue, shard: u32, reply: InitReply) -
         InitReply::Emptied => Err(StartError::ShardEmptied { prefix: config.redis.prefix.clone(), shard }),
         InitReply::OtherGeneration(stored) => Err(StartError::Torn { shard, stored }),
         InitReply::OtherShards(stored) => Err(StartError::OtherShards { configured: config.redis.shards, stored }),
-        InitReply::NewerSchema(stored) => Err(StartError::NewerSchema { stored }),
+        InitReply::OtherSchema(stored) if stored > SCHEMA => Err(StartError::NewerSchema { stored }),
+        InitReply::OtherSchema(stored) => Err(StartError::OlderSchema { shard, stored }),
         InitReply::OtherCatalogue(stored) => {
             let own = catalogue.id.version;
             Err(StartError::OtherCatalogue { own, stored: stored.version, hash: stored.hash })

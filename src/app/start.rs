@@ -46,6 +46,11 @@ pub enum StartError {
     #[error("the state's layout is version {stored}, this program knows {SCHEMA}: run the newer program")]
     NewerSchema { stored: u32 },
     #[error(
+        "shard {shard} has a layout of version {stored}, this program writes {SCHEMA}: stop all meters, then \
+         `credit-meter rebuild --shard {shard}`, and so for each shard, counts it anew from the log; or run the older program"
+    )]
+    OlderSchema { shard: u32, stored: u32 },
+    #[error(
         "the catalogue has version {own}, the state was priced by version {stored} (hash {hash}): use that file, or \
          raise the version if the content has changed"
     )]

@@ -180,7 +180,7 @@ pub enum InitReply {
     Emptied,
     OtherGeneration(String),
     OtherShards(u32),
-    NewerSchema(u32),
+    OtherSchema(u32),
     /// The stored catalogue has a higher version, or the same with another content.
     OtherCatalogue(CatalogueId),
     /// The stored catalogue has a lower version, and the call's was not compared with it.
@@ -212,8 +212,8 @@ impl Shard {
             });
             return InitReply::Ready;
         };
-        if fence.schema > SCHEMA {
-            return InitReply::NewerSchema(fence.schema);
+        if fence.schema != SCHEMA {
+            return InitReply::OtherSchema(fence.schema);
         }
         if fence.generation != call.generation {
             return InitReply::OtherGeneration(fence.generation.clone());

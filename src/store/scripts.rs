@@ -114,7 +114,7 @@ impl Script for InitScript<'_> {
             "emptied" => Ok(InitReply::Emptied),
             "other_generation" => Ok(InitReply::OtherGeneration(detail)),
             "other_shards" => Ok(InitReply::OtherShards(number(&detail)?)),
-            "newer_schema" => Ok(InitReply::NewerSchema(number(&detail)?)),
+            "other_schema" => Ok(InitReply::OtherSchema(number(&detail)?)),
             "other_catalogue" => {
                 Ok(InitReply::OtherCatalogue(CatalogueId { version: number(&detail)?, hash: fields.text()? }))
             }

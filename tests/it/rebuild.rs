@@ -12,6 +12,27 @@ use crate::support::redis::shared;
 use crate::support::{dump, until};
 use crate::walk::{CATALOGUE, put, reveal};
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layout_of_an_older_program_is_refused_and_counted_anew() {
+    let (_topics, meter) = used("older-layout").await;
+    let before = meter.json(&["balance", "acme", "--json"])["balances"].clone();
+    let mut connection = shared().await;
+    let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
+    for shard in 0..SHARDS {
+        let key = store.keys().spell(Key::Shard(shard));
+        let set = redis::cmd("HSET").arg(key).arg("schema").arg(1).query_async::<()>(&mut connection).await;
+        set.expect("redis answers");
+    }
+    let mut running = meter.start(&[]);
+    assert!(!running.ends("an older layout is refused").await.success());
+    let shards: Vec<String> = (0..SHARDS).flat_map(|shard| ["--shard".to_owned(), shard.to_string()]).collect();
+    let rebuild = [vec!["rebuild"], shards.iter().map(String::as_str).collect()].concat();
+    let output = meter.run(&rebuild);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"], before);
+    meter.audit();
+}
+
 async fn delete(connection: &mut MultiplexedConnection, keys: Vec<String>) {
     let _: () = redis::cmd("DEL").arg(keys).query_async(connection).await.expect("redis answers");
 }

@@ -103,6 +103,12 @@ pub async fn metric(running: &Running, name: &str) -> u64 {
     value.unwrap_or_else(|| panic!("{name} is not in\n{page}"))
 }
 
+/// Waits until a refusal is counted: readiness may tell of it first.
+pub async fn is_counted(running: &Running, kind: &str) {
+    let counter = format!("credit_meter_call_refusals_total{{kind=\"{kind}\"}}");
+    until(&format!("{kind} is counted"), || async { (metric(running, &counter).await > 0).then_some(()) }).await;
+}
+
 struct Case {
     redis: OwnRedis,
     topics: Arc<Topics>,
@@ -136,9 +142,7 @@ impl Case {
     async fn told(&self, kind: &str, words: &[&str]) {
         let place = self.redis.address();
         unready(&self.running, &[words, &["[-]redis", &place]].concat()).await;
-        let counter = format!("credit_meter_call_refusals_total{{kind=\"{kind}\"}}");
-        until(&format!("{kind} is counted"), || async { (metric(&self.running, &counter).await > 0).then_some(()) })
-            .await;
+        is_counted(&self.running, kind).await;
     }
 
     /// The cause is gone: the meter goes on by itself.

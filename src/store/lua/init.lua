@@ -5,7 +5,7 @@
 --         the version and hash of the catalogue that this one was compared with and only adds to ('' each: none),
 --         the first time in ms at which the two differ ('': they price the same),
 --         n, then n x (partition, start)
--- Reply   {'ready' | 'emptied' | 'other_generation' | 'other_shards' | 'newer_schema' | 'other_catalogue' |
+-- Reply   {'ready' | 'emptied' | 'other_generation' | 'other_shards' | 'other_schema' | 'other_catalogue' |
 --         'older_catalogue' | 'priced_up_to', three details}
 local n = tonumber(ARGV[11])
 assert(#KEYS == 2 and #ARGV == 11 + 2 * n, 'init: wrong arity')
@@ -47,8 +47,8 @@ if not stored[2] then
   return { 'ready', '', '', '' }
 end
 
-if tonumber(stored[1]) > tonumber(schema) then
-  return { 'newer_schema', stored[1], '', '' }
+if stored[1] ~= schema then
+  return { 'other_schema', stored[1], '', '' }
 end
 if stored[2] ~= generation then
   return { 'other_generation', stored[2], '', '' }
