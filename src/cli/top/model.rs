@@ -257,7 +257,9 @@ impl Together<'_> {
 
     /// One meter tells it; right after it moved to another both may.
     fn meter_time(&self, now_ms: i64) -> Option<MeterTime> {
-        let newest = self.pages().filter_map(|page| page.sum(METER_TIME)).max_by(f64::total_cmp)?;
+        // 0 until the first tick.
+        let told = self.pages().filter_map(|page| page.sum(METER_TIME)).filter(|seconds| *seconds > 0.0);
+        let newest = told.max_by(f64::total_cmp)?;
         let held = self.pages().flat_map(|page| page.of(METER_TIME_HELD)).filter(|held| held.value >= HELD_SECONDS_MIN);
         let held = held.max_by(|a, b| a.value.total_cmp(&b.value));
         let held = held.map(|sample| Held {
