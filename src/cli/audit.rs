@@ -90,8 +90,9 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
     Ok(Ended::Well)
 }
 
-struct Progress {
-    bar: ProgressBar,
+/// Records read, of those that are there.
+pub struct Progress {
+    pub bar: ProgressBar,
 }
 
 impl Watch for Progress {

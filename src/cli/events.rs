@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::account::unknown;
+use super::audit::Progress;
 use super::output::{self, Output, quoted};
 use super::{Ended, state, values};
-use crate::audit::Watch;
 use crate::audit::events::{self, Dated, Told};
 use crate::config::{Config, read_catalogue};
 use crate::ledger::credits::Credits;
@@ -61,17 +60,6 @@ pub async fn run(args: EventsArgs, config: &Config, output: Output) -> anyhow::R
         output.answer(&shown, || shown.text())?;
     }
     Ok(Ended::Well)
-}
-
-struct Progress {
-    bar: ProgressBar,
-}
-
-impl Watch for Progress {
-    fn read(&mut self, records: u64, of: u64) {
-        self.bar.set_length(of.max(records));
-        self.bar.set_position(records);
-    }
 }
 
 #[derive(Serialize)]
