@@ -42,6 +42,7 @@ struct Case {
     charged: i64,
     remembered: u64,
     generations: u64,
+    writes: [u64; 2],
     marks: u64,
     totals: Vec<(i32, Outcome, u64)>,
 }
@@ -58,6 +59,7 @@ impl Case {
             charged: 0,
             remembered: 0,
             generations: 1,
+            writes: [1, 1],
             marks: 0,
             totals: Vec::new(),
         };
@@ -123,6 +125,7 @@ impl Case {
             self.totals.iter().map(|(index, outcome, n)| (Partition::usage(*index), *outcome, *n)).collect();
         totals.push((Partition::COMMANDS, Outcome::Applied, 1));
         let shard = ShardState {
+            writes: self.writes,
             positions: at(self.first.as_ref().unwrap_or(&self.positions)),
             totals,
             restamp_tolerance_ms: 600_000,
@@ -295,6 +298,7 @@ fn what_was_charged_twice_or_not_at_all_is_named_with_its_record() {
     case().stored(4, 2, &totals).differs(&["email.charged"]);
     case().stored(7, 1, &totals).differs(&["remembered on 2026-11-24"]);
     case().stored(7, 2, &[(0, Charged, 3)]).differs(&["total usage:0 charged"]);
+    Case { writes: [2, 1], ..case().stored(7, 2, &totals) }.differs(&["writes ended"]);
     case()
         .stored(7, 2, &[(0, Charged, 1), (0, Duplicate, 1)])
         .differs(&["total usage:0 duplicate", "total usage:0 charged"]);

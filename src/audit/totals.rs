@@ -65,6 +65,10 @@ impl Totals {
                 records: Vec::new(),
             });
         };
+        let [begun, ended] = stored.writes;
+        if begun != ended {
+            differs("writes ended".to_owned(), begun.to_string(), ended);
+        }
         let mut partitions: Vec<Partition> = totals.certain.keys().chain(totals.open_records.keys()).copied().collect();
         partitions.extend(found.keys().map(|(partition, _)| *partition));
         partitions.sort_unstable();

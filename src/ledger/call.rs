@@ -363,6 +363,11 @@ impl RefusalReason {
 pub enum Reply<T> {
     /// The shard belongs to another state, or was never opened (`None`).
     OtherGeneration(Option<String>),
+    /// The store ran half of what a script wrote, and counted it. The ledger itself tears nothing.
+    Torn {
+        begun: u64,
+        ended: u64,
+    },
     /// All ranges were applied before.
     DoneBefore,
     /// The stored position of each range of the call.
@@ -390,6 +395,7 @@ impl<T> Reply<T> {
     pub const fn kind(&self) -> &'static str {
         match self {
             Reply::OtherGeneration(_) => "other_generation",
+            Reply::Torn { .. } => "torn",
             Reply::DoneBefore => "done_before",
             Reply::OtherPosition(_) => "other_position",
             Reply::FellBack => "fell_back",

@@ -118,6 +118,7 @@ impl Pipeline {
                 }
             }
             Reply::OtherGeneration(stored) => self.other_generation(shard, stored, effects),
+            Reply::Torn { begun, ended } => self.torn(shard, begun, ended, effects),
             Reply::AccountLost(account) => {
                 let reason = format!(
                     "account `{account}` is in its due set, but its hash is gone: redis has evicted or deleted it; restore \
@@ -134,6 +135,15 @@ impl Pipeline {
                 effects.push(Effect::OtherCatalogue { shard });
             }
         }
+    }
+
+    /// Redis counted the writes to the shard, and has run half of one.
+    fn torn(&mut self, shard: u32, begun: u64, ended: u64, effects: &mut Vec<Effect>) {
+        let reason = format!(
+            "redis ran half of what a script wrote when it loaded a torn append-only file ({begun} writes begun, {ended} \
+             ended): its numbers are wrong; stop the workers, then `credit-meter rebuild --shard {shard}`"
+        );
+        self.halt(shard, effects, reason);
     }
 
     /// Usage waits for the commands that may make its account.

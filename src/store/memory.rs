@@ -128,6 +128,7 @@ impl MemoryStore {
             restamp_tolerance_ms: fence.restamp_tolerance_ms,
             usage_from: fence.usage_from,
             catalogue: Some(fence.catalogue.clone()),
+            writes: [0, 0],
         }
     }
 

@@ -158,6 +158,8 @@ pub struct ShardState {
     /// Usage of earlier days was forgotten.
     pub usage_from: Option<NaiveDate>,
     pub catalogue: Option<CatalogueId>,
+    /// Writes that were begun and those that were ended: Redis ran half of one where they differ.
+    pub writes: [u64; 2],
 }
 
 /// Accounts with the days whose identities they keep, and where to go on (0: that was all).

@@ -523,6 +523,7 @@ pub fn refused<T>(
             }
             Reply::OtherPosition(stored)
         }
+        "torn" => Reply::Torn { begun: number(&fields.text()?)?, ended: number(&fields.text()?)? },
         "fell_back" => Reply::FellBack,
         "other_catalogue" => {
             Reply::OtherCatalogue(CatalogueId { version: number(&fields.text()?)?, hash: fields.text()? })

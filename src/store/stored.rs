@@ -47,6 +47,8 @@ pub fn parse_shard(fields: &BTreeMap<String, String>) -> Result<ShardState, Stor
             state.floor_ms = number(value)?;
         } else if field == "restamp_tolerance_ms" {
             state.restamp_tolerance_ms = number(value)?;
+        } else if let Some(side) = ["begun", "ended"].iter().position(|name| name == field) {
+            state.writes[side] = number(value)?;
         } else if field == "usage_from" {
             state.usage_from = day_of_number(number(value)?);
         } else if field == "catalogue_version" {

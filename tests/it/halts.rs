@@ -10,14 +10,6 @@ use crate::support::redis::OwnRedis;
 use crate::support::until;
 use crate::walk::{CATALOGUE, put, reveal};
 
-async fn not_ready(running: &Running, words: &str) -> String {
-    until(&format!("readiness says `{words}`"), || async {
-        running.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains(words))
-    })
-    .await
-    .1
-}
-
 async fn metric(running: &Running, line: &str) {
     until(&format!("the metrics say `{line}`"), || async {
         let (_, page) = running.get("/metrics").await?;
@@ -40,7 +32,7 @@ async fn a_redis_that_may_evict_is_counted_in_no_more() {
     topics.send("usage", &reveal("acme", "e1", 1)).await;
     meter.caught_up(&topics).await;
     let _: () = redis.tell(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
-    let told = not_ready(&running, "allkeys-lru").await;
+    let told = running.not_ready("allkeys-lru").await;
     assert!(told.contains("noeviction"), "the remedy is named: {told}");
     metric(&running, &format!("credit_meter_shards_halted {SHARDS}")).await;
     topics.send("usage", &reveal("acme", "e2", 1)).await;
@@ -72,7 +64,7 @@ async fn a_dead_letter_that_its_topic_cannot_take_halts_its_shard() {
     for account in ["acme", "beta", "gamma", "delta", "epsilon"] {
         topics.send("usage", &reveal(account, "e2", 1)).await;
     }
-    let told = not_ready(&running, "dead letters are refused").await;
+    let told = running.not_ready("dead letters are refused").await;
     assert!(told.contains("max.message.bytes"), "the remedy is named: {told}");
     metric(&running, "credit_meter_shards_halted 1").await;
     until("the other shards go on", || async {

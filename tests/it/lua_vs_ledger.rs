@@ -573,6 +573,7 @@ impl<'a> History<'a> {
 fn without_answer<T>(reply: Reply<T>) -> Reply<()> {
     match reply {
         Reply::OtherGeneration(stored) => Reply::OtherGeneration(stored),
+        Reply::Torn { begun, ended } => Reply::Torn { begun, ended },
         Reply::DoneBefore => Reply::DoneBefore,
         Reply::OtherPosition(stored) => Reply::OtherPosition(stored),
         Reply::FellBack => Reply::FellBack,

@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 
 use crate::support::kafka::{Topics, data};
-use crate::support::meter::{Meter, Running, SHARDS};
+use crate::support::meter::{Meter, SHARDS};
 use crate::support::redis::shared;
 use crate::support::{dump, until};
 use crate::walk::{CATALOGUE, put, reveal};
@@ -66,14 +66,6 @@ fn balances(meter: &Meter) -> Vec<Value> {
     ["acme", "beta", "gamma", "delta"]
         .map(|account| meter.json(&["balance", account, "--json"])["balances"].clone())
         .to_vec()
-}
-
-async fn not_ready(running: &Running, words: &str) -> String {
-    until(&format!("readiness says `{words}`"), || async {
-        running.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains(words))
-    })
-    .await
-    .1
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,7 +185,7 @@ async fn a_topic_that_was_made_anew_and_grew_past_the_position_halts() {
     }
     let balance = balances(&meter);
     let running = meter.start(&[]);
-    not_ready(&running, "is not the record that was counted there").await;
+    running.not_ready("is not the record that was counted there").await;
     // Commands go on.
     topics.command(&put("epsilon", "starter")).await;
     until("the command is applied", || async {
@@ -217,7 +209,7 @@ async fn more_dead_letters_than_the_limit_halt_a_partition_before_it_is_drained(
         record.value = Some(b"not json".to_vec());
         topics.send("usage", &record).await;
     }
-    let told = not_ready(&running, "more than 20 of").await;
+    let told = running.not_ready("more than 20 of").await;
     assert!(told.contains("usage:0"), "{told}");
     let dead = topics.ends("dead-letter", 1)[0];
     assert!(dead <= 21, "{dead} dead letters");

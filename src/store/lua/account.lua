@@ -19,6 +19,16 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
+-- Each of the three counts its writes to a shard up first (`begun`) and sets `ended` to that count last. They differ if
+-- Redis, when it loaded a torn append-only file, ran a part of what a script wrote: one adds, the other is set, so that
+-- a whole transaction run without its end shows as soon as the next is run behind it.
+local function torn(begun, ended)
+  return begun ~= ended and { 'torn', begun or '0', ended or '0' }
+end
+local function begin(shard_key)
+  return text(redis.call('HINCRBY', shard_key, 'begun', 1))
+end
+
 -- Amounts in credits, as the ledger prints them; nil is unlimited.
 local function credits(thousandths)
   if not thousandths then

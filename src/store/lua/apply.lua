@@ -39,7 +39,7 @@
 --         all indexes count from 1, those of 'dead' from 0; a call without ranges and events only asks for accounts
 -- Reply   in order of precedence; all but 'applied' wrote nothing, but for the notes of 'dead' and the layouts of a 'stale'
 --         that a full day causes, which comes last:
---         {'other_generation', stored} {'done_before'} {'other_position', stored of each range}
+--         {'other_generation', stored} {'torn', writes begun, ended} {'done_before'} {'other_position', stored of each range}
 --         {'other_catalogue', version, hash} {'fell_back'}
 --         {'stale', then for each: group, n, n x (field, value) of the account}
 --         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
@@ -72,11 +72,14 @@ for r = 1, range_count do
     fields[#fields + 1] = 'total:' .. partition[r] .. ':' .. outcome
   end
 end
-local FENCE = 6
+local FENCE = 8
 local fence = redis.call('HMGET', KEYS[1], 'generation', 'catalogue_version', 'catalogue_hash', 'floor_ms',
-  'restamp_tolerance_ms', 'position:commands:0', unpack(fields))
+  'restamp_tolerance_ms', 'position:commands:0', 'begun', 'ended', unpack(fields))
 if fence[1] ~= generation then
   return { 'other_generation', fence[1] or '' }
+end
+if torn(fence[7], fence[8]) then
+  return torn(fence[7], fence[8])
 end
 local in_place, done_before = true, true
 local positions = { 'other_position' }

@@ -288,6 +288,7 @@ if tonumber(restamp_tolerance) > tonumber(fence[5]) then
 end
 
 -- Write. Nothing below can fail: every key was read above as the type that it is written as.
+local begun = #moved > 0 and begin(KEYS[1])
 for g = 1, group_count do
   local group = groups[g]
   local changed = {}
@@ -364,11 +365,11 @@ end
 for _, entry in ipairs(alerts) do
   publish(KEYS[3], entry)
 end
-if #moved > 0 then
-  redis.call('HSET', KEYS[1], unpack(moved))
-end
 for _, note in ipairs(in_ranges) do
   redis.call('HDEL', KEYS[2], note[3])
+end
+if begun then
+  redis.call('HSET', KEYS[1], 'ended', begun, unpack(moved))
 end
 reply[2] = tostring(outbox_entries + #messages + #alerts)
 return reply

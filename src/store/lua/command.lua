@@ -37,9 +37,12 @@ local levels, types = codes_from(ARGV[17]), codes_from(ARGV[18])
 local outcomes = { 'duplicate', 'refused', 'applied' }
 local fence = redis.call('HMGET', KEYS[1], 'generation', 'catalogue_version', 'catalogue_hash',
   'restamp_tolerance_ms', 'position:' .. partition, 'total:' .. partition .. ':duplicate',
-  'total:' .. partition .. ':refused', 'total:' .. partition .. ':applied')
+  'total:' .. partition .. ':refused', 'total:' .. partition .. ':applied', 'begun', 'ended')
 if fence[1] ~= generation then
   return { 'other_generation', fence[1] or '' }
+end
+if torn(fence[9], fence[10]) then
+  return torn(fence[9], fence[10])
 end
 local position = tonumber(fence[5] or '0')
 if position ~= from then
@@ -224,6 +227,7 @@ if restamp_tolerance > tonumber(fence[4]) then
 end
 
 -- Write. Nothing below can fail.
+local begun = begin(KEYS[1])
 if outcome == 'applied' then
   if not account.set.ids then
     redis.call('SADD', KEYS[5], member)
@@ -233,5 +237,5 @@ end
 for _, entry in ipairs(entries) do
   publish(KEYS[3], entry)
 end
-redis.call('HSET', KEYS[1], unpack(moved))
+redis.call('HSET', KEYS[1], 'ended', begun, unpack(moved))
 return { 'applied', outcome, text(outbox_entries + #entries) }

@@ -12,7 +12,7 @@
 --           | ('renew', number, cycle as JSON, its plan, its overage, n, n x (type, most that is carried over),
 --              '1' if another opens, and then: number, from, to, cycle as JSON, plan, levels, n, n x (type, kind, amount),
 --              n, n x (field, value) to set, n, n x field to clear))
--- Reply   as apply: {'other_generation', …} {'other_catalogue', …} {'unknown', position of the commands}
+-- Reply   as apply: {'other_generation', …} {'torn', …} {'other_catalogue', …} {'unknown', position of the commands}
 --         {'fell_back'}: what was applied when the steps were found is gone
 --         {'outbox_full', entries}
 --         {'stale', then for each account: index, n, n x (field, value)}: as it is afterwards
@@ -21,9 +21,12 @@
 local generation, catalogue_version, catalogue_hash = take(), take(), take()
 local commands_first, found_at, outbox_max, late_after = take(), take(), take_number(), take_number()
 local fence = redis.call('HMGET', KEYS[1], 'generation', 'catalogue_version', 'catalogue_hash', 'meter_time_ms', 'floor_ms',
-  'position:commands:0')
+  'position:commands:0', 'begun', 'ended')
 if fence[1] ~= generation then
   return { 'other_generation', fence[1] or '' }
+end
+if torn(fence[7], fence[8]) then
+  return torn(fence[7], fence[8])
 end
 if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
@@ -332,6 +335,7 @@ end
 assert(at == #ARGV and key == #KEYS, 'roll: wrong arity')
 
 -- Write. Nothing below can fail: every key was read above as the type that it is written as.
+local begun = begin(KEYS[1])
 local reply = { 'stale' }
 for a, account in ipairs(accounts) do
   show(reply, a - 1, account.takes and write_account(account, KEYS[3]) or shown_of(account))
@@ -342,4 +346,5 @@ end
 for _, entry in ipairs(entries) do
   publish(KEYS[2], entry)
 end
+redis.call('HSET', KEYS[1], 'ended', begun)
 return reply

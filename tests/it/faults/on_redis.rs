@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use credit_meter::store::Store;
 use serde_json::json;
 
 use super::{PARTITIONS, under_load};
@@ -108,6 +109,49 @@ async fn redis_comes_back_with_a_torn_aof() {
     let rewinds = running.metric(REWINDS).await;
     let seen = format!("{tears} times, {bytes} bytes cut off, {rewinds} rewinds: {seen}");
     row("21", "SIGKILL of Redis, the tail of its AOF torn off", &seen);
+}
+
+/// Redis 7.0 cuts a torn AOF off inside the transaction that was torn, and runs that half at its next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_of_a_torn_transaction_halts_its_shard() {
+    // In the last write, and in the word that ends it: then the whole transaction is run, and what came in its place.
+    for from_end in [-7, 5] {
+        let mut redis = OwnRedis::start(&["--appendfsync", "always"]);
+        let topics = Topics::create("half-run", 1).await;
+        let mut meter = Meter::new(&topics, CATALOGUE);
+        meter.use_redis(&redis.url());
+        let mut running = meter.start(&[]);
+        running.ready().await;
+        topics.command(&put("acme", "starter")).await; // 30 e-mail credits
+        for number in 0..3 {
+            topics.send("usage", &reveal("acme", &format!("e{number}"), 4)).await;
+            meter.caught_up(&topics).await;
+        }
+        running.kill();
+        redis.kill();
+        redis.tear_last_transaction(b"SADD", from_end);
+        redis.back().await;
+        let mut running = meter.start(&[]);
+        running.ready().await;
+        meter.caught_up(&topics).await;
+        meter.audit();
+        running.kill();
+        redis.kill();
+        redis.back().await;
+
+        let running = meter.start(&[]);
+        topics.send("usage", &reveal("acme", "e3", 4)).await;
+        running.not_ready("redis ran half of what a script wrote").await;
+        assert!(running.terminate().await.success());
+        let audited = meter.run(&["audit", "--json"]);
+        let told = String::from_utf8_lossy(&audited.stdout);
+        assert!(audited.status.code() == Some(1) && told.contains("writes ended"), "{told}");
+
+        let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
+        meter.json(&["rebuild", "--shard", &store.keys().shard_of("acme").to_string(), "--json"]);
+        assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], 16);
+        meter.audit();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -229,6 +229,15 @@ impl Running {
         until("the meter is ready", || async { self.get("/readyz").await.filter(|(status, _)| *status == 200) }).await;
     }
 
+    /// Waits until the meter says these words of why it is not ready; gives all that it says.
+    pub async fn not_ready(&self, words: &str) -> String {
+        until(&format!("readiness says `{words}`"), || async {
+            self.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains(words))
+        })
+        .await
+        .1
+    }
+
     pub fn signal(&self, signal: &str) {
         super::signal(self.child.id(), signal);
     }

@@ -1,5 +1,6 @@
 //! The past of a Redis: copies of its files, older ones in their place, a torn end.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::redis::OwnRedis;
@@ -64,11 +65,22 @@ impl OwnRedis {
         self.aof_tail().set_len(length).expect("it can be cut");
     }
 
+    /// Cuts the killed server's AOF off so many bytes from the EXEC of its last transaction that has the words.
+    pub fn tear_last_transaction(&self, words: &[u8], from_end: i64) {
+        let mut bytes = Vec::new();
+        self.aof_tail().read_to_end(&mut bytes).expect("it can be read");
+        let last = |from: &[u8], what: &[u8]| from.windows(what.len()).rposition(|window| window == what);
+        let inside = last(&bytes, words).expect("a transaction has the words");
+        let exec = b"*1\r\n$4\r\nEXEC\r\n";
+        let end = bytes[inside..].windows(exec.len()).position(|window| window == exec).expect("its end");
+        self.tear_aof(((inside + end) as u64).checked_add_signed(from_end).expect("a length"));
+    }
+
     fn aof_tail(&self) -> std::fs::File {
         let files = std::fs::read_dir(self.aof()).expect("it has an AOF");
         let paths = files.map(|file| file.expect("a file").path());
         let path = paths.filter(|path| path.to_string_lossy().ends_with(".incr.aof")).max().expect("a tail");
-        std::fs::OpenOptions::new().write(true).open(path).expect("it can be written")
+        std::fs::OpenOptions::new().read(true).write(true).open(path).expect("it can be written")
     }
 }
 
