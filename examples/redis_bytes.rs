@@ -222,6 +222,7 @@ impl Meter {
                 user: Some(format!("member-{:03}", event % members).into()),
                 fields: Box::default(),
                 once: matches!(of, Of::Contacts).then(|| Identity::of("reveal_email", &number)),
+                voids: None,
             };
             records.push(record(partition, offset, Body::Usage(Arc::new(event))));
             offset += 1;

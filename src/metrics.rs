@@ -29,8 +29,15 @@ use crate::ledger::outcome::{DeadReason, Denial, Outcome};
 use crate::ledger::steps::Step;
 
 /// How a usage event can end. `Applied` and `Refused` are for commands.
-const EVENT_OUTCOMES: [Outcome; 6] =
-    [Outcome::DeadLettered, Outcome::Duplicate, Outcome::Denied, Outcome::Free, Outcome::Capped, Outcome::Charged];
+const EVENT_OUTCOMES: [Outcome; 7] = [
+    Outcome::DeadLettered,
+    Outcome::Duplicate,
+    Outcome::Denied,
+    Outcome::Free,
+    Outcome::Capped,
+    Outcome::Charged,
+    Outcome::Voided,
+];
 const COMMAND_OUTCOMES: [Outcome; 4] = [Outcome::DeadLettered, Outcome::Refused, Outcome::Duplicate, Outcome::Applied];
 /// The action of an event that names none of the catalogue: anyone can write any text there.
 const UNKNOWN_ACTION: &str = "unknown";
@@ -42,8 +49,9 @@ pub const INDEFINITE: &str = "indefinite";
 pub const BROKEN: &str = "broken";
 /// Why a call changed nothing, or nothing is known of it: the kinds of `ledger::call::Reply`, the above, and those
 /// of `store::Refusal`.
-const CALL_REFUSALS: [&str; 25] = [
+const CALL_REFUSALS: [&str; 26] = [
     "other_generation",
+    "torn",
     "done_before",
     "other_position",
     "fell_back",

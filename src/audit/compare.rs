@@ -146,7 +146,7 @@ impl Comparison<'_> {
                 } else {
                     readings
                 };
-                if once.keep(resolver, &folded.once, attempts, readings) {
+                if once.keep(resolver, folded, attempts, readings) {
                     return sums.remember(attempts, readings);
                 }
                 sums.add(resolver, attempts, readings);

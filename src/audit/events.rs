@@ -139,6 +139,7 @@ pub async fn of_account(
             commanded: Commanded::default(),
             attempts: Vec::new(),
             once: BTreeMap::new(),
+            voids: BTreeMap::new(),
         },
         denials,
         dead: FxHashMap::default(),
@@ -327,6 +328,9 @@ impl Teller<'_> {
                 if let Some(once) = event.once {
                     self.folded.once.insert((decoded.partition.index, decoded.offset), once);
                 }
+                if let Some(voids) = event.voids {
+                    self.folded.voids.insert((decoded.partition.index, decoded.offset), voids);
+                }
                 // Until all attempts at it are known.
                 Ended::Unexplained
             }
@@ -354,11 +358,11 @@ impl Teller<'_> {
                 told[places[&place(&attempt)]].ended = Ended::Decided(decided);
             }
         };
-        let (mut once, marks) = (Once::default(), &self.folded.once);
+        let (mut once, folded) = (Once::default(), &self.folded);
         let each = |resolver: &Resolver<'_>, item: Item<'_>| {
             // What does not agree stays unexplained.
             let Item::Event(attempts, readings) = item else { return };
-            if once.keep(resolver, marks, attempts, readings) {
+            if once.keep(resolver, folded, attempts, readings) {
                 return;
             }
             let ended = |reading: &Reading| {

@@ -45,6 +45,23 @@ pub struct Folded {
     pub attempts: Vec<Kept>,
     /// What some of them are charged once for, by partition and offset.
     pub once: BTreeMap<(i32, i64), Identity>,
+    /// Which event a void takes back, by the void's partition and offset.
+    pub voids: BTreeMap<(i32, i64), Identity>,
+}
+
+impl Folded {
+    fn new(shard: u32, positions: Arc<Positions>, floor_ms: i64) -> Folded {
+        Folded {
+            shard,
+            positions,
+            floor_ms,
+            stored: None,
+            commanded: Commanded::default(),
+            attempts: Vec::new(),
+            once: BTreeMap::new(),
+            voids: BTreeMap::new(),
+        }
+    }
 }
 
 /// A usage record that is not dead.
@@ -58,8 +75,8 @@ pub struct Kept {
     pub kind: u32,
 }
 
-/// Action, quantity, outcome, the further fields that prices depend on, and whether it can be charged once.
-type Kind = (Arc<str>, u64, Option<Arc<str>>, Box<[(Field, Arc<str>)]>, bool);
+/// Action, quantity, outcome, the further fields that prices depend on, whether it can be charged once, and is a void.
+type Kind = (Arc<str>, u64, Option<Arc<str>>, Box<[(Field, Arc<str>)]>, bool, bool);
 
 /// What events ask for, apart from when and for whom: many ask for the same.
 #[derive(Debug, Default)]
@@ -71,8 +88,8 @@ pub struct Kinds {
 
 impl Kinds {
     pub fn of(&mut self, event: &UsageEvent) -> u32 {
-        let key =
-            (event.action.clone(), event.quantity, event.outcome.clone(), event.fields.clone(), event.once.is_some());
+        let (action, outcome, fields) = (event.action.clone(), event.outcome.clone(), event.fields.clone());
+        let key = (action, event.quantity, outcome, fields, event.once.is_some(), event.voids.is_some());
         *self.index.entry(key).or_insert_with(|| {
             self.examples.push(event.clone());
             u32::try_from(self.examples.len() - 1).expect("memory ends earlier")
@@ -85,9 +102,8 @@ impl<'a> Fold<'a> {
     pub fn see(&mut self, seen: Vec<Seen>) {
         for Seen { account, positions, floor_ms, stored } in seen {
             let shard = self.shard_of(&account);
-            let (stored, commanded) = (Some(stored), Commanded::default());
-            let (attempts, once) = (Vec::new(), BTreeMap::new());
-            let folded = Folded { shard, positions, floor_ms, stored, commanded, attempts, once };
+            let stored = Some(stored);
+            let folded = Folded { stored, ..Folded::new(shard, positions, floor_ms) };
             self.accounts.insert(account, folded);
         }
     }
@@ -124,9 +140,7 @@ impl<'a> Fold<'a> {
                 if record.offset >= positions.at(record.partition) {
                     return None;
                 }
-                let commanded = Commanded::default();
-                let (attempts, once) = (Vec::new(), BTreeMap::new());
-                vacant.insert(Folded { shard, positions, floor_ms: 0, stored: None, commanded, attempts, once })
+                vacant.insert(Folded::new(shard, positions, 0))
             }
         };
         (record.offset < folded.positions.at(record.partition)).then_some(folded)
@@ -152,6 +166,9 @@ impl<'a> Fold<'a> {
         });
         if let Some(once) = event.once {
             account.once.insert((record.partition.index, record.offset), once);
+        }
+        if let Some(voids) = event.voids {
+            account.voids.insert((record.partition.index, record.offset), voids);
         }
     }
 

@@ -26,6 +26,7 @@ mod resolve;
 mod slices;
 /// Records by how they ended.
 mod totals;
+mod voids;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -6,33 +6,48 @@
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::attempts::Reading;
+use super::fold::Folded;
 use super::recorded::Decision;
 use super::resolve::{Ended, Priced, Resolver};
+use super::voids;
 use crate::ledger::call::Partition;
 use crate::ledger::credits::Credits;
 use crate::ledger::event::Identity;
 use crate::ledger::outcome::Outcome;
 
 /// Ways that are tried for what hangs together; hundreds of attempts in several partitions have more.
-const WAYS_MAX: usize = 4_096;
+pub const WAYS_MAX: usize = 4_096;
 
 /// The cycle (`None`: the open one), and what is charged once in it.
 pub type Mark = (Option<i32>, Identity);
 
-/// An event that asks for marks: its attempts, how they can be read, and the mark that each asks for.
-struct Asking {
-    attempts: Vec<Priced>,
-    readings: Vec<Reading>,
-    marks: Vec<Option<Mark>>,
+/// An event that asks for marks, is voided, or is a void: its attempts, how they can be read, and the mark that each asks
+/// for.
+pub struct Asking {
+    pub attempts: Vec<Priced>,
+    pub readings: Vec<Reading>,
+    pub marks: Vec<Option<Mark>>,
+    /// The remembered half of the event that it is, or takes back.
+    pub tied_to: Option<i64>,
+    is_void: bool,
 }
 
-/// The events of an account that ask for marks.
+/// What events hang together by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Tie {
+    Mark(Mark),
+    Event(i64),
+}
+
+/// The events of an account that hang together: by marks, and by voids.
 #[derive(Default)]
 pub struct Once {
     events: Vec<Asking>,
+    /// The events that voids of the account name.
+    voided: FxHashSet<i64>,
 }
 
 /// How all attempts of some events ended, and the marks that were set.
@@ -43,16 +58,20 @@ pub struct Way {
 }
 
 impl Once {
-    /// Keeps an event if it asks for a mark.
+    /// Keeps an event if it hangs together with others.
     pub fn keep(
         &mut self,
         resolver: &Resolver<'_>,
-        once: &BTreeMap<(i32, i64), Identity>,
+        folded: &Folded,
         attempts: &[Priced],
         readings: &[Reading],
     ) -> bool {
-        if once.is_empty() {
+        let Folded { once, voids, .. } = folded;
+        if once.is_empty() && voids.is_empty() {
             return false;
+        }
+        if self.voided.is_empty() {
+            self.voided = voids.values().map(|identity| identity.member).collect();
         }
         let mark = |attempt: &Priced| {
             let class = &resolver.classes[attempt.class as usize];
@@ -60,9 +79,13 @@ impl Once {
             mark.map(|mark| (class.cycle, *mark))
         };
         let marks: Vec<Option<Mark>> = attempts.iter().map(mark).collect();
-        let asks = marks.iter().any(Option::is_some);
+        let voids = attempts.iter().find_map(|attempt| voids.get(&(attempt.kept.partition, attempt.kept.offset)));
+        let own = attempts.first().map(|attempt| attempt.kept.identity.member);
+        let tied_to = voids.map(|voided| voided.member).or(own.filter(|own| self.voided.contains(own)));
+        let asks = marks.iter().any(Option::is_some) || tied_to.is_some();
         if asks {
-            self.events.push(Asking { attempts: attempts.to_vec(), readings: readings.to_vec(), marks });
+            let (attempts, readings, is_void) = (attempts.to_vec(), readings.to_vec(), voids.is_some());
+            self.events.push(Asking { attempts, readings, marks, tied_to, is_void });
         }
         asks
     }
@@ -70,10 +93,11 @@ impl Once {
     /// For what hangs together, each way in which it may have ended.
     pub fn each(self, resolver: &Resolver<'_>, mut visit: impl FnMut(&[Way])) {
         let mut part_of: Vec<usize> = (0..self.events.len()).collect();
-        let mut first: FxHashMap<Mark, usize> = FxHashMap::default();
+        let mut first: FxHashMap<Tie, usize> = FxHashMap::default();
         for (index, event) in self.events.iter().enumerate() {
-            for mark in event.marks.iter().flatten() {
-                let other = *first.entry(*mark).or_insert(index);
+            let marks = event.marks.iter().flatten().map(|mark| Tie::Mark(*mark));
+            for tie in marks.chain(event.tied_to.map(Tie::Event)) {
+                let other = *first.entry(tie).or_insert(index);
                 let (own, other) = (root(&mut part_of, index), root(&mut part_of, other));
                 part_of[own] = other;
             }
@@ -83,7 +107,8 @@ impl Once {
             parts.entry(root(&mut part_of, index)).or_default().push(event);
         }
         for events in parts.values() {
-            visit(&ways(resolver, events));
+            let any_void = events.iter().any(|event| event.is_void);
+            visit(&if any_void { voids::ways(resolver, events) } else { ways(resolver, events) });
         }
     }
 }
@@ -141,7 +166,7 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
 }
 
 /// The next choice of readings.
-fn next(chosen: &mut [usize], events: &[&Asking]) -> bool {
+pub fn next(chosen: &mut [usize], events: &[&Asking]) -> bool {
     for (reading, event) in chosen.iter_mut().zip(events) {
         *reading += 1;
         if *reading < event.readings.len() {

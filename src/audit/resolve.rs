@@ -156,6 +156,7 @@ impl<'a> Resolver<'a> {
             (true, Some(Decision::Denied(_))) => (Outcome::Denied, Credits::ZERO),
             (true, Some(Decision::Capped { uncovered })) => (Outcome::Capped, class.cost - uncovered),
             (true, None) if class.judge == Judge::Free => (Outcome::Free, Credits::ZERO),
+            (true, None) if class.judge == Judge::Void => (Outcome::Voided, Credits::ZERO),
             (true, None) => (Outcome::Charged, class.cost),
         };
         Ended { outcome, charged }

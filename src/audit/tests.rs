@@ -16,11 +16,13 @@ version = 1
 [credit_types.email]
 [actions.reveal]
 prices = [{ credit_type = "email", credits = 1 }]
+voidable = true
 [actions.enrich]
 prices = [{ credit_type = "email", credits = 2 }]
 [actions.phone]
 prices = [{ credit_type = "email", credits = 2 }]
 charge_once = { by = "contact" }
+voidable = true
 [plans.basic]
 interval = "monthly"
 allowance = { email = 100 }
@@ -247,8 +249,13 @@ fn put() -> Record {
 }
 
 /// `collision-…` ids all have the same remembered half; `enrich-…` is not on the plan, `old-…` is from the last cycle;
-/// `phone-x…` is for contact x.
+/// `phone-x…` is for contact x, `void-…` takes back the event named behind it.
 fn event(id: &str, quantity: u64) -> UsageEvent {
+    if let Some(voided) = id.strip_prefix("void-") {
+        let voided = event(voided, 1);
+        let identity = voided.identity.of_its_void();
+        return UsageEvent { voids: Some(voided.identity), identity, id: id.into(), ..voided };
+    }
     let mut identity = Identity::of("s", id);
     if id.starts_with("collision") {
         identity.member = 7;
@@ -266,11 +273,46 @@ fn event(id: &str, quantity: u64) -> UsageEvent {
         user: None,
         fields: Box::default(),
         once: id.strip_prefix("phone-").map(|id| Identity::of("phone", &id[..1])),
+        voids: None,
         identity,
     }
 }
 
-use Outcome::{Capped, Charged, DeadLettered, Denied, Duplicate, Free};
+use Outcome::{Capped, Charged, DeadLettered, Denied, Duplicate, Free, Voided};
+
+#[test]
+fn a_void_takes_back_what_was_charged_in_every_order_that_the_log_allows() {
+    let case = || Case::new(&["0@1 a 3", "0@2 void-a"]);
+    case().stored(0, 2, &[(0, Charged, 1), (0, Voided, 1)]).agrees();
+    case().stored(3, 2, &[(0, Charged, 1), (0, Voided, 1)]).differs(&["email.charged"]);
+    case().stored(0, 2, &[(0, Voided, 2)]).differs(&["total usage:0 charged", "total usage:0 voided"]);
+    // It came first.
+    Case::new(&["0@1 void-a", "0@2 a 3"]).stored(0, 2, &[(0, Voided, 2)]).agrees();
+    // Two partitions: either came first.
+    let case = || Case::new(&["0@1 a 3", "1@1 void-a"]);
+    case().stored(0, 2, &[(0, Charged, 1), (1, Voided, 1)]).agrees();
+    case().stored(0, 2, &[(0, Voided, 1), (1, Voided, 1)]).agrees();
+    case().stored(3, 2, &[(0, Charged, 1), (1, Voided, 1)]).differs(&["email.charged"]);
+    // Once, and nothing that was not charged.
+    let case = Case::new(&["0@1 a 3", "0@2 a 3", "0@3 void-a", "0@4 void-a"]);
+    case.stored(0, 2, &[(0, Charged, 1), (0, Duplicate, 2), (0, Voided, 1)]).agrees();
+    let case = Case::new(&["0@1 a 3", "0@2 void-a"]).denied("0@1 a insufficient_credits 3");
+    case.stored(0, 2, &[(0, Denied, 1), (0, Voided, 1)]).agrees();
+    let case = Case::new(&["0@1 a 3", "0@2 void-a"]).denied("0@1 a capped 3 1");
+    case.stored(0, 2, &[(0, Capped, 1), (0, Voided, 1)]).agrees();
+    // The mark goes with the charge.
+    let case = || Case::new(&["0@1 phone-a1", "0@2 phone-a2", "0@3 void-phone-a1", "0@4 phone-a3"]).marked(1);
+    case().stored(2, 4, &[(0, Charged, 2), (0, Free, 1), (0, Voided, 1)]).agrees();
+    case().stored(0, 4, &[(0, Charged, 1), (0, Free, 2), (0, Voided, 1)]).differs(&[
+        "email.charged",
+        "total usage:0 free",
+        "total usage:0 charged",
+    ]);
+    let case = || Case::new(&["0@1 phone-a1", "1@1 void-phone-a1", "0@2 phone-a2"]).marked(1);
+    case().stored(2, 3, &[(0, Charged, 2), (1, Voided, 1)]).agrees();
+    case().stored(2, 3, &[(0, Charged, 1), (0, Voided, 1), (1, Voided, 1)]).agrees();
+    case().marked(0).stored(0, 3, &[(0, Charged, 1), (0, Free, 1), (1, Voided, 1)]).agrees();
+}
 
 #[test]
 fn what_was_charged_once_agrees() {

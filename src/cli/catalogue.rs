@@ -132,6 +132,8 @@ struct ActionShown<'a> {
     free_outcomes: &'a [String],
     /// Of several events for the same contact, or company, within a cycle one is charged. `null`: each is.
     charge_once_by: Option<&'static str>,
+    /// What was charged can be given back.
+    voidable: bool,
     /// What plans pay that have no price of their own.
     prices: Vec<PriceShown<'a>>,
     /// Prices that are announced.
@@ -222,7 +224,17 @@ impl<'a> Shown<'a> {
     fn prices(&self) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
-        table.set_header(["action", "plans", "credits", "price", "when", "since", "charged once by", "free outcomes"]);
+        table.set_header([
+            "action",
+            "plans",
+            "credits",
+            "price",
+            "when",
+            "since",
+            "charged once by",
+            "voidable",
+            "free outcomes",
+        ]);
         for (name, action) in &self.actions {
             let mut payers: Vec<(Vec<&str>, &[PriceShown])> = Vec::new();
             for (plan, prices) in self.plans.iter().filter_map(|(plan, shown)| Some((plan, shown.actions.get(name)?))) {
@@ -244,6 +256,7 @@ impl<'a> Shown<'a> {
                         price.condition(),
                         price.since.clone().unwrap_or_default(),
                         action.charge_once_by.unwrap_or_default().to_owned(),
+                        if action.voidable { "yes" } else { "" }.to_owned(),
                         action.free_outcomes.join(", "),
                     ]);
                 }
@@ -303,6 +316,7 @@ impl<'a> ActionShown<'a> {
             credit_type: &action.credit_type,
             free_outcomes: &action.free_outcomes,
             charge_once_by: action.charge_once.map(ChargeOnce::name),
+            voidable: action.voidable,
             prices: shown(in_force(&action.prices, at_ms)),
             later: later(&action.prices, at_ms),
         }

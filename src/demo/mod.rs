@@ -189,7 +189,7 @@ impl Seen {
             Outcome::Duplicate => self.duplicates += records,
             Outcome::Denied => self.denied += records,
             Outcome::DeadLettered => self.dead_lettered += records,
-            Outcome::Applied | Outcome::Refused => {}
+            Outcome::Voided | Outcome::Applied | Outcome::Refused => {}
         }
     }
 

@@ -17,6 +17,7 @@ use super::event::{Class, Days, Judge};
 use super::once::mark_of;
 use super::outcome::{DeadReason, Denial, Outcome, Verdict};
 use super::shard::{Account, Shard};
+use super::void::Charge;
 
 impl Shard {
     /// Applies usage events, or changes nothing and says why.
@@ -60,8 +61,13 @@ impl Shard {
         }
         let floor_ms = self.fence.as_ref().map_or(0, |fence| fence.floor_ms);
         for group in call.groups.iter().filter(|group| group.version > 0) {
-            let too_late = group.events.iter().filter(|event| event.event.dated_ms < floor_ms);
-            found.extend(too_late.map(|event| note(call, event, DeadReason::TooLate)));
+            for event in &group.events {
+                let is_void = call.classes[event.class].judge == Judge::Void;
+                if event.event.dated_ms < floor_ms || is_void && self.voids_too_late(call, group, event) {
+                    let reason = if is_void { DeadReason::VoidTooLate } else { DeadReason::TooLate };
+                    found.push(note(call, event, reason));
+                }
+            }
         }
         let declared: BTreeSet<_> = call.dead.iter().map(|note| (note.partition, note.offset)).collect();
         let undeclared = |note: &Note| !declared.contains(&(note.partition, note.offset));
@@ -144,22 +150,26 @@ impl Shard {
         for group in &call.groups {
             let before = self.accounts.get(&group.account).map(|account| account.counters.clone()).unwrap_or_default();
             let mut denied = Denied::new(call, group);
-            let mut starved = BTreeSet::new();
+            let mut unjudged = Unjudged { before, starved: BTreeSet::new() };
             self.begin_marks(group);
             for event in &group.events {
-                let verdict = self.decide(call, group, event, &mut denied);
+                let class = &call.classes[event.class];
+                let verdict = match class.judge {
+                    _ if self.is_duplicate(call, group, event) => Verdict::Duplicate,
+                    Judge::Void => self.void(call, group, event, &mut unjudged, &mut alerts),
+                    _ => self.decide(call, group, event, &mut denied),
+                };
                 self.count(call.ranges[event.range].partition, verdict.outcome(), 1);
                 verdicts.push(verdict);
-                let class = &call.classes[event.class];
                 if class.cycle.is_none()
                     && let Verdict::Denied(Denial::InsufficientCredits | Denial::OverageLimit) = verdict
                 {
-                    starved.insert(&class.credit_type);
+                    unjudged.starved.insert(class.credit_type.clone());
                 }
             }
             self.outbox.extend(denied.messages());
             if let Some(account) = self.accounts.get_mut(&group.account) {
-                alerts.extend(account.alerts_after_use(group, &before, &starved));
+                alerts.extend(account.alerts_after_use(group, &mut unjudged));
             }
         }
         self.outbox.extend(alerts);
@@ -175,7 +185,8 @@ impl Shard {
         Applied { verdicts, outbox: self.outbox.len(), grown, grown_marks }
     }
 
-    fn decide(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent, denied: &mut Denied) -> Verdict {
+    /// Whether an event was decided before; it is remembered from now on.
+    fn is_duplicate(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent) -> bool {
         let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
         let identity = event.event.identity;
         let in_day =
@@ -188,49 +199,67 @@ impl Shard {
         begun.insert(identity);
         let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
         account.days.entry(days.own).or_insert_with(|| layout.clone());
-        if duplicate {
-            return Verdict::Duplicate;
-        }
+        duplicate
+    }
+
+    fn decide(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent, denied: &mut Denied) -> Verdict {
         let class = &call.classes[event.class];
-        let marks = mark_of(group, class, event).map(|(cycle, mark)| {
-            (self.marks.get_mut(&(group.account.clone(), cycle)).expect("the group's marks were begun"), mark)
-        });
+        let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
+        let takes = matches!(class.judge, Judge::Charge | Judge::Capped);
+        let mark = mark_of(group, class, event);
+        let is_marked = mark.is_some_and(|(cycle, mark)| self.has_mark(group, cycle, mark));
         // A recorded decision stands, also beside another that was made anew.
-        let charged_before =
-            class.judge == Judge::Charge && marks.as_ref().is_some_and(|(marks, mark)| marks.contains(*mark));
+        let charged_before = class.judge == Judge::Charge && is_marked;
+        if takes && !charged_before && self.was_voided(group, class, event, days) {
+            return Verdict::Voided;
+        }
+        let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
         let (verdict, uncovered, remaining) = match class.cycle {
             _ if class.judge == Judge::Free || charged_before => (Verdict::Free, Credits::ZERO, None),
             Some(number) => account.use_late(number, class, event.event.dated_ms),
             None => account.use_now(class, group.overage),
         };
-        if let (Verdict::Charged | Verdict::Capped, Some((marks, mark))) = (verdict, marks)
-            && !marks.contains(mark)
-        {
-            marks.insert(mark);
+        let cost = class.cost - uncovered;
+        let day = self.count_usage(group, event, class, verdict, cost);
+        if let Verdict::Charged | Verdict::Capped = verdict {
+            let set = mark.filter(|_| !is_marked);
+            if let Some((cycle, mark)) = set {
+                self.set_mark(group, cycle, mark);
+            }
+            let charge = Charge {
+                credit_type: class.credit_type.clone(),
+                cost,
+                cycle: class.cycle.unwrap_or(group.cycle),
+                mark: set.map(|(_, mark)| mark.member),
+                usage: day.map(|day| (day, class.action.clone(), event.event.user.clone().unwrap_or_default())),
+            };
+            self.keep_charge(group, class, event, days, charge);
         }
-        self.count_usage(group, event, class, verdict, class.cost - uncovered);
         match verdict {
             _ if class.judge.recorded() => {}
             Verdict::Denied(_) => denied.add(verdict, event, class, remaining, None),
             Verdict::Capped => denied.add(verdict, event, class, remaining, Some(uncovered)),
-            Verdict::Charged | Verdict::Free | Verdict::Duplicate => {}
+            Verdict::Charged | Verdict::Free | Verdict::Duplicate | Verdict::Voided => {}
         }
         verdict
     }
 }
 
+/// What a group's usage has moved since its alerts were judged last.
+pub(super) struct Unjudged {
+    pub before: BTreeMap<String, Counter>,
+    /// Credit types of which an event was denied for want of credits.
+    pub starved: BTreeSet<String>,
+}
+
 impl Account {
-    /// Messages about the credit types that a group's events have moved.
-    fn alerts_after_use(
-        &mut self,
-        group: &Group,
-        before: &BTreeMap<String, Counter>,
-        starved: &BTreeSet<&String>,
-    ) -> Vec<OutboxEntry> {
+    /// Messages about the credit types that a group's events have moved since they were judged last.
+    pub(super) fn alerts_after_use(&mut self, group: &Group, unjudged: &mut Unjudged) -> Vec<OutboxEntry> {
+        let Unjudged { before, starved } = unjudged;
         let charged = |counters: &BTreeMap<String, Counter>, name: &str| counters.get(name).map(|each| each.charged);
         let mut messages = Vec::new();
         let at_ms = group.events.iter().map(|event| event.event.dated_ms).max().unwrap_or(i64::MIN);
-        let types = self.counters.keys().chain(starved.iter().copied()).cloned().collect::<BTreeSet<_>>();
+        let types = self.counters.keys().chain(starved.iter()).cloned().collect::<BTreeSet<_>>();
         for credit_type in types {
             let denied = starved.contains(&credit_type);
             if denied || charged(&self.counters, &credit_type) != charged(before, &credit_type) {
@@ -238,6 +267,7 @@ impl Account {
                 messages.extend(self.judge_alerts(&group.account, &credit_type, &group.thresholds, moved));
             }
         }
+        starved.clear();
         messages
     }
 
@@ -255,7 +285,7 @@ impl Account {
                 }
             }
             Verdict::Denied(_) => *self.denied.entry(class.credit_type.clone()).or_default() += 1,
-            Verdict::Free | Verdict::Duplicate => {}
+            Verdict::Free | Verdict::Duplicate | Verdict::Voided => {}
         }
         (verdict, uncovered, remaining)
     }
@@ -275,6 +305,7 @@ pub(super) fn judge(
         Judge::Denied(denial) => return (Verdict::Denied(denial), Credits::ZERO),
         Judge::Capped => return (Verdict::Capped, Credits::ZERO),
         Judge::Repeat => return (Verdict::Duplicate, Credits::ZERO),
+        Judge::Void => return (Verdict::Voided, Credits::ZERO),
         Judge::Charge => {}
     }
     let Some(remaining) = remaining else {
@@ -397,7 +428,7 @@ mod tests {
 
     fn class(judge: Judge, cost: i64) -> Class {
         let (action, credit_type) = ("reveal".into(), "email".into());
-        Class { action, credit_type, cost: Credits::whole(cost), judge, cycle: None, once: false }
+        Class { action, credit_type, cost: Credits::whole(cost), judge, cycle: None, once: false, voidable: false }
     }
 
     #[test]

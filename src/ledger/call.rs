@@ -505,6 +505,7 @@ mod tests {
                 user: None,
                 fields: Box::default(),
                 once: None,
+                voids: None,
                 identity: Identity::of("s", "1"),
             }),
         };

@@ -93,7 +93,7 @@ impl Account {
                 closed.counters.entry(credit_type.clone()).or_default().denied += 1;
                 closed.restate = true;
             }
-            Verdict::Free | Verdict::Duplicate => {}
+            Verdict::Free | Verdict::Duplicate | Verdict::Voided => {}
         }
         (verdict, uncovered, remaining)
     }

@@ -111,6 +111,17 @@ impl DaySets {
         self.sets.entry(newest).or_default().insert(identity.member);
     }
 
+    /// Takes it out of every generation.
+    pub fn remove(&mut self, identity: Identity) {
+        for generation in 0..self.layout.generations() {
+            if let Some(set) = self.sets.get_mut(&self.layout.place(generation, identity)) {
+                set.remove(&identity.member);
+            }
+        }
+        // Redis keeps no empty set.
+        self.sets.retain(|_, set| !set.is_empty());
+    }
+
     /// Whether the newest sets take so many times as much and stay packed. One of several stands for all, and they are
     /// full a little earlier, since they do not fill evenly.
     pub fn has_room(

@@ -31,6 +31,8 @@ pub struct UsageEvent {
     pub fields: Box<[(Field, Arc<str>)]>,
     /// What its action is charged for only once within a cycle, if the event has that field.
     pub once: Option<Identity>,
+    /// A void: the event that it takes back. Its own time and data are then as that event's, as far as it says.
+    pub voids: Option<Identity>,
     pub identity: Identity,
 }
 
@@ -65,6 +67,12 @@ impl Identity {
                 hasher.digest128()
             }
         };
+        Identity { member: hash as u64 as i64, other: (hash >> 64) as u64 }
+    }
+
+    /// The identity by which the void of an event is remembered: there is one for each event.
+    pub fn of_its_void(self) -> Identity {
+        let hash = xxh3_128(&[b"void".as_slice(), &self.member.to_le_bytes(), &self.other.to_le_bytes()].concat());
         Identity { member: hash as u64 as i64, other: (hash >> 64) as u64 }
     }
 }
@@ -105,6 +113,8 @@ pub struct Class {
     pub cycle: Option<i32>,
     /// It is charged only if its account was not charged for the same in the cycle before ([`UsageEvent::once`]).
     pub once: bool,
+    /// What it is charged is kept, for a void to come.
+    pub voidable: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,6 +128,8 @@ pub enum Judge {
     Capped,
     /// The same call holds an earlier attempt at the event, in the neighbouring day.
     Repeat,
+    /// It takes another event's charge back.
+    Void,
 }
 
 impl Judge {
@@ -138,12 +150,19 @@ impl UsageEvent {
 
 /// The action of an event: all that can be judged without its account.
 pub fn action<'a>(catalogue: &'a Catalogue, event: &UsageEvent) -> Result<&'a Action, DeadReason> {
-    catalogue.actions.get(&*event.action).ok_or(DeadReason::UnknownAction)
+    let action = catalogue.actions.get(&*event.action).ok_or(DeadReason::UnknownAction)?;
+    if event.voids.is_some() && !action.voidable {
+        return Err(DeadReason::NotVoidable);
+    }
+    Ok(action)
 }
 
 /// Prices an event for its account, by what was in force at its time. A plan's price beats the general one.
 pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -> Result<Class, DeadReason> {
     let action = action(catalogue, event)?;
+    if event.voids.is_some() {
+        return void(action, account, event);
+    }
     let (plan, cycle) = terms_at(account, event.dated_ms)?;
     let plan = catalogue.plans.get(plan);
     let choose =
@@ -164,7 +183,27 @@ pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -
     };
     let cost = if judge == Judge::Free { Credits::ZERO } else { cost };
     let once = judge == Judge::Charge && action.charge_once.is_some() && event.once.is_some();
-    Ok(Class { action: event.action.clone(), credit_type: action.credit_type.clone(), cost, judge, cycle, once })
+    let voidable = action.voidable && judge == Judge::Charge;
+    let (name, credit_type) = (event.action.clone(), action.credit_type.clone());
+    Ok(Class { action: name, credit_type, cost, judge, cycle, once, voidable })
+}
+
+/// The class of a void: what it takes back is what was charged, not what a price list says.
+fn void(action: &Action, account: &AccountView, event: &UsageEvent) -> Result<Class, DeadReason> {
+    let terms = terms_at(account, event.dated_ms);
+    let (_, cycle) = terms.map_err(|reason| match reason {
+        DeadReason::TooLate => DeadReason::VoidTooLate,
+        other => other,
+    })?;
+    Ok(Class {
+        action: event.action.clone(),
+        credit_type: action.credit_type.clone(),
+        cost: Credits::ZERO,
+        judge: Judge::Void,
+        cycle,
+        once: action.charge_once.is_some() && event.once.is_some(),
+        voidable: false,
+    })
 }
 
 /// The plan that an account had at a time, and the closed cycle that holds it; `None`: the open one does.

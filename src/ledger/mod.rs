@@ -41,3 +41,5 @@ pub mod steps;
 pub mod time;
 /// Usage by day, member and action.
 pub mod usage;
+/// Charges that are taken back.
+pub mod void;

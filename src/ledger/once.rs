@@ -88,6 +88,15 @@ impl Shard {
         }
     }
 
+    pub(super) fn has_mark(&self, group: &Group, cycle: i32, mark: Identity) -> bool {
+        self.marks.get(&(group.account.clone(), cycle)).expect("the group's marks were begun").contains(mark)
+    }
+
+    pub(super) fn set_mark(&mut self, group: &Group, cycle: i32, mark: Identity) {
+        let marks = self.marks.get_mut(&(group.account.clone(), cycle));
+        marks.expect("the group's marks were begun").insert(mark);
+    }
+
     /// Begins the marks of the cycles that a group asks for.
     pub(super) fn begin_marks(&mut self, group: &Group) {
         for CallMarks { cycle, layout } in &group.marks {

@@ -17,12 +17,14 @@ pub enum Outcome {
     Capped,
     /// Took its cost.
     Charged,
+    /// It takes back what another event was charged; or it is that event, and came later.
+    Voided,
     /// A command that took effect.
     Applied,
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 8] = [
+    pub const ALL: [Outcome; 9] = [
         Outcome::DeadLettered,
         Outcome::Refused,
         Outcome::Duplicate,
@@ -30,6 +32,7 @@ impl Outcome {
         Outcome::Free,
         Outcome::Capped,
         Outcome::Charged,
+        Outcome::Voided,
         Outcome::Applied,
     ];
 
@@ -42,6 +45,7 @@ impl Outcome {
             Outcome::Free => "free",
             Outcome::Capped => "capped",
             Outcome::Charged => "charged",
+            Outcome::Voided => "voided",
             Outcome::Applied => "applied",
         }
     }
@@ -82,6 +86,7 @@ pub enum Verdict {
     Free,
     Capped,
     Charged,
+    Voided,
 }
 
 impl Verdict {
@@ -92,6 +97,7 @@ impl Verdict {
             Verdict::Free => Outcome::Free,
             Verdict::Capped => Outcome::Capped,
             Verdict::Charged => Outcome::Charged,
+            Verdict::Voided => Outcome::Voided,
         }
     }
 
@@ -105,11 +111,12 @@ impl Verdict {
             Verdict::Free => b'f',
             Verdict::Capped => b'p',
             Verdict::Charged => b'c',
+            Verdict::Voided => b'v',
         }
     }
 
     pub fn from_code(code: u8) -> Option<Verdict> {
-        const ALL: [Verdict; 7] = [
+        const ALL: [Verdict; 8] = [
             Verdict::Duplicate,
             Verdict::Denied(Denial::NotEntitled),
             Verdict::Denied(Denial::InsufficientCredits),
@@ -117,6 +124,7 @@ impl Verdict {
             Verdict::Free,
             Verdict::Capped,
             Verdict::Charged,
+            Verdict::Voided,
         ];
         ALL.into_iter().find(|verdict| verdict.code() == code)
     }
@@ -186,6 +194,10 @@ dead_reasons! {
     TooEarly = "too_early",
     /// the event is dated below the floor (meter time less events.late_after); settle it by an adjustment
     TooLate = "too_late",
+    /// the voided event's day is kept no more, or its cycle; settle it by an adjustment
+    VoidTooLate = "void_too_late",
+    /// the catalogue does not let this action be voided; settle it by an adjustment
+    NotVoidable = "not_voidable",
     /// the event is dated before the account's first cycle; settle it by an adjustment
     BeforeAccount = "before_account",
     /// the event is dated after the account was closed

@@ -18,6 +18,7 @@ use super::day::{DaySets, Layout};
 use super::grants::{GrantKind, Lots, Pool};
 use super::outcome::{DeadReason, Outcome};
 use super::usage::DayUsage;
+use super::void::DayCharges;
 
 /// The state of one shard. `None` of it exists before [`Shard::init`].
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +27,8 @@ pub struct Shard {
     pub accounts: FxHashMap<Arc<str>, Account>,
     /// Identities decided, by account and UTC day.
     pub seen: FxHashMap<(Arc<str>, i64), DaySets>,
+    /// What voidable events were charged, by account and UTC day.
+    pub charges: FxHashMap<(Arc<str>, i64), DayCharges>,
     /// Usage by account and day of its own zone.
     pub usage: FxHashMap<(Arc<str>, NaiveDate), DayUsage>,
     /// What was charged in a cycle and is charged once in it, by account and number of the cycle.

@@ -100,6 +100,7 @@ impl Shard {
             account.days.retain(|day, _| !gone.contains(day));
             for day in gone {
                 self.seen.remove(&(name.clone(), *day));
+                self.charges.remove(&(name.clone(), *day));
             }
             changed += 1;
         }

@@ -36,7 +36,7 @@ impl Used {
             Verdict::Charged | Verdict::Capped => Some(Used { charged: 1, credits: cost, ..Used::default() }),
             Verdict::Denied(_) => Some(Used { denied: 1, ..Used::default() }),
             Verdict::Free => Some(Used { free: 1, ..Used::default() }),
-            Verdict::Duplicate => None,
+            Verdict::Duplicate | Verdict::Voided => None,
         }
     }
 
@@ -99,6 +99,7 @@ pub struct ForgetUsageCall {
 }
 
 impl Shard {
+    /// Counts an event under its day, which it gives.
     pub(super) fn count_usage(
         &mut self,
         group: &Group,
@@ -106,12 +107,13 @@ impl Shard {
         class: &Class,
         verdict: Verdict,
         cost: Credits,
-    ) {
-        let Some((timezone, used)) = group.breakdown.zip(Used::of(verdict, cost)) else { return };
+    ) -> Option<NaiveDate> {
+        let (timezone, used) = group.breakdown.zip(Used::of(verdict, cost))?;
         let day = local_day(event.event.dated_ms, timezone);
         let user = event.event.user.clone().unwrap_or_default();
         let usage = self.usage.entry((group.account.clone(), day)).or_default();
         usage.entry((user, class.action.clone())).or_default().add(used);
+        Some(day)
     }
 
     /// Forgets usage; `None`: the shard belongs to another state, or a day is not past yet.

@@ -347,7 +347,13 @@ impl<'a> Builder<'a> {
                 }
                 Repeat::OfAnotherDay => {
                     let judged = self.call.classes[class].clone();
-                    class = self.class(Class { judge: Judge::Repeat, cost: Credits::ZERO, once: false, ..judged });
+                    class = self.class(Class {
+                        judge: Judge::Repeat,
+                        cost: Credits::ZERO,
+                        once: false,
+                        voidable: false,
+                        ..judged
+                    });
                 }
             }
         }
@@ -392,8 +398,13 @@ impl<'a> Builder<'a> {
     }
 
     fn as_recorded(&self, record: &Record, class: Class) -> Class {
+        if class.judge == Judge::Void {
+            return class;
+        }
         match self.recorded.of(record) {
-            Some(Decision::Denied(denial)) => Class { judge: Judge::Denied(*denial), once: false, ..class },
+            Some(Decision::Denied(denial)) => {
+                Class { judge: Judge::Denied(*denial), once: false, voidable: false, ..class }
+            }
             Some(Decision::Capped { uncovered }) if *uncovered <= class.cost => {
                 Class { judge: Judge::Capped, cost: class.cost - *uncovered, ..class }
             }
@@ -476,6 +487,7 @@ mod tests {
                 user: None,
                 fields: Box::default(),
                 once: None,
+                voids: None,
                 identity: Identity::of("s", "1"),
             })),
         }

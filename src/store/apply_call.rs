@@ -17,7 +17,7 @@ use crate::ledger::day::{Layout, SetIndex, layouts_of};
 use crate::ledger::event::{CallEvents, Days, Identity, Judge};
 use crate::ledger::once::{GrownMarks, mark_of};
 use crate::ledger::outcome::{Denial, Verdict};
-use crate::ledger::usage::{local_day, quarter_hour};
+use crate::ledger::usage::{day_number, local_day, quarter_hour};
 
 pub struct ApplyScript<'a> {
     pub shard: u32,
@@ -32,6 +32,7 @@ impl Script for ApplyScript<'_> {
         include_str!("lua/apply.lua"),
         include_str!("lua/apply_late.lua"),
         include_str!("lua/apply_usage.lua"),
+        include_str!("lua/apply_void.lua"),
         include_str!("lua/apply_decide.lua"),
     );
     type Reply = Reply<Applied>;
@@ -200,12 +201,13 @@ impl<'a> Groups<'a> {
         }
         tables.list(self.call.classes.len());
         for (class, credit_type) in self.call.classes.iter().zip(&self.type_of) {
-            tables.list(5);
+            tables.list(6);
             tables.text(class.action.as_bytes());
             tables.index(*credit_type);
             tables.decimal(class.cost.thousandths());
             tables.text(judge_code(class.judge));
             tables.text(class.cycle.map(|number| number.to_string()).unwrap_or_default());
+            tables.text(if class.voidable { "1" } else { "" });
         }
         tables.list(self.kinds.items.len());
         for (range, class) in &self.kinds.items {
@@ -241,7 +243,7 @@ impl<'a> Groups<'a> {
             Overage::Cap => ("cap", Credits::ZERO),
             Overage::Allow { limit } => ("allow", limit.unwrap_or(Credits::BALANCE_MAX)),
         };
-        self.packed.list(15);
+        self.packed.list(16);
         self.packed.text(group.account.as_bytes());
         self.packed.decimal(group.version);
         let want = self.want(group);
@@ -264,12 +266,13 @@ impl<'a> Groups<'a> {
         }
         days.into_iter().for_each(|day| input.key(self.keys, Key::Usage(&group.account, day)));
         self.marks(input, group);
+        self.packed.decimal(group.cycle);
     }
 
     /// What the group's events come to by day, member and action, if they are charged or free. Gives the days.
     fn usage(&mut self, group: &Group) -> Vec<NaiveDate> {
         let Some(timezone) = group.breakdown else {
-            self.packed.number(0);
+            self.packed.list(0);
             self.packed.list(0);
             self.packed.text("");
             return Vec::new();
@@ -301,7 +304,8 @@ impl<'a> Groups<'a> {
             }
             row_of.extend(two_bytes(place));
         }
-        self.packed.number(days.len());
+        self.packed.list(days.len());
+        days.iter().for_each(|day| self.packed.decimal(day_number(*day)));
         self.packed.list(6 * rows.len());
         for row in rows {
             self.packed.index(row.day);
@@ -396,7 +400,7 @@ impl<'a> Groups<'a> {
             .flatten()
             .flat_map(|(day, layout)| (0..layout.generations()).map(move |generation| (day, layout, generation)))
             .collect();
-        self.packed.list(4);
+        self.packed.list(5);
         self.packed.index(self.days.place((days, own, neighbour)));
         self.packed.number(run.len());
         // Where all probes ask sets of their own for them, the members stand there.
@@ -414,6 +418,27 @@ impl<'a> Groups<'a> {
                 self.sets(input, group, day, run, |event| layout.place(generation, event.event.identity));
             }
         }
+        self.charges(input, group, days, run);
+    }
+
+    /// The events of a run whose charges are kept, and its voids with the events that they name.
+    fn charges(&mut self, input: &mut Input, group: &'a Group, days: Days, run: CallEvents) {
+        let class = |event: &CallEvent| self.call.classes.get(event.class).filter(|_| group.version > 0);
+        let asked = run.iter().enumerate().filter_map(|(place, event)| match class(event)? {
+            class if class.judge == Judge::Void => Some((place, event.event.voids?.member)),
+            class => class.voidable.then_some((place, event.event.identity.member)),
+        });
+        let asked: Vec<(usize, i64)> = asked.collect();
+        if asked.is_empty() {
+            return self.packed.list(0);
+        }
+        for day in [Some(days.own), days.neighbour].into_iter().flatten() {
+            input.key(self.keys, Key::Charges(&group.account, day));
+        }
+        self.packed.list(2);
+        self.packed.list(asked.len());
+        asked.iter().for_each(|(_, member)| self.packed.decimal(*member));
+        self.packed.text(asked.iter().flat_map(|(place, _)| two_bytes(*place)).collect::<Vec<u8>>());
     }
 
     /// The sets of a generation that a run touches, each with its members and their places in the run.
@@ -478,6 +503,7 @@ const fn judge_code(judge: Judge) -> &'static str {
         Judge::Denied(Denial::OverageLimit) => "O",
         Judge::Capped => "P",
         Judge::Repeat => "R",
+        Judge::Void => "v",
     }
 }
 

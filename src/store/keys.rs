@@ -65,6 +65,10 @@ pub enum Key<'a> {
     /// stays an intset); `d:<day>.<generation>.<set>:<account>` where a busy day has several.
     /// Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
     Day(&'a str, i64, SetIndex),
+    /// `v:<day>:<account>` hash: what events of voidable actions whose time is in that UTC day were charged, by the member
+    /// that `d:` has of them: `<type> <thousandths> <cycle> <mark or -> [<20261125> <action> <member>]`; `-` = their void
+    /// came first. Deleted with the day. Absent = nothing that may be voided.
+    Charges(&'a str, i64),
     /// `u:<20261125>:<account>` hash: usage of a day of the account's zone, by member (`""`: the event named none), each a
     /// list of numbers in MessagePack: for each action events charged, thousandths, events denied, free. The actions
     /// are those of the field `"\t"`, in their order. Forgotten `usage.keep` after the day. Absent = none.
@@ -131,6 +135,7 @@ impl Keys {
             Key::Day(account, day, SetIndex { generation, set }) => {
                 write!(to, "{prefix}:{{{}}}:d:{day}.{generation}.{set}:{account}", of(account))
             }
+            Key::Charges(account, day) => write!(to, "{prefix}:{{{}}}:v:{day}:{account}", of(account)),
             Key::Usage(account, day) => write!(to, "{prefix}:{{{}}}:u:{}:{account}", of(account), day_number(day)),
             Key::Marks(account, cycle, SetIndex::ONLY) => {
                 write!(to, "{prefix}:{{{}}}:o:{cycle}:{account}", of(account))

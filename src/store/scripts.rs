@@ -423,6 +423,7 @@ impl Script for ForgetScript<'_> {
                 for set in layout.sets() {
                     input.key(keys, Key::Day(account, *day, set));
                 }
+                input.key(keys, Key::Charges(account, *day));
             }
         }
         input

@@ -20,7 +20,7 @@ use credit_meter::ledger::call::{
 use credit_meter::ledger::catalogue::{Amount, Catalogue};
 use credit_meter::ledger::command::{Command, refuse};
 use credit_meter::ledger::credits::Credits;
-use credit_meter::ledger::event::{DAY_MS, UsageEvent};
+use credit_meter::ledger::event::{DAY_MS, Judge, UsageEvent};
 use credit_meter::ledger::once::mark_of;
 use credit_meter::ledger::outcome::{Denial, Verdict};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
@@ -50,10 +50,12 @@ version = 3
 [credit_types.phone]
 [actions.reveal_email]
 prices = [{ credit_type = "email", credits = 1 }]
+voidable = true
 [actions.reveal_phone]
 prices = [{ credit_type = "phone", credits = 1.5 }]
 free_outcomes = ["not_found"]
 charge_once = { by = "contact" }
+voidable = true
 [actions.enrich]
 prices = [{ credit_type = "email", credits = 0.5 }]
 charge_once = { by = "company" }
@@ -146,6 +148,10 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "free_once",
         "free_once_late",
         "free_once_in_call",
+        "voided",
+        "void_came_first",
+        "void_came_late",
+        "refund",
         "time_held",
         "time_moved",
         "time_other_generation",
@@ -505,6 +511,15 @@ impl<'a> History<'a> {
                     for verdict in &applied.verdicts {
                         *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
                     }
+                    let events = call.groups.iter().flat_map(|group| &group.events);
+                    for (event, verdict) in events.zip(&applied.verdicts) {
+                        let kind = match (&call.classes[event.class], verdict) {
+                            (class, Verdict::Voided) if class.judge != Judge::Void => "void_came_first",
+                            (class, Verdict::Voided) if class.cycle.is_some() => "void_came_late",
+                            _ => continue,
+                        };
+                        *self.replies.entry(kind).or_insert(0) += 1;
+                    }
                     let late = call.groups.iter().flat_map(|group| &group.events);
                     let late = late.filter(|event| call.classes[event.class].cycle.is_some()).count();
                     *self.replies.entry("late").or_insert(0) += late as u64;
@@ -558,7 +573,7 @@ impl<'a> History<'a> {
                 }
                 Verdict::Free => *self.replies.entry("free_once").or_insert(0) += 1,
                 Verdict::Charged | Verdict::Capped => drop(charged.insert((&group.account, mark))),
-                Verdict::Denied(_) | Verdict::Duplicate => {}
+                Verdict::Denied(_) | Verdict::Duplicate | Verdict::Voided => {}
             }
         }
     }

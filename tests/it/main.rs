@@ -25,4 +25,5 @@ mod start;
 mod support;
 mod time;
 mod usage;
+mod voids;
 mod walk;

@@ -269,6 +269,7 @@ fn usage_record(offset: i64, step: i64, time_ms: i64, account: &str, rng: &mut S
         user: None,
         fields: Box::default(),
         once: None,
+        voids: None,
     }));
     Record { partition: Partition::usage(0), offset, append_ms: time_ms, bytes: 100, fingerprint: 0, body }
 }

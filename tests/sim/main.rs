@@ -675,6 +675,7 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
         identity: Identity::of("s", &id),
         fields: [(Field::Source, format!("s{}", source(&id)).into())].into(),
         once: (account == "f").then(|| Identity::of("reveal_phone", &contact(&id).to_string())),
+        voids: None,
         time_ms: NOW_MS + rng.random_range(-60_000..60_000),
         dated_ms: dated_ms(&id),
         action: if account == "f" { "reveal_phone".into() } else { "reveal_email".into() },

@@ -356,11 +356,11 @@ credits.commands           0          -  free                    0             0
 state                                    capped                  0             0
 arriving                       1,500 /s  denied                  0             0
 delay             p50 100 ms  p99 5.0 s  duplicate               0             0
-call time       p50 4.0 ms  p99 15.8 ms  dead_lettered         1.5             6
-calls                             50 /s  all               500,002     2,000,006
-refused              0.5 /s, most stale  credits charged
-outbox         12,345 wait, oldest 12 s  email                 250
-meter time                 104 s behind
+call time       p50 4.0 ms  p99 15.8 ms  voided                  0             0
+calls                             50 /s  dead_lettered         1.5             6
+refused              0.5 /s, most stale  all               500,002     2,000,006
+outbox         12,345 wait, oldest 12 s  credits charged
+meter time                 104 s behind  email                 250
 held by       credits.usage/3 for 104 s
 halted           shards 1, partitions 2
 hottest          share    per s  in alarm: 1 exhausted, 1 low

@@ -43,8 +43,15 @@ const NAMES: [&str; 14] = [
     PARTITIONS_HALTED,
 ];
 /// How a usage event can end, the usual first.
-const OUTCOMES: [Outcome; 6] =
-    [Outcome::Charged, Outcome::Free, Outcome::Capped, Outcome::Denied, Outcome::Duplicate, Outcome::DeadLettered];
+const OUTCOMES: [Outcome; 7] = [
+    Outcome::Charged,
+    Outcome::Free,
+    Outcome::Capped,
+    Outcome::Denied,
+    Outcome::Duplicate,
+    Outcome::Voided,
+    Outcome::DeadLettered,
+];
 
 /// What a meter said.
 #[derive(Clone, Debug, PartialEq)]

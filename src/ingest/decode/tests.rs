@@ -97,6 +97,7 @@ fn a_structured_event_is_read() {
         user: Some("u-1".into()),
         fields: Box::default(),
         once: None,
+        voids: None,
         identity: Identity::of("/crm", "e-1"),
     };
     assert_eq!(event, expected);
@@ -280,7 +281,7 @@ fn each_bad_event_has_its_own_reason() {
     check("\"1.0\"", "1.0", UnsupportedSpecversion, acme, "a number");
     check("\"1.0\"", "\"\"", UnsupportedSpecversion, acme, "empty");
     check("usage.v1", "usage.v2", UnknownType, acme, "`credits.usage.v2` is none of credits.usage.v1");
-    check("usage.v1", "usage.void.v1", UnknownType, acme, "void");
+    check("usage.v1", "usage.void.v1", MissingField, acme, "time is missing");
     check("usage.v1", "grant.v1", UnknownType, acme, "grant");
     check("\"credits.usage.v1\"", "\"\"", MissingField, acme, "type");
     check("\"credits.usage.v1\"", "5", WrongType, acme, "type is a number");

@@ -1,4 +1,4 @@
-//! `credits.usage.v1`: what a service did for an account.
+//! `credits.usage.v1`: what a service did for an account; `credits.usage.void.v1`: what it takes back.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::Body;
 
 pub const USAGE: &str = "credits.usage.v1";
+pub const VOID: &str = "credits.usage.void.v1";
 
 /// 10^15: times the smallest price it is beyond what an event may cost, and it still fits every number downstream.
 const QUANTITY_MAX: u64 = 1_000_000_000_000_000;
@@ -29,6 +30,27 @@ struct UsageData<'a> {
     user: Option<&'a RawValue>,
     #[serde(borrow)]
     outcome: Option<&'a RawValue>,
+}
+
+/// The data of a void: those of the event that it takes back, with the attributes that name it.
+#[derive(Default, Deserialize)]
+struct VoidData<'a> {
+    #[serde(borrow)]
+    source: Option<&'a RawValue>,
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    time: Option<&'a RawValue>,
+    #[serde(borrow)]
+    action: Option<&'a RawValue>,
+}
+
+#[derive(Default)]
+struct Voided<'a> {
+    source: Cow<'a, str>,
+    id: Cow<'a, str>,
+    time_ms: i64,
+    action: Cow<'a, str>,
 }
 
 #[derive(Default)]
@@ -145,6 +167,7 @@ fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<Us
         user: data.user.map(|user| texts.share(user)),
         fields: Box::default(),
         once: None,
+        voids: None,
     })
 }
 
@@ -152,7 +175,10 @@ fn plain(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Option<Us
 fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Option<UsageEvent>, Fault> {
     let event = envelope::read::<Object<UsageData>>(raw, settings.max_bytes)?;
     let mut faults = Faults::default();
-    let envelope = event.attributes.check(&[USAGE, TICK], &mut faults);
+    let envelope = event.attributes.check(&[USAGE, VOID, TICK], &mut faults);
+    if envelope.event_type == VOID {
+        return void(raw, settings, texts).map(Some);
+    }
     if envelope.event_type == TICK {
         faults.none()?;
         return Ok(None);
@@ -173,7 +199,55 @@ fn careful(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<
         user: usage.user.map(|user| texts.share(&user)),
         fields: Box::default(),
         once: None,
+        voids: None,
     }))
+}
+
+/// A void counts at the time of the event that it takes back, as far as it says: there that event is remembered.
+fn void(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<UsageEvent, Fault> {
+    let event = envelope::read::<Object<VoidData>>(raw, settings.max_bytes)?;
+    let mut faults = Faults::default();
+    let mut envelope = event.attributes.check(&[VOID], &mut faults);
+    let voided = faults.take(event.data.and_then(|Object(data)| data.check()));
+    faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
+    envelope.time_ms = voided.time_ms;
+    faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
+    faults.none()?;
+    let voids = Identity::of(&voided.source, &voided.id);
+    Ok(UsageEvent {
+        account: texts.share(&envelope.subject),
+        source: texts.share(&envelope.source),
+        identity: voids.of_its_void(),
+        id: envelope.id.into(),
+        time_ms: voided.time_ms,
+        dated_ms: voided.time_ms.min(raw.append_ms),
+        action: texts.share(&voided.action),
+        quantity: 1,
+        outcome: None,
+        user: None,
+        fields: Box::default(),
+        once: None,
+        voids: Some(voids),
+    })
+}
+
+impl<'a> VoidData<'a> {
+    fn check(self) -> Result<Voided<'a>, Fault> {
+        let mut faults = Faults::default();
+        let time = faults.take(envelope::field("time", self.time));
+        let time_ms = envelope::time_ms(&time);
+        let voided = Voided {
+            source: faults.take(envelope::field("source", self.source)),
+            id: faults.take(envelope::field("id", self.id)),
+            time_ms: time_ms.unwrap_or_default(),
+            action: faults.take(envelope::field("action", self.action)),
+        };
+        faults.none()?;
+        match time_ms {
+            Some(_) => Ok(voided),
+            None => Err(Fault::new(DeadReason::InvalidTime, format!("the voided event's time is `{}`", clip(&time)))),
+        }
+    }
 }
 
 impl<'a> UsageData<'a> {

@@ -118,9 +118,6 @@ impl Checker<'_> {
         }
         self.no_two_for_one(&mut prices)?;
         let charge_once = written.charge_once.as_ref().map(|once| self.charge_once(once)).transpose()?;
-        if let Some(voidable) = written.voidable.as_ref().filter(|voidable| *voidable.get_ref()) {
-            return Err(self.refuse(voidable, "`voidable` is not supported yet"));
-        }
         Ok(Action {
             credit_type,
             prices,

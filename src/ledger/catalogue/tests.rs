@@ -138,6 +138,7 @@ fn the_most_specific_price_counts_then_the_latest_and_a_plans_price_beats_the_ge
             user: of(Field::User),
             fields: further.map(|(name, value)| (*name, Arc::from(*value))).collect(),
             once: None,
+            voids: None,
             identity: Identity::of("s", "1"),
         };
         let class = price(&catalogue, &account(plan), &event).expect("it has a price");
@@ -197,6 +198,7 @@ fn what_one_price_makes_too_dear_another_does_not() {
         user: None,
         fields: Box::default(),
         once: None,
+        voids: None,
         identity: Identity::of("s", "1"),
     };
     assert_eq!(price(&catalogue, &account("basic"), &event), Err(DeadReason::CostTooLarge));
@@ -222,6 +224,7 @@ fn only_an_event_that_would_be_charged_asks_whether_it_was_before() {
             user: None,
             fields: Box::default(),
             once: contact.map(|contact| Identity::of(action, contact)),
+            voids: None,
             identity: Identity::of("s", "1"),
         };
         let class = price(&catalogue, &account("basic"), &event).expect("it has a price");
@@ -297,7 +300,6 @@ fn a_bad_catalogue_is_refused_with_line_and_reason() {
     check("[{ credit_type = \"phone\", credits = 1.5 }]", "[]", 7, "needs a price");
     check("free_outcomes", "free_outcome", 8, "unknown field `free_outcome`");
     check("free_outcomes", "charge_once = { by = \"user\" }\nfree_outcomes", 8, "by contact or company");
-    check("free_outcomes", "voidable = true\nfree_outcomes", 8, "not supported yet");
     check("monthly", "weekly", 10, "none of monthly");
     check("1_000", "true", 11, "not an amount");
     check("email = 1_000", "mail = 1_000", 11, "credit type `mail` is not defined");

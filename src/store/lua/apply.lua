@@ -1,12 +1,12 @@
 -- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from. Preceded by
--- account.lua and apply_once.lua; goes on in apply_late.lua, apply_usage.lua and apply_decide.lua.
+-- account.lua and apply_once.lua; goes on in apply_late.lua, apply_usage.lua, apply_void.lua and apply_decide.lua.
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
 -- KEYS[4] due     zset    every account
--- KEYS[5..]       for each group its account (hash), then for each of its runs and of the run's probes the sets of
---                 identities that it touches, then the days of its usage, then for each of its cycles with marks the
---                 sets that it touches
+-- KEYS[5..]       for each group its account (hash), then for each of its runs the sets of identities that its probes
+--                 touch and the charges of its days, if it asks for them, then the days of its usage, then for each of
+--                 its cycles with marks the sets that it touches
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), commands that must be applied first ('' = any),
 --         members of a set beyond which its day gets more, usage topic, the same as JSON text,
@@ -20,15 +20,18 @@
 --           days of usage, rows of it (see apply_usage.lua), two bytes an event: which row it belongs to
 --           runs:  days, events, members (empty if no probe asks for them all), probes: for each the sets of one
 --                  generation; none = one set for all members, else for each set its members and, in two bytes each,
---                  which of the run's events they are
+--                  which of the run's events they are; charges asked for, or none: members (for a void that of the
+--                  event that it names) and, in two bytes each, their events
 --           marks that events ask for: two bytes an event, two its mark
 --           cycles of these: number, layout, for each generation its sets: members, and two bytes each their marks
+--           number of the open cycle
 --         tables, in MessagePack, lists that the groups point into:
 --           types:    name
 --           wants:    the types (of an account) that a group needs
---           classes:  action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled, or the verdict in
---                     upper case: it stands already, and nothing is published about it again; 'R': the call holds an
---                     earlier attempt, of the neighbouring day; the closed cycle that it is charged to, '' = the open one
+--           classes:  action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled | 'v'oid, or the
+--                     verdict in upper case: it stands already, and nothing is published about it again; 'R': the call
+--                     holds an earlier attempt, of the neighbouring day; the closed cycle that it is charged to, '' =
+--                     the open one; '1': what it is charged is kept, for a void to come
 --           kinds:    range, class
 --           sources:  as JSON text
 --           policies: overage ('reject' | 'cap' | 'allow'), overage limit, levels at which it alerts
@@ -64,7 +67,8 @@ for r = 1, range_count do
 end
 
 -- The fence, before anything else.
-local TOTALS = { 'dead_lettered', 'duplicate', 'denied', 'free', 'capped', 'charged' }
+local TOTALS = { 'dead_lettered', 'duplicate', 'denied', 'free', 'capped', 'charged', 'voided' }
+local FIELDS = 1 + #TOTALS
 local fields = {}
 for r = 1, range_count do
   fields[#fields + 1] = 'position:' .. partition[r]
@@ -84,7 +88,7 @@ end
 local in_place, done_before = true, true
 local positions = { 'other_position' }
 for r = 1, range_count do
-  local stored = fence[FENCE + 7 * (r - 1) + 1] or '0'
+  local stored = fence[FENCE + FIELDS * (r - 1) + 1] or '0'
   positions[r + 1] = stored
   in_place = in_place and tonumber(stored) == from[r]
   done_before = done_before and tonumber(stored) >= tonumber(to[r])
@@ -128,11 +132,11 @@ end
 local packed_groups = cmsgpack.unpack(take())
 local type_name, wants, classes, kinds, sources, policies, days_of = unpack(cmsgpack.unpack(take()))
 local lines = take()
-local class_action, class_type, class_cost, class_judge, class_cycle = {}, {}, {}, {}, {}
+local class_action, class_type, class_cost, class_judge, class_cycle, class_voidable = {}, {}, {}, {}, {}, {}
 local holds_repeats = false
 for c, class in ipairs(classes) do
   class_action[c], class_type[c], class_cost[c], class_judge[c] = class[1], class[2], tonumber(class[3]), class[4]
-  class_cycle[c] = tonumber(class[5])
+  class_cycle[c], class_voidable[c] = tonumber(class[5]), class[6] == '1'
   holds_repeats = holds_repeats or class[4] == 'R'
 end
 local kind_count = #kinds
@@ -158,6 +162,52 @@ for p, policy in ipairs(policies) do
   levels_of[p] = codes_from(policy[3])
 end
 
+-- What is kept of a run's voidable events, and of those that its voids name.
+local charges = { book = {}, changed = {} }
+function charges.read(group, run, key)
+  local members, events = run.asks[1], run.asks[2]
+  local keys = { KEYS[key + 1], run.neighbour ~= '' and KEYS[key + 2] or nil }
+  for _, name in ipairs(keys) do
+    local kept = charges.book[name] or {}
+    for i, text in ipairs(redis.call('HMGET', name, unpack(members))) do
+      kept[members[i]] = text
+    end
+    charges.book[name] = kept
+  end
+  for i, member in ipairs(members) do
+    local b1, b2 = byte(events, 2 * i - 1, 2 * i)
+    group.asks[run.first_event - 1 + b1 * 256 + b2] = { member = member, keys = keys }
+  end
+  return key + #keys
+end
+
+-- The key under which something is kept of the event that is asked for, and what.
+function charges.kept_of(ask)
+  for _, name in ipairs(ask.keys) do
+    if charges.book[name][ask.member] then
+      return name, charges.book[name][ask.member]
+    end
+  end
+end
+
+-- Whether a void of the group asks for a charge to a cycle that is kept no more.
+function charges.find_late_voids(group)
+  for e, ask in pairs(group.asks) do
+    local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+    local _, text = charges.kept_of(ask)
+    local number = text and class_judge[kind_class[b1 * 256 + b2]] == 'v' and match(text, '^%S+ %d+ (%-?%d+)')
+    if number then
+      local stored = redis.call('HMGET', group.key, 'cycle', 'life', 'closed:' .. number)
+      local is_open = stored[1] and match(stored[1], '^%S+') == number and stored[2] ~= 'closed'
+      if not is_open and not stored[3] then
+        group.late_voids = group.late_voids or {}
+        group.late_voids[e] = true
+      end
+    end
+  end
+  return group.late_voids
+end
+
 -- Accounts: read each once; is the worker's knowledge of them stale?
 local group_count = #packed_groups
 local groups = {}
@@ -168,31 +218,34 @@ local floor = tonumber(fence[4])
 local below_floor = false
 for g = 1, group_count do
   local account, version, want, policy, oldest, latest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs,
-    marks, cycles = unpack(packed_groups[g])
+    marks, cycles, cycle = unpack(packed_groups[g])
   key = key + 1
   local group = {
     account = account, version = version, types = wants[want], overage = policies[policy][1],
     limit = tonumber(policies[policy][2]), levels = levels_of[policy],
     tally = tally, kinds = event_kinds, first_line = first_line, used = used, row_of = row_of, runs = {}, key = KEYS[key],
-    latest = latest,
+    latest = latest, cycle = cycle, used_days = used_days, asks = {},
   }
   local event = 0
   for r, packed in ipairs(packed_runs) do
     local days = days_of[packed[1]]
     local run = {
       day = days[1], layout = days[2], neighbour = days[3], beside = days[4], newest = days[5],
-      first_event = event + 1, count = packed[2], members = packed[3], probes = packed[4],
+      first_event = event + 1, count = packed[2], members = packed[3], probes = packed[4], asks = packed[5],
     }
     event = event + run.count
     for _, probe in ipairs(run.probes) do
       probe.key = key
       key = key + math.max(1, #probe)
     end
+    if run.asks[1] then
+      key = charges.read(group, run, key)
+    end
     group.runs[r] = run
   end
   group.count = event
   group.used_key = key
-  key = key + used_days
+  key = key + #used_days
   local stored = redis.call('HMGET', group.key, unpack(wanted_of[want]))
   group.stored = stored
   local is_stale = (stored[1] or '0') ~= group.version
@@ -218,7 +271,7 @@ for g = 1, group_count do
     end
   end
   unknown = unknown or (group.version == '0' and group.count > 0)
-  below_floor = below_floor or (group.count > 0 and tonumber(oldest) < floor)
+  below_floor = below_floor or (group.count > 0 and tonumber(oldest) < floor) or charges.find_late_voids(group)
   groups[g] = group
 end
 assert(at == #ARGV and key == #KEYS, 'apply: wrong arity')
@@ -280,10 +333,13 @@ if unknown or below_floor then
       local offset, date = match(line_of(e), '^(%d+) (-?%d+) ')
       local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
       local name = partition[kind_range[b1 * 256 + b2]] .. '@' .. offset
+      local is_void = class_judge[kind_class[b1 * 256 + b2]] == 'v'
       if group.version == '0' then
         find_dead(name, 'unknown_account')
       elseif tonumber(date) < floor then
-        find_dead(name, 'too_late')
+        find_dead(name, is_void and 'void_too_late' or 'too_late')
+      elseif group.late_voids and group.late_voids[e] then
+        find_dead(name, 'void_too_late')
       end
     end
   end

@@ -4,7 +4,7 @@
 -- Decide.
 local counts = {}
 for r = 1, range_count do
-  counts[r] = { dead_lettered = 0, duplicate = repeats[r], denied = 0, free = 0, capped = 0, charged = 0 }
+  counts[r] = { dead_lettered = 0, duplicate = repeats[r], denied = 0, free = 0, capped = 0, charged = 0, voided = 0 }
 end
 for d = 1, dead_count do
   counts[dead_range[d]].dead_lettered = counts[dead_range[d]].dead_lettered + 1
@@ -17,12 +17,6 @@ end
 local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped' }
 local LETTERS = { 'e', 'i', 'o' }
 local messages = {}
-
--- An account that late events change is read whole, once.
-local function whole_account(group)
-  group.whole = group.whole or read_account(group.key, group.account)
-  return group.whole
-end
 
 -- Decides a group's events one by one.
 local function one_by_one(group, counter, rows)
@@ -45,17 +39,24 @@ local function one_by_one(group, counter, rows)
     if group.seen[e] then
       tally.duplicate = tally.duplicate + 1
       verdicts[e] = 'd'
+    elseif class_judge[class] == 'v' then
+      charges.take_back(group, e, counter, rows, row, range, line_of(e))
+      tally.voided = tally.voided + 1
+      verdicts[e] = 'v'
     elseif class_judge[class] == 'f' or charged_before then
       tally.free = tally.free + 1
       row.free = (row.free or 0) + 1
       verdicts[e] = 'f'
+    elseif class_voidable[class] and charges.was_voided(group, e) then
+      tally.voided = tally.voided + 1
+      verdicts[e] = 'v'
     else
       local credit_type = type_name[class_type[class]]
       local cost, c = class_cost[class], counter[class_type[class]]
       local left, reason, uncovered
       if class_cycle[class] then
         local account = whole_account(group)
-        if c.charged > 0 then
+        if c.charged > 0 or account.counters[credit_type] then
           counter_of(account, credit_type).charged = c.charged
         end
         local dated = tonumber(match(line_of(e), '^%d+ (%-?%d+) '))
@@ -75,8 +76,12 @@ local function one_by_one(group, counter, rows)
           c.starved = c.starved or reason > 1
         end
       end
-      if mark and (not reason or reason == 4) and not once.known[mark] then
+      local is_set = mark and (not reason or reason == 4) and not once.known[mark]
+      if is_set then
         once.known[mark], once.added[mark] = true, true
+      end
+      if class_voidable[class] and (not reason or reason == 4) then
+        charges.keep_of(group, e, class, cost - uncovered, is_set and mark, row)
       end
       if not reason or reason == 4 then
         row.charged, row.cost = (row.charged or 0) + 1, (row.cost or 0) + cost - uncovered
@@ -128,29 +133,6 @@ local function one_by_one(group, counter, rows)
   return table.concat(verdicts)
 end
 
--- Judges the credit types that a group's events have moved. Most are above all levels.
-local alerts = {}
-local function alerts_after_use(group, counter)
-  for t, credit_type in ipairs(type_name) do
-    local c = counter[t]
-    if c and (c.starved or c.charged ~= c.was) then
-      local used, left = not c.unlimited and math.min(c.charged, c.usable), remaining(c)
-      local judges = c.starved
-      for _, code in ipairs(group.levels) do
-        judges = judges or below(code, c.granted, used, left)
-      end
-      if judges then
-        local stored = redis.call('HMGET', group.key, 'cycle', credit_type .. '.a')
-        local cycle, start = match(stored[1], '^(%-?%d+) (%-?%d+)')
-        local alarm = judge_alerts(alerts, group.account, tonumber(cycle), credit_type, c, stored[2] and alarm_from(stored[2]),
-          group.levels, false, c.starved, tonumber(start), tonumber(group.latest))
-        c.alarm = format('%.0f', alarm.arming) .. ' ' .. table.concat(alarm.fired, ',')
-        c.alarm = c.alarm ~= stored[2] and c.alarm or nil
-      end
-    end
-  end
-end
-
 local reply = { 'applied', '' }
 -- New events of the group in hand, by kind.
 local new_of = {}
@@ -160,7 +142,7 @@ for g = 1, group_count do
   local counter = {}
   for i, t in ipairs(group.types) do
     local granted, charged, expired = stored[3 * i], tonumber(stored[3 * i + 1] or '0'), tonumber(stored[3 * i + 2] or '0')
-    local c = { charged = charged, was = charged, expired = expired, unlimited = granted == 'unlimited' }
+    local c = { charged = charged, was = charged, judged = charged, expired = expired, unlimited = granted == 'unlimited' }
     if not c.unlimited then
       c.granted = tonumber(granted or '0')
       c.usable = c.granted - expired
@@ -197,7 +179,7 @@ for g = 1, group_count do
     local new = new_of[tally[i]]
     local class = kind_class[tally[i]]
     local judge = class_judge[class]
-    if new > 0 and judge == 'c' and not class_cycle[class] then
+    if new > 0 and judge == 'c' and not class_cycle[class] and not class_voidable[class] then
       local t = class_type[class]
       sums[t] = (sums[t] or 0) + class_cost[class] * new
     elseif new > 0 and judge ~= 'f' then
@@ -267,7 +249,7 @@ end
 -- Where the shard is afterwards.
 local moved = {}
 for r = 1, range_count do
-  moved[#moved + 1] = fields[7 * (r - 1) + 1]
+  moved[#moved + 1] = fields[FIELDS * (r - 1) + 1]
   moved[#moved + 1] = to[r]
   if anchor[r] ~= '' then
     local n = #moved
@@ -277,8 +259,8 @@ for r = 1, range_count do
   for i, outcome in ipairs(TOTALS) do
     local n = counts[r][outcome]
     if n > 0 then
-      moved[#moved + 1] = fields[7 * (r - 1) + 1 + i]
-      moved[#moved + 1] = format('%.0f', tonumber(fence[FENCE + 7 * (r - 1) + 1 + i] or '0') + n)
+      moved[#moved + 1] = fields[FIELDS * (r - 1) + 1 + i]
+      moved[#moved + 1] = format('%.0f', tonumber(fence[FENCE + FIELDS * (r - 1) + 1 + i] or '0') + n)
     end
   end
 end
@@ -293,11 +275,14 @@ for g = 1, group_count do
   local group = groups[g]
   local changed = {}
   for t, c in pairs(group.counter) do
+    if group.whole and (c.charged > 0 or group.whole.counters[type_name[t]]) then
+      counter_of(group.whole, type_name[t]).charged = c.charged
+    end
     if c.charged ~= c.was then
       changed[#changed + 1] = type_name[t] .. '.c'
       changed[#changed + 1] = format('%.0f', c.charged)
     end
-    if c.alarm then
+    if c.alarm and c.alarm ~= c.alarm_before then
       changed[#changed + 1] = type_name[t] .. '.a'
       changed[#changed + 1] = c.alarm
     end
@@ -357,6 +342,7 @@ for g = 1, group_count do
     redis.call('HSET', group.key, unpack(changed))
   end
 end
+charges.write()
 for _, message in ipairs(messages) do
   redis.call('XADD', KEYS[3], '*', 'output', 'denied', 'id', message.id, 'type', 'credits.denied.v1',
     'account', message.account,

@@ -11,7 +11,9 @@ end
 
 -- Takes the keys of a group's marks; whether the worker knows another layout than the account has.
 local function read_marks(group, events, cycles, key)
-  local once = { text = redis.call('HGET', group.key, 'once') or '', cycles = {}, known = {}, added = {}, mark_of = {} }
+  local once = {
+    text = redis.call('HGET', group.key, 'once') or '', cycles = {}, known = {}, added = {}, removed = {}, mark_of = {},
+  }
   for at = 1, #events, 4 do
     local e1, e2, m1, m2 = string.byte(events, at, at + 3)
     once.mark_of[e1 * 256 + e2] = m1 * 256 + m2
@@ -85,27 +87,51 @@ local function free_of(group, judge_of)
   return free, added
 end
 
--- The members of a set whose marks were set.
-local function added_to(once, set)
-  local added = {}
+-- The members of a set whose marks are among these.
+local function members_of(set, marks)
+  local members = {}
   for i, member in ipairs(set[1]) do
     local b1, b2 = string.byte(set[2], 2 * i - 1, 2 * i)
-    if once.added[b1 * 256 + b2] then
-      added[#added + 1] = member
+    if marks[b1 * 256 + b2] then
+      members[#members + 1] = member
     end
   end
-  return added
+  return members
+end
+
+-- The cycle and the member of a mark.
+local function name_of(once, mark)
+  if not once.names then
+    once.names = {}
+    for _, cycle in ipairs(once.cycles) do
+      for _, set in ipairs(cycle.probes[1]) do
+        for i, member in ipairs(set[1]) do
+          local b1, b2 = string.byte(set[2], 2 * i - 1, 2 * i)
+          once.names[b1 * 256 + b2] = { cycle.day, member }
+        end
+      end
+    end
+  end
+  return unpack(once.names[mark])
+end
+
+local function write_members(command, key, members)
+  for first = 1, #members, MARKS_AT_ONCE do
+    redis.call(command, key, unpack(members, first, math.min(first + MARKS_AT_ONCE - 1, #members)))
+  end
 end
 
 -- Writes a group's marks, begins those of cycles that have none yet, and gives the cycles among them by layout.
 local function write_marks(once)
   local text = once.text
   for _, cycle in ipairs(once.cycles) do
-    for s, set in ipairs(cycle.newest) do
-      local added = added_to(once, set)
-      for first = 1, #added, MARKS_AT_ONCE do
-        redis.call('SADD', KEYS[cycle.newest.key + s], unpack(added, first, math.min(first + MARKS_AT_ONCE - 1, #added)))
+    for _, probe in ipairs(cycle.probes) do
+      for s, set in ipairs(probe) do
+        write_members('SREM', KEYS[probe.key + s], members_of(set, once.removed))
       end
+    end
+    for s, set in ipairs(cycle.newest) do
+      write_members('SADD', KEYS[cycle.newest.key + s], members_of(set, once.added))
     end
     if not cycle.stored then
       text = text .. ' ' .. cycle.day .. ':' .. cycle.layout

@@ -39,7 +39,7 @@ local ACTIONS = '\t'
 local function usage_after(group, rows)
   local days, changed = {}, {}
   for _, row in ipairs(rows) do
-    if row.charged + row.denied + row.free > 0 then
+    if row.charged + row.denied + row.free ~= 0 then
       local day = days[row.day]
       if not day then
         day = { key = KEYS[group.used_key + row.day], asked = { ACTIONS }, lists = {}, rows = {} }

@@ -1,6 +1,6 @@
 -- forget: deletes the identities of days that no event can ask for any more.
 -- KEYS[1] shard  hash    the floor, and the largest restamp tolerance that was ever used
--- KEYS[2..]      for each account its hash, then the sets of its days that go
+-- KEYS[2..]      for each account its hash, then for each of its days that go the sets and the charges
 -- ARGV    generation, n accounts, then for each: its days as they were read, those that stay,
 --         n days that go, then n x (day, number of its sets)
 -- Reply   {'other_generation'} {'forgotten', accounts that changed}
@@ -28,7 +28,8 @@ for _ = 1, tonumber(take()) do
   for _ = 1, tonumber(take()) do
     local day = tonumber(take())
     goes = goes and (day + 1) * DAY_MS + tolerance <= floor
-    for _ = 1, tonumber(take()) do
+    -- Its sets, and what its events were charged.
+    for _ = 1, tonumber(take()) + 1 do
       key = key + 1
       account.sets[#account.sets + 1] = KEYS[key]
     end

@@ -55,6 +55,12 @@ impl History<'_> {
     }
 
     fn event(&mut self) -> Arc<UsageEvent> {
+        let voidable: Vec<_> = self.sent.iter().filter(|event| event.voids.is_none()).cloned().collect();
+        if let Some(event) = voidable.choose(&mut self.rng)
+            && self.rng.random_bool(0.15)
+        {
+            return self.void(event);
+        }
         let rng = &mut self.rng;
         if !self.sent.is_empty() && rng.random_bool(0.25) {
             let mut event = (**self.sent.choose(rng).expect("some were sent")).clone();
@@ -98,9 +104,36 @@ impl History<'_> {
             user: [None, Some("u-1"), Some("\"é"), Some(" ")].choose(rng).expect("not empty").map(Arc::from),
             fields: Box::default(),
             once: once(action, rng),
+            voids: None,
         });
         self.sent.push(event.clone());
-        event
+        // Some voids come before their event.
+        if self.rng.random_bool(0.1) { self.void(&event) } else { event }
+    }
+
+    /// Takes an event back, by what it says of it.
+    fn void(&mut self, event: &UsageEvent) -> Arc<UsageEvent> {
+        let rng = &mut self.rng;
+        let id = format!("void-{}", rng.random_range(0..10_000));
+        let mut void = UsageEvent {
+            identity: event.identity.of_its_void(),
+            voids: Some(event.identity),
+            id: id.into(),
+            quantity: 1,
+            outcome: None,
+            user: None,
+            ..event.clone()
+        };
+        if rng.random_bool(0.2) {
+            void.action = "reveal_email".into(); // whatever it was
+        }
+        if rng.random_bool(0.1) {
+            void.time_ms += rng.random_range(-8..=8) * MINUTE_MS;
+            void.dated_ms = void.time_ms.min(MIDNIGHT_MS + 12 * MINUTE_MS);
+        }
+        let void = Arc::new(void);
+        self.sent.push(void.clone());
+        void
     }
 
     pub fn command(&mut self) -> Command {

@@ -216,6 +216,7 @@ impl History<'_> {
                 "credits.low.v1" => "low",
                 "credits.exhausted.v1" => "exhausted",
                 "credits.restored.v1" => "restored",
+                "credits.ledger.refund.v1" => "refund",
                 _ => continue,
             };
             *self.replies.entry(kind).or_insert(0) += 1;

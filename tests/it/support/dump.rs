@@ -11,6 +11,7 @@ use credit_meter::ledger::grants::Pool;
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
 use credit_meter::ledger::usage::day_of_number;
+use credit_meter::ledger::void::Kept;
 use credit_meter::store::stored::{parse_alarms, parse_counters, parse_denied, parse_ids, parse_note, parse_view};
 use credit_meter::store::usage::parse_usage;
 use redis::aio::MultiplexedConnection;
@@ -64,6 +65,13 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
             ("o", Some(rest)) => {
                 let (account, cycle, set) = set_of(rest);
                 marks.push(((account, cycle as i32), set, members(connection, &key).await));
+            }
+            ("v", Some(rest)) => {
+                let (day, account) = rest.split_once(':').expect("a day and an account");
+                let kept = hash(connection, &key).await.into_iter().map(|(member, text)| {
+                    (member.parse().expect("a number"), Kept::parse(&text).expect("what is kept of an event"))
+                });
+                shard.charges.insert((account.into(), day.parse().expect("a day")), kept.collect());
             }
             ("u", Some(rest)) => {
                 let (day, account) = rest.split_once(':').expect("a day and an account");

@@ -1,0 +1,160 @@
+//! What voids took back: all orders of the events that hang together are tried, partition against partition, by the rules of
+//! the ledger (`ledger/void.rs`, `ledger/once.rs`). With one partition there is one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::once::{Asking, Mark, WAYS_MAX, Way, next};
+use super::resolve::{Ended, Priced, Resolver};
+use crate::ledger::credits::Credits;
+use crate::ledger::event::Judge;
+use crate::ledger::outcome::Outcome;
+
+/// Events that are taken in all orders together.
+const STEPS_MAX: usize = 100_000;
+
+/// An attempt that was decided.
+#[derive(Clone, Copy)]
+struct Step {
+    attempt: Priced,
+    mark: Option<Mark>,
+    /// The event that it is, or takes back.
+    event: i64,
+}
+
+/// What was kept of an event; `None`: its void waits.
+type Kept = Option<Charge>;
+
+#[derive(Clone, Copy)]
+struct Charge {
+    class: u32,
+    cost: Credits,
+    /// The mark that it has set.
+    mark: Option<Mark>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    /// By UTC day and event.
+    kept: BTreeMap<(i64, i64), Kept>,
+    marks: BTreeSet<Mark>,
+    ended: Vec<(Priced, Ended)>,
+}
+
+struct Search<'a> {
+    resolver: &'a Resolver<'a>,
+    /// By partition, in order.
+    lanes: Vec<Vec<Step>>,
+    steps: usize,
+    found: Vec<Way>,
+}
+
+/// All ways of some events, voids among them.
+pub fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
+    let mut found = Vec::new();
+    let mut chosen = vec![0; events.len()];
+    let mut steps = 0;
+    loop {
+        let mut state = State::default();
+        let mut lanes: BTreeMap<i32, Vec<Step>> = BTreeMap::new();
+        for (event, reading) in events.iter().zip(&chosen) {
+            let decided = event.readings.get(*reading).map_or(&[][..], |reading| reading);
+            for ((attempt, mark), decided) in event.attempts.iter().zip(&event.marks).zip(decided) {
+                let step = Step { attempt: *attempt, mark: *mark, event: event.tied_to.unwrap_or_default() };
+                match decided {
+                    true => lanes.entry(attempt.kept.partition).or_default().push(step),
+                    false => state.ended.push((*attempt, resolver.ended(attempt, false))),
+                }
+            }
+        }
+        for lane in lanes.values_mut() {
+            lane.sort_unstable_by_key(|step| step.attempt.kept.offset);
+        }
+        let at = vec![0; lanes.len()];
+        let mut search = Search { resolver, lanes: lanes.into_values().collect(), steps, found };
+        search.go(at, state);
+        (steps, found) = (search.steps, search.found);
+        if found.len() >= WAYS_MAX || steps >= STEPS_MAX || !next(&mut chosen, events) {
+            return found;
+        }
+    }
+}
+
+impl Search<'_> {
+    fn go(&mut self, mut at: Vec<usize>, mut state: State) {
+        loop {
+            let waiting = |lane: usize| self.lanes[lane].get(at[lane]).map(|step| (lane, *step));
+            let mut candidates: Vec<(usize, Step)> = (0..at.len()).filter_map(waiting).collect();
+            // What lies below the first look came first.
+            if candidates.iter().any(|(_, step)| step.attempt.early) {
+                candidates.retain(|(_, step)| step.attempt.early);
+            }
+            if self.steps >= STEPS_MAX || self.found.len() >= WAYS_MAX {
+                candidates.truncate(1);
+            }
+            let Some((last, others)) = candidates.split_last() else {
+                return self.end(state);
+            };
+            for (lane, step) in others {
+                let (mut at, mut state) = (at.clone(), state.clone());
+                at[*lane] += 1;
+                self.take(&mut state, step);
+                self.go(at, state);
+            }
+            at[last.0] += 1;
+            self.take(&mut state, &last.1);
+        }
+    }
+
+    fn end(&mut self, state: State) {
+        let mut way = Way { ended: state.ended, ..Way::default() };
+        for (cycle, _) in state.marks {
+            *way.set.entry(cycle).or_default() += 1;
+        }
+        way.ended.sort_unstable_by_key(|(attempt, _)| (attempt.kept.partition, attempt.kept.offset));
+        if !self.found.contains(&way) {
+            self.found.push(way);
+        }
+    }
+
+    fn take(&mut self, state: &mut State, step: &Step) {
+        self.steps += 1;
+        let attempt = &step.attempt;
+        let class = &self.resolver.classes[attempt.class as usize];
+        let days = [Some(attempt.days.own), attempt.days.neighbour];
+        let found = days.into_iter().flatten().map(|day| (day, step.event)).find(|key| state.kept.contains_key(key));
+        let voided = Ended { outcome: Outcome::Voided, charged: Credits::ZERO };
+        if class.judge == Judge::Void {
+            let Some(key) = found else {
+                state.kept.insert((attempt.days.own, step.event), None);
+                return state.ended.push((*attempt, voided));
+            };
+            let Some(charge) = state.kept[&key] else { return state.ended.push((*attempt, voided)) };
+            state.kept.remove(&key);
+            if step.mark.is_some() && step.mark == charge.mark {
+                state.marks.remove(&charge.mark.expect("it is the void's"));
+            }
+            // It counts against what it takes back, whatever it says of that.
+            let against = Priced { class: charge.class, ..*attempt };
+            return state.ended.push((against, Ended { charged: Credits::ZERO - charge.cost, ..voided }));
+        }
+        let ended = self.resolver.ended(attempt, true);
+        let takes = matches!(ended.outcome, Outcome::Charged | Outcome::Capped);
+        let is_marked = step.mark.is_some_and(|mark| state.marks.contains(&mark));
+        if takes && is_marked && attempt.decision.is_none() {
+            return state.ended.push((*attempt, Ended { outcome: Outcome::Free, charged: Credits::ZERO }));
+        }
+        if takes && class.voidable && found.is_some_and(|key| state.kept[&key].is_none()) {
+            found.map(|key| state.kept.remove(&key));
+            return state.ended.push((*attempt, voided));
+        }
+        if takes {
+            let mark = step.mark.filter(|_| !is_marked);
+            mark.map(|mark| state.marks.insert(mark));
+            if class.voidable {
+                let charge = Charge { class: attempt.class, cost: ended.charged, mark };
+                state.kept.insert((attempt.days.own, step.event), Some(charge));
+            }
+        }
+        state.ended.push((*attempt, ended));
+    }
+}

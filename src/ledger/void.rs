@@ -1,0 +1,278 @@
+//! Voids: what an event was charged is given back (`credits.usage.void.v1`).
+//!
+//! A charged event of a voidable action leaves its *charge* beside its identity, by account and day. A void names the
+//! event, and is remembered by an identity made from that event's, so that each is voided at most once, whoever asks. It
+//! gives back what was charged, to the cycle and the credit type of the charge, whatever its data say. A void that comes
+//! before its event waits for it, and the event then takes nothing.
+//!
+//! What comes back to the open cycle covers overage first; what was taken from grants already comes back to the cycle's own
+//! credits, which end with it. A closed cycle lets it expire, and its statement is restated.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use chrono::NaiveDate;
+
+use super::account::Life;
+use super::alerts::Moved;
+use super::apply::{Unjudged, named};
+use super::call::{ApplyCall, CallEvent, Group, OutboxEntry, Output};
+use super::catalogue::Amount;
+use super::credits::Credits;
+use super::event::{Class, Days};
+use super::once::mark_of;
+use super::outcome::Verdict;
+use super::shard::{Account, Shard};
+use super::usage::{Used, day_number, day_of_number, local_day};
+
+/// What is kept of an event of a voidable action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Its void came first.
+    Waits,
+    Charged(Charge),
+}
+
+/// What an event was charged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charge {
+    pub credit_type: String,
+    pub cost: Credits,
+    /// The cycle that it was charged to.
+    pub cycle: i32,
+    /// The mark that it has set, of what is charged once.
+    pub mark: Option<i64>,
+    /// The day, action and member under which it is broken down; `None`: it is not.
+    pub usage: Option<(NaiveDate, Arc<str>, Arc<str>)>,
+}
+
+impl Kept {
+    pub fn parse(text: &str) -> Option<Kept> {
+        if text == "-" {
+            return Some(Kept::Waits);
+        }
+        let mut words = text.splitn(7, ' ');
+        let charge = Charge {
+            credit_type: words.next()?.to_owned(),
+            cost: Credits::from_thousandths(words.next()?.parse().ok()?),
+            cycle: words.next()?.parse().ok()?,
+            mark: match words.next()? {
+                "-" => None,
+                mark => Some(mark.parse().ok()?),
+            },
+            usage: match words.next() {
+                None => None,
+                Some(day) => Some((day_of_number(day.parse().ok()?)?, words.next()?.into(), words.next()?.into())),
+            },
+        };
+        Some(Kept::Charged(charge))
+    }
+}
+
+/// The stored form. The member comes last, since it may be any text.
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Kept::Charged(charge) = self else { return f.write_str("-") };
+        let Charge { credit_type, cost, cycle, mark, usage } = charge;
+        let mark = mark.map_or("-".to_owned(), |mark| mark.to_string());
+        write!(f, "{credit_type} {} {cycle} {mark}", cost.thousandths())?;
+        match usage {
+            Some((day, action, user)) => write!(f, " {} {action} {user}", day_number(*day)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An account's events of a day, by the remembered half of their identities.
+pub type DayCharges = BTreeMap<i64, Kept>;
+
+impl Shard {
+    fn kept_in(&self, account: &Arc<str>, days: Days, member: i64) -> Option<(i64, &Kept)> {
+        let in_day = |day| Some((day, self.charges.get(&(account.clone(), day))?.get(&member)?));
+        in_day(days.own).or_else(|| in_day(days.neighbour?))
+    }
+
+    fn forget_charge(&mut self, account: &Arc<str>, day: i64, member: i64) {
+        let key = (account.clone(), day);
+        let charges = self.charges.get_mut(&key).expect("the charge was found in it");
+        charges.remove(&member);
+        if charges.is_empty() {
+            self.charges.remove(&key);
+        }
+    }
+
+    /// Whether a void of a call asks for a charge to a cycle that is kept no more.
+    pub(super) fn voids_too_late(&self, call: &ApplyCall, group: &Group, event: &CallEvent) -> bool {
+        let (Some(voided), Some(account)) = (event.event.voids, self.accounts.get(&group.account)) else {
+            return false;
+        };
+        let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
+        match self.kept_in(&group.account, days, voided.member) {
+            Some((_, Kept::Charged(charge))) => !account.keeps(charge.cycle),
+            Some((_, Kept::Waits)) | None => false,
+        }
+    }
+
+    /// Whether the void of an event that would be charged has come before it; it waits no longer.
+    pub(super) fn was_voided(&mut self, group: &Group, class: &Class, event: &CallEvent, days: Days) -> bool {
+        let member = event.event.identity.member;
+        match self.kept_in(&group.account, days, member) {
+            Some((day, Kept::Waits)) if class.voidable => {
+                self.forget_charge(&group.account, day, member);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Keeps what an event was charged.
+    pub(super) fn keep_charge(&mut self, group: &Group, class: &Class, event: &CallEvent, days: Days, charge: Charge) {
+        if class.voidable {
+            let charges = self.charges.entry((group.account.clone(), days.own)).or_default();
+            charges.insert(event.event.identity.member, Kept::Charged(charge));
+        }
+    }
+
+    /// Takes a charge back, or waits for it. Alerts about the usage before are judged first.
+    pub(super) fn void(
+        &mut self,
+        call: &ApplyCall,
+        group: &Group,
+        event: &CallEvent,
+        unjudged: &mut Unjudged,
+        messages: &mut Vec<OutboxEntry>,
+    ) -> Verdict {
+        let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
+        let member = event.event.voids.expect("its class says that it is a void").member;
+        let Some((day, kept)) = self.kept_in(&group.account, days, member).map(|(day, kept)| (day, kept.clone()))
+        else {
+            self.charges.entry((group.account.clone(), days.own)).or_default().insert(member, Kept::Waits);
+            return Verdict::Voided;
+        };
+        let Kept::Charged(charge) = kept else { return Verdict::Voided };
+        self.forget_charge(&group.account, day, member);
+        let asked = mark_of(group, &call.classes[event.class], event);
+        if let Some((cycle, mark)) =
+            asked.filter(|(cycle, mark)| (*cycle, Some(mark.member)) == (charge.cycle, charge.mark))
+        {
+            let marks = self.marks.get_mut(&(group.account.clone(), cycle));
+            marks.expect("the group's marks were begun").remove(mark);
+        }
+        self.uncount_usage(group, event, &charge);
+        if charge.cost == Credits::ZERO {
+            return Verdict::Voided;
+        }
+        let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
+        let is_open = account.life != Life::Closed && account.cycle.number == charge.cycle;
+        let remaining = if is_open {
+            messages.extend(account.alerts_after_use(group, unjudged));
+            let (before, after) = account.refund_now(&charge.credit_type, charge.cost);
+            Some((before, after))
+        } else {
+            account.refund_late(charge.cycle, &charge.credit_type, charge.cost);
+            None
+        };
+        let topic = &call.stamp.usage_topic;
+        let partition = call.ranges[event.range].partition.index;
+        let or_null = |amount: Option<Credits>| amount.map_or("null".to_owned(), |amount| amount.to_string());
+        let (before, after) = remaining.unwrap_or_default();
+        messages.push(OutboxEntry {
+            output: Output::Ledger,
+            id: format!("{topic}/{partition}/{}/refund", event.offset),
+            event_type: "credits.ledger.refund.v1".to_owned(),
+            account: group.account.to_string(),
+            data: format!(
+                "{{\"credit_type\":\"{}\",\"amount\":{},\"cycle\":{},\"before\":{},\"after\":{},\"cause\":{{{}}}}}",
+                charge.credit_type,
+                charge.cost,
+                charge.cycle,
+                or_null(before),
+                or_null(after),
+                named(&event.event.source, &event.event.id),
+            ),
+        });
+        if let Some((before, after)) = remaining {
+            let risen = before.is_some_and(|before| after.is_none_or(|after| after > before));
+            let moved = Moved::Changed { risen };
+            messages.extend(account.judge_alerts(&group.account, &charge.credit_type, &group.thresholds, moved));
+            unjudged.before.clone_from(&account.counters);
+        }
+        Verdict::Voided
+    }
+
+    /// Takes a charge out of the usage of its day, unless that was forgotten. After a change of zone it stays.
+    fn uncount_usage(&mut self, group: &Group, event: &CallEvent, charge: &Charge) {
+        let Some(day) = group.breakdown.map(|timezone| local_day(event.event.dated_ms, timezone)) else { return };
+        let Some((_, action, user)) = charge.usage.as_ref().filter(|(of, ..)| *of == day) else { return };
+        let Some(usage) = self.usage.get_mut(&(group.account.clone(), day)) else { return };
+        let own = (user.clone(), action.clone());
+        let Some(used) = usage.get_mut(&own).filter(|used| used.charged > 0 && used.credits >= charge.cost) else {
+            return;
+        };
+        used.charged -= 1;
+        used.credits = used.credits - charge.cost;
+        if *used == Used::default() {
+            usage.remove(&own);
+        }
+    }
+}
+
+impl Account {
+    fn keeps(&self, cycle: i32) -> bool {
+        self.life != Life::Closed && self.cycle.number == cycle || self.closed.contains_key(&cycle)
+    }
+
+    /// Gives back what was charged to the open cycle; what remained before, and remains now.
+    fn refund_now(&mut self, credit_type: &str, amount: Credits) -> super::shard::Remaining {
+        let before = self.counters.get(credit_type).copied().unwrap_or_default();
+        let counter = self.counters.entry(credit_type.to_owned()).or_default();
+        counter.charged = counter.charged - amount;
+        let counter = *counter;
+        if let Amount::Limited(granted) = counter.granted {
+            let unused = granted - counter.expired - counter.charged;
+            let lots = self.lots.values().filter(|lot| lot.begun && lot.credit_type == credit_type);
+            let lots = lots.fold(Credits::ZERO, |sum, lot| sum + lot.left);
+            let pool = self.pools.entry(credit_type.to_owned()).or_default();
+            // What was not settled is taken from nothing yet.
+            pool.left = pool.left.max(unused - lots);
+        }
+        (before.remaining(), counter.remaining())
+    }
+
+    /// Gives back what was charged to a closed cycle: what exceeds its overage expires there, for late use to take.
+    fn refund_late(&mut self, number: i32, credit_type: &str, amount: Credits) {
+        let closed = self.closed.get_mut(&number).expect("the call was refused if it is kept no more");
+        let counter = closed.counters.entry(credit_type.to_owned()).or_default();
+        let covered = amount - amount.min(counter.overage());
+        counter.charged = counter.charged - amount;
+        if let Amount::Limited(_) = counter.granted.total() {
+            counter.expired += covered;
+            counter.spare += covered;
+        }
+        closed.restate = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_read_as_it_is_written() {
+        let charge = Charge {
+            credit_type: "email".into(),
+            cost: Credits::from_thousandths(1_500),
+            cycle: -3,
+            mark: Some(-7),
+            usage: day_of_number(20_261_125).map(|day| (day, "reveal_email".into(), "Ada von L".into())),
+        };
+        for (kept, text) in [
+            (Kept::Waits, "-"),
+            (Kept::Charged(charge.clone()), "email 1500 -3 -7 20261125 reveal_email Ada von L"),
+            (Kept::Charged(Charge { usage: None, mark: None, ..charge }), "email 1500 -3 -"),
+        ] {
+            assert_eq!((kept.to_string(), Kept::parse(text)), (text.to_owned(), Some(kept)));
+        }
+    }
+}

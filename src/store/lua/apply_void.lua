@@ -1,0 +1,210 @@
+
+-- Fifth part of apply: charges that are kept, and taken back by voids. Mirrors ledger/void.rs.
+function charges.keep(name, member, text)
+  charges.book[name][member] = text
+  charges.changed[name] = charges.changed[name] or {}
+  charges.changed[name][member] = true
+end
+
+-- Keeps what an event was charged: a mark that it has set is given away with it.
+function charges.keep_of(group, e, class, cost, mark, row)
+  local ask = group.asks[e]
+  local cycle = class_cycle[class] and text(class_cycle[class]) or group.cycle
+  local _, member
+  if mark then
+    _, member = name_of(group.once, mark)
+  end
+  local usage = row.day and ' ' .. group.used_days[row.day] .. ' ' .. row.action .. ' ' .. row.user or ''
+  charges.keep(ask.keys[1], ask.member,
+    table.concat({ type_name[class_type[class]], text(cost), cycle, member or '-' }, ' ') .. usage)
+end
+
+-- Whether the void of an event has come before it; it waits no longer.
+function charges.was_voided(group, e)
+  local name, kept = charges.kept_of(group.asks[e])
+  if kept == '-' then
+    charges.keep(name, group.asks[e].member, false)
+  end
+  return kept == '-'
+end
+
+-- Takes a charge out of the usage of its day, unless that was forgotten. After a change of zone it stays.
+function charges.uncount_usage(group, rows, row, usage, cost)
+  local day, action, user = match(usage, '^(%d+) (%S+) (.*)$')
+  if not row.day or day ~= group.used_days[row.day] then
+    return
+  end
+  local charged, credits_used = 0, 0
+  local key = KEYS[group.used_key + row.day]
+  local stored = redis.call('HMGET', key, ACTIONS, user)
+  if stored[1] and stored[2] then
+    local list = cmsgpack.unpack(stored[2])
+    for i, name in ipairs(words(stored[1])) do
+      if name == action then
+        charged, credits_used = list[4 * i - 3] or 0, list[4 * i - 2] or 0
+      end
+    end
+  end
+  for _, own in ipairs(rows) do
+    if own.day == row.day and own.user == user and own.action == action then
+      charged, credits_used = charged + own.charged, credits_used + own.cost
+    end
+  end
+  if charged > 0 and credits_used >= cost then
+    rows[#rows + 1] = { day = row.day, user = user, action = action, charged = -1, cost = -cost, denied = 0, free = 0 }
+  end
+end
+
+-- An account that late events and voids change is read whole, once.
+local function whole_account(group)
+  group.whole = group.whole or read_account(group.key, group.account)
+  return group.whole
+end
+
+-- Judges a credit type that usage or a void has moved.
+local alerts = {}
+function charges.judge_type(group, t, c, risen, denied)
+  local credit_type = type_name[t]
+  local stored = redis.call('HMGET', group.key, 'cycle', credit_type .. '.a')
+  local cycle, start = match(stored[1], '^(%-?%d+) (%-?%d+)')
+  local before = c.alarm or stored[2]
+  local at = not risen and tonumber(group.latest) or nil
+  local alarm = judge_alerts(alerts, group.account, tonumber(cycle), credit_type, c, before and alarm_from(before),
+    group.levels, risen, denied, tonumber(start), at)
+  if before or #alarm.fired > 0 then
+    c.alarm = text(alarm.arming) .. ' ' .. table.concat(alarm.fired, ',')
+  end
+  c.alarm_before = stored[2]
+end
+
+-- Judges the credit types that a group's events have moved since they were judged last. Most are above all levels.
+local function alerts_after_use(group, counter)
+  for t in ipairs(type_name) do
+    local c = counter[t]
+    if c and (c.starved or c.charged ~= c.judged) then
+      local used, left = not c.unlimited and math.min(c.charged, c.usable), remaining(c)
+      local judges = c.starved
+      for _, code in ipairs(group.levels) do
+        judges = judges or below(code, c.granted, used, left)
+      end
+      if judges then
+        charges.judge_type(group, t, c, false, c.starved)
+      end
+      c.judged, c.starved = c.charged, nil
+    end
+  end
+end
+
+-- The counter of a type in hand, which may be none that the group's events cost.
+function charges.counter_in_hand(group, counter, credit_type)
+  local t
+  for i, name in ipairs(type_name) do
+    t = name == credit_type and i or t
+  end
+  if not t then
+    t = #type_name + 1
+    type_name[t] = credit_type
+  end
+  if not counter[t] then
+    local c = counter_of(whole_account(group), credit_type)
+    counter[t] = {
+      charged = c.charged, was = c.charged, judged = c.charged, expired = c.expired, granted = c.granted,
+      usable = c.granted and c.granted - c.expired, unlimited = not c.granted,
+    }
+  end
+  return t, counter[t]
+end
+
+-- What was not taken from grants yet is taken from none; the rest comes back to the cycle's own credits.
+function charges.refund_now(group, c, credit_type, cost)
+  c.charged = c.charged - cost
+  if not c.granted then
+    return
+  end
+  local account = whole_account(group)
+  local lots = 0
+  for _, lot in pairs(account.lots) do
+    if lot.begun and lot.credit_type == credit_type then
+      lots = lots + lot.left
+    end
+  end
+  local pool = pool_of(account, credit_type)
+  pool.left = math.max(pool.left, c.granted - c.expired - c.charged - lots)
+end
+
+-- What exceeds the overage of a closed cycle expires there, for late use to take.
+function charges.refund_late(account, number, credit_type, cost)
+  local closed = account.closed[number]
+  local c = closed_counter_of(closed, credit_type)
+  local granted = total(c.granted)
+  local over = granted and c.charged - math.min(c.charged, granted - c.expired - c.moved) or 0
+  local covered = cost - math.min(cost, over)
+  c.charged, closed.restate = c.charged - cost, true
+  if granted then
+    c.expired, c.spare = c.expired + covered, c.spare + covered
+  end
+end
+
+-- Takes back what the event that a void names was charged, or waits for it.
+function charges.take_back(group, e, counter, rows, row, range, line)
+  local ask, once = group.asks[e], group.once
+  local name, kept = charges.kept_of(ask)
+  if not name then
+    return charges.keep(ask.keys[1], ask.member, '-')
+  elseif kept == '-' then
+    return
+  end
+  charges.keep(name, ask.member, false)
+  local credit_type, cost, cycle, mark, usage = match(kept, '^(%S+) (%d+) (%-?%d+) (%S+) ?(.*)$')
+  cost = tonumber(cost)
+  local asked = once and once.mark_of[e]
+  if asked then
+    local of_cycle, member = name_of(once, asked)
+    if of_cycle == cycle and member == mark then
+      once.known[asked], once.added[asked], once.removed[asked] = nil, nil, true
+    end
+  end
+  if rows and usage ~= '' then
+    charges.uncount_usage(group, rows, row, usage, cost)
+  end
+  if cost == 0 then
+    return
+  end
+  local account, number = whole_account(group), tonumber(cycle)
+  local t, c, before, after
+  if account.life ~= 'closed' and account.number == number then
+    t, c = charges.counter_in_hand(group, counter, credit_type)
+    alerts_after_use(group, counter)
+    before = remaining(c)
+    charges.refund_now(group, c, credit_type, cost)
+    after = remaining(c)
+  else
+    charges.refund_late(account, number, credit_type, cost)
+  end
+  local offset, source, id = match(line, '^(%d+) %-?%d+ (%d+) (.*)$')
+  local index = match(partition[range], ':(%d+)$')
+  alerts[#alerts + 1] = { 'ledger', topic .. '/' .. index .. '/' .. offset .. '/refund', 'credits.ledger.refund.v1',
+    group.account, '{"credit_type":"' .. credit_type .. '","amount":' .. credits(cost) .. ',"cycle":' .. cycle
+      .. ',"before":' .. credits(before) .. ',"after":' .. credits(after) .. ',"cause":{"source":'
+      .. sources[tonumber(source)] .. ',"id":' .. id .. '}}' }
+  if c then
+    charges.judge_type(group, t, c, before and after > before, false)
+    c.judged = c.charged
+  end
+end
+
+function charges.write()
+  for name, members in pairs(charges.changed) do
+    local set, gone = {}, {}
+    for member in pairs(members) do
+      local kept = charges.book[name][member]
+      if kept then
+        set[#set + 1], set[#set + 2] = member, kept
+      else
+        gone[#gone + 1] = member
+      end
+    end
+    write_sliced('HSET', name, set)
+    write_sliced('HDEL', name, gone)
+  end
+end
