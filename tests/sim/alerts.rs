@@ -1,5 +1,5 @@
-//! Alerts do not depend on how usage is cut into calls: over random histories of usage, top-ups, corrections and
-//! renewals, calls of one event tell the same edges as calls of many.
+//! Alerts do not depend on how usage is cut into calls: over random histories of usage, voids, top-ups,
+//! corrections and renewals, calls of one event tell the same edges as calls of many.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,8 +31,10 @@ version = 1
 [credit_types.phone]
 [actions.reveal_email]
 prices = [{ credit_type = "email", credits = 1 }]
+voidable = true
 [actions.reveal_phone]
 prices = [{ credit_type = "phone", credits = 1.5 }]
+voidable = true
 [plans.reject]
 interval = "monthly"
 allowance = { email = 20, phone = 9 }
@@ -210,7 +212,7 @@ fn history(rng: &mut SmallRng) -> Vec<Record> {
     }
     let mut time_ms = START_MS;
     let mut usage = 0;
-    let mut grants = Vec::new();
+    let (mut grants, mut sent) = (Vec::new(), Vec::new());
     for step in 0..STEPS {
         time_ms += rng.random_range(0..25) * HOUR_MS;
         let account = *accounts.choose(rng).expect("not empty");
@@ -218,8 +220,15 @@ fn history(rng: &mut SmallRng) -> Vec<Record> {
         let (kind, body) = match rng.random_range(0..100) {
             0..80 => {
                 for _ in 0..rng.random_range(1..6) {
-                    records.push(usage_record(usage, step, time_ms, account, rng));
+                    let used = usage_record(usage, step, time_ms, account, rng);
                     usage += 1;
+                    records.push(used.clone());
+                    sent.push(used);
+                    if rng.random_bool(0.2) {
+                        let of = sent.choose(rng).expect("not empty");
+                        records.push(void_record(usage, time_ms, of));
+                        usage += 1;
+                    }
                 }
                 continue;
             }
@@ -271,6 +280,14 @@ fn usage_record(offset: i64, step: i64, time_ms: i64, account: &str, rng: &mut S
         once: None,
         voids: None,
     }));
+    Record { partition: Partition::usage(0), offset, append_ms: time_ms, bytes: 100, fingerprint: 0, body }
+}
+
+/// Takes usage back: that of a cycle before as well.
+fn void_record(offset: i64, time_ms: i64, of: &Record) -> Record {
+    let Body::Usage(event) = &of.body else { unreachable!("only usage is sent") };
+    let (identity, voids) = (event.identity.of_its_void(), Some(event.identity));
+    let body = Body::Usage(Arc::new(UsageEvent { identity, voids, quantity: 1, ..(**event).clone() }));
     Record { partition: Partition::usage(0), offset, append_ms: time_ms, bytes: 100, fingerprint: 0, body }
 }
 
