@@ -22,7 +22,7 @@ use credit_meter::ledger::command::{Command, refuse};
 use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{DAY_MS, Judge, UsageEvent};
 use credit_meter::ledger::once::mark_of;
-use credit_meter::ledger::outcome::{Denial, Verdict};
+use credit_meter::ledger::outcome::{DeadReason, Denial, Verdict};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
 use credit_meter::ledger::steps::Step;
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
@@ -151,6 +151,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "voided",
         "void_came_first",
         "void_came_late",
+        "void_too_late",
         "refund",
         "time_held",
         "time_moved",
@@ -333,8 +334,11 @@ impl<'a> History<'a> {
             self.raise_floor(floor_ms, connection).await;
             self.forget().await;
             self.forget_usage().await;
-            for _ in 0..3 {
+            for _ in 0..6 {
                 self.sweep().await;
+            }
+            if let Some(records) = self.voids_of_the_cycle_before() {
+                self.submit(records).await;
             }
             self.step(connection).await;
             self.step(connection).await;
@@ -425,6 +429,8 @@ impl<'a> History<'a> {
                     commands_first = None;
                 }
                 Reply::Dead(notes) => {
+                    let late = notes.iter().filter(|note| note.reason == DeadReason::VoidTooLate).count();
+                    *self.replies.entry("void_too_late").or_insert(0) += late as u64;
                     self.dead.extend(notes.iter().map(|note| ((note.partition, note.offset), note.reason)));
                     if self.rng.random_bool(0.3) {
                         // The worker dies here. The next one knows nothing, and finds other records alive.

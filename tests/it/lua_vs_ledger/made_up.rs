@@ -91,13 +91,15 @@ impl History<'_> {
             _ => MIDNIGHT_MS + rng.random_range(-15..15) * MINUTE_MS,
         };
         let id = format!("é\n\"{}", rng.random_range(0..10_000));
+        // Some producers' clocks run ahead: those events are dated by their append time.
+        let ahead = if rng.random_bool(0.1) { rng.random_range(0..20) * MINUTE_MS } else { 0 };
         let event = Arc::new(UsageEvent {
             account: account.into(),
             source: "s/1".into(),
             identity: Identity::of("s/1", &id),
             id: id.into(),
             time_ms,
-            dated_ms: time_ms,
+            dated_ms: time_ms - ahead,
             action: action.into(),
             quantity: *[1, 1, 1, 2, 3, 100_000_000, 1_000_000_000].choose(rng).expect("not empty"),
             outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
@@ -109,6 +111,20 @@ impl History<'_> {
         self.sent.push(event.clone());
         // Some voids come before their event.
         if self.rng.random_bool(0.1) { self.void(&event) } else { event }
+    }
+
+    /// Voids that say that their events came after midnight: they are found on the day before, their cycle may be forgotten.
+    pub fn voids_of_the_cycle_before(&mut self) -> Option<Vec<Record>> {
+        let before = |event: &&Arc<UsageEvent>| event.dated_ms < MIDNIGHT_MS && event.voids.is_none();
+        let events: Vec<_> = self.sent.iter().filter(before).take(20).cloned().collect();
+        let first = self.positions[&Partition::usage(0)];
+        let time_ms = MIDNIGHT_MS + 10 * MINUTE_MS - 1;
+        let voids = events.iter().zip(first..).map(|(event, offset)| {
+            let void = UsageEvent { time_ms, dated_ms: time_ms, ..(*self.void(event)).clone() };
+            self.record(Partition::usage(0), offset, Body::Usage(Arc::new(void)))
+        });
+        let voids: Vec<Record> = voids.collect();
+        (!voids.is_empty()).then_some(voids)
     }
 
     /// Takes an event back, by what it says of it.
