@@ -153,8 +153,14 @@ struct Row<'a> {
     user: &'a str,
     class: usize,
     charged: usize,
-    cost: i64,
+    /// In thousandths.
+    cost: usize,
     free: usize,
+}
+
+fn column<'a>(packed: &mut Packed, rows: &[Row<'a>], put: impl Fn(&mut Packed, &Row<'a>)) {
+    packed.list(rows.len());
+    rows.iter().for_each(|row| put(packed, row));
 }
 
 /// Bytes that an event takes in a call, about: memory that is asked for in one piece is not moved while it grows.
@@ -297,7 +303,7 @@ impl<'a> Groups<'a> {
             match class.judge {
                 Judge::Charge => {
                     rows[place].charged += 1;
-                    rows[place].cost += class.cost.thousandths();
+                    rows[place].cost += class.cost.thousandths() as usize;
                 }
                 Judge::Free => rows[place].free += 1,
                 _ => {}
@@ -306,15 +312,14 @@ impl<'a> Groups<'a> {
         }
         self.packed.list(days.len());
         days.iter().for_each(|day| self.packed.decimal(day_number(*day)));
-        self.packed.list(6 * rows.len());
-        for row in rows {
-            self.packed.index(row.day);
-            self.packed.text(row.user);
-            self.packed.index(row.class);
-            self.packed.number(row.charged);
-            self.packed.decimal(row.cost);
-            self.packed.number(row.free);
-        }
+        self.packed.list(6);
+        let packed = &mut self.packed;
+        column(packed, &rows, |packed, row| packed.index(row.day));
+        column(packed, &rows, |packed, row| packed.text(row.user));
+        column(packed, &rows, |packed, row| packed.index(row.class));
+        column(packed, &rows, |packed, row| packed.number(row.charged));
+        column(packed, &rows, |packed, row| packed.number(row.cost));
+        column(packed, &rows, |packed, row| packed.number(row.free));
         self.packed.text(row_of);
         days
     }

@@ -75,12 +75,13 @@ impl Packed {
         self.text(itoa::Buffer::new().format(number));
     }
 
-    /// An index from 1, or a count.
+    /// An index from 1, a count, or an amount below 2^53.
     pub fn number(&mut self, number: usize) {
         match number {
             0..0x80 => self.bytes.push(number as u8),
             0x80..0x1_0000 => self.head(0xcd, &(number as u16).to_be_bytes()),
-            _ => self.head(0xce, &u32::try_from(number).expect("a count fits into memory").to_be_bytes()),
+            0x1_0000..0x1_0000_0000 => self.head(0xce, &(number as u32).to_be_bytes()),
+            _ => self.head(0xcf, &(number as u64).to_be_bytes()),
         }
     }
 

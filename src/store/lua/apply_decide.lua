@@ -18,10 +18,15 @@ local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capp
 local LETTERS = { 'e', 'i', 'o' }
 local messages = {}
 
+local function charge_row(rows, row, column, cost)
+  if rows then
+    rows[column][row], rows.cost[row] = rows[column][row] + 1, rows.cost[row] + cost
+  end
+end
+
 -- Decides a group's events one by one.
 local function one_by_one(group, counter, rows)
   local verdicts, by_reason = {}, { {}, {}, {}, {} }
-  local nothing = {}
   local line_of = lines_of(group)
   local once = group.once
   for e = 1, group.count do
@@ -29,10 +34,10 @@ local function one_by_one(group, counter, rows)
     local kind = b1 * 256 + b2
     local range, class = kind_range[kind], kind_class[kind]
     local tally = counts[range]
-    local row = nothing
+    local row
     if rows then
       b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
-      row = rows[b1 * 256 + b2]
+      row = b1 * 256 + b2
     end
     local mark = once and once.mark_of[e]
     local charged_before = mark and class_judge[class] == 'c' and once.known[mark]
@@ -45,7 +50,7 @@ local function one_by_one(group, counter, rows)
       verdicts[e] = 'v'
     elseif class_judge[class] == 'f' or charged_before then
       tally.free = tally.free + 1
-      row.free = (row.free or 0) + 1
+      charge_row(rows, row, 'free', 0)
       verdicts[e] = 'f'
     elseif class_voidable[class] and charges.was_voided(group, e) then
       tally.voided = tally.voided + 1
@@ -81,12 +86,12 @@ local function one_by_one(group, counter, rows)
         once.known[mark], once.added[mark] = true, true
       end
       if class_voidable[class] and (not reason or reason == 4) then
-        charges.keep_of(group, e, class, cost - uncovered, is_set and mark, row)
+        charges.keep_of(group, e, class, cost - uncovered, is_set and mark, rows, row)
       end
       if not reason or reason == 4 then
-        row.charged, row.cost = (row.charged or 0) + 1, (row.cost or 0) + cost - uncovered
+        charge_row(rows, row, 'charged', cost - uncovered)
       else
-        row.denied = (row.denied or 0) + 1
+        charge_row(rows, row, 'denied', 0)
       end
       if not reason then
         tally.charged = tally.charged + 1
@@ -196,7 +201,7 @@ for g = 1, group_count do
     end
   end
   if not fits then
-    local rows = group.used[1] and rows_of(group, false)
+    local rows = group.used_days[1] and rows_of(group, false)
     reply[g + 2] = one_by_one(group, counter, rows)
     group.usage = rows and usage_after(group, rows)
     -- Events that were denied are counted beside the charges.
@@ -235,7 +240,7 @@ for g = 1, group_count do
       counter[t].charged = counter[t].charged + sum
     end
     reply[g + 2] = verdicts and table.concat(verdicts) or ''
-    group.usage = group.used[1] and usage_after(group, rows_of(group, true))
+    group.usage = group.used_days[1] and usage_after(group, rows_of(group, true))
   end
   group.counter = counter
   alerts_after_use(group, counter)

@@ -1,35 +1,37 @@
+
 -- Fourth part of apply: usage by day, member and action.
 
--- What the rows of a group come to: as told, if its events are charged or free, else nothing yet. A row: day, member,
--- class (of its action), events charged, thousandths, events free.
-local ROW = 6
+-- What the rows of a group come to: as told, if its events are charged or free, else nothing yet. Rows are columns, since a
+-- group has nearly as many as events: day, member, class (of the action), events charged, thousandths, events free; `denied`
+-- is there if some may be; `action` has the names that no class gives.
 local function rows_of(group, as_told)
-  local told, rows = group.used, {}
-  for i = 1, #told, ROW do
-    rows[#rows + 1] = {
-      day = told[i], user = told[i + 1], action = class_action[told[i + 2]], charged = as_told and told[i + 3] or 0,
-      cost = as_told and tonumber(told[i + 4]) or 0, denied = 0, free = as_told and told[i + 5] or 0,
-    }
+  local told = group.used
+  local rows = { n = #told[1], day = told[1], user = told[2], class = told[3], action = {} }
+  if not as_told then
+    rows.charged, rows.cost, rows.free, rows.denied = {}, {}, {}, {}
+    for r = 1, rows.n do
+      rows.charged[r], rows.cost[r], rows.free[r], rows.denied[r] = 0, 0, 0, 0
+    end
+    return rows
   end
-  if as_told then
-    for e in pairs(group.seen) do
-      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-      local class = kind_class[b1 * 256 + b2]
-      b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
-      local row = rows[b1 * 256 + b2]
-      if class_judge[class] == 'c' then
-        row.charged, row.cost = row.charged - 1, row.cost - class_cost[class]
-      elseif class_judge[class] == 'f' then
-        row.free = row.free - 1
-      end
+  rows.charged, rows.cost, rows.free = told[4], told[5], told[6]
+  local function row_and_class(e)
+    local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+    local class = kind_class[b1 * 256 + b2]
+    b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
+    return b1 * 256 + b2, class
+  end
+  for e in pairs(group.seen) do
+    local r, class = row_and_class(e)
+    if class_judge[class] == 'c' then
+      rows.charged[r], rows.cost[r] = rows.charged[r] - 1, rows.cost[r] - class_cost[class]
+    elseif class_judge[class] == 'f' then
+      rows.free[r] = rows.free[r] - 1
     end
-    for e in pairs(group.free or {}) do
-      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-      local class = kind_class[b1 * 256 + b2]
-      b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
-      local row = rows[b1 * 256 + b2]
-      row.charged, row.cost, row.free = row.charged - 1, row.cost - class_cost[class], row.free + 1
-    end
+  end
+  for e in pairs(group.free or {}) do
+    local r, class = row_and_class(e)
+    rows.charged[r], rows.cost[r], rows.free[r] = rows.charged[r] - 1, rows.cost[r] - class_cost[class], rows.free[r] + 1
   end
   return rows
 end
@@ -38,55 +40,62 @@ end
 local ACTIONS = '\t'
 local function usage_after(group, rows)
   local days, changed = {}, {}
-  for _, row in ipairs(rows) do
-    if row.charged + row.denied + row.free ~= 0 then
-      local day = days[row.day]
+  local day_of, user_of, charged, cost, free, denied = rows.day, rows.user, rows.charged, rows.cost, rows.free, rows.denied
+  for r = 1, rows.n do
+    if charged[r] ~= 0 or free[r] ~= 0 or denied and denied[r] ~= 0 then
+      local day = days[day_of[r]]
       if not day then
-        day = { key = KEYS[group.used_key + row.day], asked = { ACTIONS }, lists = {}, rows = {} }
-        days[row.day], changed[#changed + 1] = day, day
+        day = { key = KEYS[group.used_key + day_of[r]], asked = { ACTIONS }, lists = {} }
+        days[day_of[r]], changed[#changed + 1] = day, day
       end
-      if not day.lists[row.user] then
-        day.lists[row.user], day.asked[#day.asked + 1] = {}, row.user
+      if day.lists[user_of[r]] == nil then
+        day.lists[user_of[r]], day.asked[#day.asked + 1] = false, user_of[r]
       end
-      day.rows[#day.rows + 1] = row
     end
   end
   for _, day in ipairs(changed) do
-    local asked, names, index = day.asked, {}, {}
+    local asked = day.asked
+    day.names, day.index = {}, {}
     for first = 1, #asked, SLICE do
       local last = math.min(first + SLICE - 1, #asked)
       for i, stored in ipairs(redis.call('HMGET', day.key, unpack(asked, first, last))) do
         local field = asked[first + i - 1]
         if field == ACTIONS then
-          names = words(stored or '')
-        elseif stored then
-          day.lists[field] = cmsgpack.unpack(stored)
+          day.names = words(stored or '')
+        else
+          day.lists[field] = stored and cmsgpack.unpack(stored) or {}
         end
       end
     end
-    for i, name in ipairs(names) do
-      index[name] = i
+    for i, name in ipairs(day.names) do
+      day.index[name] = i
     end
-    local known = #names
-    for _, row in ipairs(day.rows) do
-      local list = day.lists[row.user]
-      if not index[row.action] then
-        names[#names + 1] = row.action
-        index[row.action] = #names
+    day.known = #day.names
+  end
+  for r = 1, rows.n do
+    if charged[r] ~= 0 or free[r] ~= 0 or denied and denied[r] ~= 0 then
+      local day = days[day_of[r]]
+      local list, action = day.lists[user_of[r]], rows.action[r] or class_action[rows.class[r]]
+      if not day.index[action] then
+        day.names[#day.names + 1] = action
+        day.index[action] = #day.names
       end
-      local place = 4 * (index[row.action] - 1)
+      local place = 4 * (day.index[action] - 1)
       for i = #list + 1, place + 4 do
         list[i] = 0
       end
-      list[place + 1], list[place + 2] = list[place + 1] + row.charged, list[place + 2] + row.cost
-      list[place + 3], list[place + 4] = list[place + 3] + row.denied, list[place + 4] + row.free
+      list[place + 1], list[place + 2] = list[place + 1] + charged[r], list[place + 2] + cost[r]
+      list[place + 3] = list[place + 3] + (denied and denied[r] or 0)
+      list[place + 4] = list[place + 4] + free[r]
     end
-    local set = #names > known and { ACTIONS, table.concat(names, ' ') } or {}
+  end
+  for _, day in ipairs(changed) do
+    local set = #day.names > day.known and { ACTIONS, table.concat(day.names, ' ') } or {}
+    local asked, lists = day.asked, day.lists
     for i = 2, #asked do
-      set[#set + 1], set[#set + 2] = asked[i], cmsgpack.pack(day.lists[asked[i]])
+      set[#set + 1], set[#set + 2] = asked[i], cmsgpack.pack(lists[asked[i]])
     end
     day.set = set
   end
   return changed
 end
-

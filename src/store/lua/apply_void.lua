@@ -7,14 +7,17 @@ function charges.keep(name, member, text)
 end
 
 -- Keeps what an event was charged: a mark that it has set is given away with it.
-function charges.keep_of(group, e, class, cost, mark, row)
+function charges.keep_of(group, e, class, cost, mark, rows, row)
   local ask = group.asks[e]
   local cycle = class_cycle[class] and text(class_cycle[class]) or group.cycle
   local _, member
   if mark then
     _, member = name_of(group.once, mark)
   end
-  local usage = row.day and ' ' .. group.used_days[row.day] .. ' ' .. row.action .. ' ' .. row.user or ''
+  local usage = ''
+  if rows then
+    usage = ' ' .. group.used_days[rows.day[row]] .. ' ' .. class_action[class] .. ' ' .. rows.user[row]
+  end
   charges.keep(ask.keys[1], ask.member,
     table.concat({ type_name[class_type[class]], text(cost), cycle, member or '-' }, ' ') .. usage)
 end
@@ -31,11 +34,11 @@ end
 -- Takes a charge out of the usage of its day, unless that was forgotten. After a change of zone it stays.
 function charges.uncount_usage(group, rows, row, usage, cost)
   local day, action, user = match(usage, '^(%d+) (%S+) (.*)$')
-  if not row.day or day ~= group.used_days[row.day] then
+  if day ~= group.used_days[rows.day[row]] then
     return
   end
   local charged, credits_used = 0, 0
-  local key = KEYS[group.used_key + row.day]
+  local key = KEYS[group.used_key + rows.day[row]]
   local stored = redis.call('HMGET', key, ACTIONS, user)
   if stored[1] and stored[2] then
     local list = cmsgpack.unpack(stored[2])
@@ -45,13 +48,16 @@ function charges.uncount_usage(group, rows, row, usage, cost)
       end
     end
   end
-  for _, own in ipairs(rows) do
-    if own.day == row.day and own.user == user and own.action == action then
-      charged, credits_used = charged + own.charged, credits_used + own.cost
+  for r = 1, rows.n do
+    local own = rows.action[r] or class_action[rows.class[r]]
+    if rows.day[r] == rows.day[row] and rows.user[r] == user and own == action then
+      charged, credits_used = charged + rows.charged[r], credits_used + rows.cost[r]
     end
   end
   if charged > 0 and credits_used >= cost then
-    rows[#rows + 1] = { day = row.day, user = user, action = action, charged = -1, cost = -cost, denied = 0, free = 0 }
+    local r = rows.n + 1
+    rows.n, rows.day[r], rows.user[r], rows.action[r] = r, rows.day[row], user, action
+    rows.charged[r], rows.cost[r], rows.free[r], rows.denied[r] = -1, -cost, 0, 0
   end
 end
 
