@@ -183,6 +183,7 @@ impl Meter {
                     addons: vec![addon("email"), addon("phone")],
                     thresholds: None,
                     overage: None,
+                    member_limits: Default::default(),
                 }))),
             };
             let offset = index as i64;

@@ -167,7 +167,9 @@ impl<'a> Resolver<'a> {
 fn agrees(told: &Told, class: &Class) -> bool {
     let judge = match told.decision {
         Decision::Denied(Denial::NotEntitled) => class.judge == Judge::NotEntitled,
-        Decision::Denied(Denial::InsufficientCredits | Denial::OverageLimit) => class.judge == Judge::Charge,
+        Decision::Denied(Denial::InsufficientCredits | Denial::OverageLimit | Denial::MemberLimit) => {
+            class.judge == Judge::Charge
+        }
         Decision::Capped { uncovered } => class.judge == Judge::Charge && uncovered <= class.cost,
     };
     judge && told.required == class.cost && !told.contradicted

@@ -232,6 +232,7 @@ fn config() -> AccountConfig {
         addons: Vec::new(),
         thresholds: None,
         overage: None,
+        member_limits: Default::default(),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::ledger::command::{ACCOUNT_CLOSE, ACCOUNT_PUT};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::{Cycle, Interval};
 use crate::ledger::grants::{GrantKind, Lot};
+use crate::ledger::members::MemberLimit;
 
 #[derive(Debug, Subcommand)]
 pub enum AccountCommand {
@@ -56,6 +57,9 @@ pub struct PutArgs {
     /// Instead of the plan's: reject, cap, allow or allow:LIMIT
     #[arg(long, value_parser = values::overage)]
     pub overage: Option<Overage>,
+    /// The most of a credit type that each member may use in a cycle, or one: `email=50`, `email:ada=200`; repeatable
+    #[arg(long = "member-limit", value_name = "TYPE[:MEMBER]=AMOUNT", value_parser = values::member_limit)]
+    pub member_limits: Vec<MemberLimit>,
     #[command(flatten)]
     pub sending: Sending,
 }
@@ -93,6 +97,7 @@ pub async fn put(args: PutArgs, config: &Config, output: Output) -> anyhow::Resu
         addons: args.addons.into_iter().map(AddonData::from).collect(),
         thresholds: Some(texts(&args.thresholds)).filter(|texts| !texts.is_empty()),
         overage: args.overage.map(OverageData::from),
+        member_limits: args.member_limits.into_iter().map(MemberLimitData::from).collect(),
     };
     let Sending { id, timeout } = args.sending;
     let request = Request { account: args.account, command_type: ACCOUNT_PUT, id, data, timeout };
@@ -133,12 +138,23 @@ pub struct AccountData {
     pub thresholds: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overage: Option<OverageData>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub member_limits: Vec<MemberLimitData>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct AddonData {
     pub credit_type: String,
     pub amount: Credits,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MemberLimitData {
+    pub credit_type: String,
+    pub amount: Credits,
+    /// Absent: for each member who has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -160,6 +176,13 @@ struct CloseData {}
 impl From<Addon> for AddonData {
     fn from(addon: Addon) -> AddonData {
         AddonData { credit_type: addon.credit_type, amount: addon.amount }
+    }
+}
+
+impl From<MemberLimit> for MemberLimitData {
+    fn from(limit: MemberLimit) -> MemberLimitData {
+        let user = limit.user.map(|user| user.to_string());
+        MemberLimitData { credit_type: limit.credit_type, amount: limit.amount, user }
     }
 }
 
@@ -271,6 +294,7 @@ impl From<&AccountConfig> for AccountData {
             addons: config.addons.iter().cloned().map(AddonData::from).collect(),
             thresholds: config.thresholds.as_deref().map(texts),
             overage: config.overage.map(OverageData::from),
+            member_limits: config.member_limits.iter().cloned().map(MemberLimitData::from).collect(),
         }
     }
 }
@@ -312,6 +336,10 @@ impl<'a> Shown<'a> {
             OverageData::Name(name) => format!("overage   {name}"),
             OverageData::Limited { allow } => format!("overage   allow up to {}", allow.limit),
         }));
+        lines.extend(config.member_limits.iter().map(|limit| {
+            let member = limit.user.as_ref().map_or("each".to_owned(), |user| format!("member {user}"));
+            format!("limit     {} {} for {member} in a cycle", limit.credit_type, limit.amount)
+        }));
         lines.extend(self.grants.iter().map(|grant| {
             let amount = grant.amount.map_or("unlimited".to_owned(), |amount| amount.to_string());
             let lot = grant.lot.as_ref();
@@ -342,8 +370,9 @@ mod tests {
             addons: vec![AddonData { credit_type: "email".into(), amount: Credits::from_thousandths(500_001) }],
             thresholds: Some(vec!["80%".into()]),
             overage: Some(Overage::Allow { limit: Some(Credits::whole(5000)) }.into()),
+            member_limits: ["email=50", "email:ada=0.5"].map(|text| values::member_limit(text).unwrap().into()).into(),
         };
-        let json = r#"{"plan":"basic","anchor":"2026-01-31","timezone":"Europe/Paris","addons":[{"credit_type":"email","amount":500.001}],"thresholds":["80%"],"overage":{"allow":{"limit":5000}}}"#;
+        let json = r#"{"plan":"basic","anchor":"2026-01-31","timezone":"Europe/Paris","addons":[{"credit_type":"email","amount":500.001}],"thresholds":["80%"],"overage":{"allow":{"limit":5000}},"member_limits":[{"credit_type":"email","amount":50},{"credit_type":"email","amount":0.5,"user":"ada"}]}"#;
         assert_eq!(serde_json::to_string(&data).unwrap(), json);
     }
 
@@ -357,6 +386,7 @@ mod tests {
             addons: vec![],
             thresholds: None,
             overage: Some(Overage::Allow { limit: None }),
+            member_limits: Default::default(),
         };
         let lot = Lot {
             kind: GrantKind::Topup,

@@ -162,6 +162,7 @@ mod tests {
             addons: vec![addon("phone=20")],
             thresholds: Some(vec![Threshold::PercentUsed(80)]),
             overage: Some(Overage::Allow { limit: Some(Credits::whole(7)) }),
+            member_limits: Default::default(),
         };
         let cycle = Cycle { number: 0, start_ms: 0, end_ms: 1 };
         let mut view = AccountView::opened(now.clone(), cycle);

@@ -127,6 +127,7 @@ async fn put_accounts(loader: &Loader, topic: &str, plan: &str, usage: Usage) ->
             addons: Vec::new(),
             thresholds: None,
             overage: None,
+            member_limits: Vec::new(),
         };
         let value = serde_json::to_vec(&CloudEvent::now(SOURCE, ACCOUNT_PUT, &id, &account, data))?;
         let headers: [OutgoingHeader; 1] = [("content-type", Some(CLOUD_EVENTS_JSON))];

@@ -260,6 +260,7 @@ mod tests {
             addons: vec![],
             thresholds: None,
             overage: None,
+            member_limits: Default::default(),
         };
         let cycle = Cycle { number: 1, start_ms: 1_772_236_800_000, end_ms: 1_774_915_200_000 };
         let mut view = AccountView::opened(config, cycle);

@@ -8,6 +8,7 @@ use crate::ledger::catalogue::{Overage, Threshold};
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Interval;
 use crate::ledger::grants::GrantKind;
+use crate::ledger::members::MemberLimit;
 
 /// As long as the meter takes a subject or an id.
 const NAME_BYTES_MAX: usize = 256;
@@ -52,6 +53,22 @@ pub fn addon(text: &str) -> Result<Addon, String> {
     let (credit_type, amount) =
         text.split_once('=').ok_or_else(|| "it must look like TYPE=AMOUNT, for instance email=500".to_owned())?;
     Ok(Addon { credit_type: name(credit_type)?, amount: positive_credits(amount)? })
+}
+
+/// `email=50` for each member, `email:ada=200` for one.
+pub fn member_limit(text: &str) -> Result<MemberLimit, String> {
+    let looks = "it must look like TYPE=AMOUNT or TYPE:MEMBER=AMOUNT, for instance email=50 or email:ada=200";
+    // A member's name may have any character.
+    let (of, amount) = text.rsplit_once('=').ok_or_else(|| looks.to_owned())?;
+    let amount = Credits::parse(amount).map_err(|error| error.to_string())?;
+    if amount < Credits::ZERO {
+        return Err("the limit must not be negative".to_owned());
+    }
+    let (credit_type, user) = match of.split_once(':') {
+        Some((credit_type, user)) => (credit_type, Some(name(user)?.into())),
+        None => (of, None),
+    };
+    Ok(MemberLimit { credit_type: name(credit_type)?, user, amount })
 }
 
 /// `512MiB`, `1GiB`.
@@ -125,6 +142,22 @@ mod tests {
         assert_eq!(addon("email=500"), Ok(expected));
         for wrong in ["email", "email=", "=5", "email=-1", "email=0", "email=1e3"] {
             assert!(addon(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_member_limit_may_name_a_member() {
+        let limit = |user: Option<&str>, amount: i64| MemberLimit {
+            credit_type: "email".into(),
+            user: user.map(Into::into),
+            amount: Credits::whole(amount),
+        };
+        assert_eq!(member_limit("email=50"), Ok(limit(None, 50)));
+        assert_eq!(member_limit("email=0"), Ok(limit(None, 0)));
+        assert_eq!(member_limit("email:ada=200"), Ok(limit(Some("ada"), 200)));
+        assert_eq!(member_limit("email:id:a=b c=7"), Ok(limit(Some("id:a=b c"), 7)));
+        for wrong in ["email", "email=", "=5", "email=-1", "email:=1", ":ada=1", "email:ada", "email:ada=x"] {
+            assert!(member_limit(wrong).is_err(), "{wrong}");
         }
     }
 

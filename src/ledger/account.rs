@@ -1,6 +1,7 @@
 //! A team: how it is configured, what it was granted and what it was charged.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use chrono::NaiveDate;
 use chrono_tz::Tz;
@@ -11,6 +12,7 @@ use super::credits::Credits;
 use super::cycle::{Calendar, Cycle, Interval};
 use super::day::Layout;
 use super::grants::{GrantKind, Lots, Pool};
+use super::members::{MemberLimit, limits_from, limits_text};
 
 /// What `account.put` sets.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,8 @@ pub struct AccountConfig {
     pub thresholds: Option<Vec<Threshold>>,
     /// Overrides the plan's.
     pub overage: Option<Overage>,
+    /// In their order; none: members share what the team has without limits.
+    pub member_limits: Arc<[MemberLimit]>,
 }
 
 /// Credits bought on top of the plan, granted again at each renewal.
@@ -219,6 +223,9 @@ impl AccountConfig {
         if let Some(overage) = self.overage {
             fields.push(("overage".to_owned(), overage.to_stored()));
         }
+        if !self.member_limits.is_empty() {
+            fields.push(("members".to_owned(), limits_text(&self.member_limits)));
+        }
         for addon in &self.addons {
             fields.push((format!("addon:{}", addon.credit_type), addon.amount.thousandths().to_string()));
         }
@@ -241,6 +248,7 @@ impl AccountConfig {
         });
         let overage = field("overage").map(|text| Overage::from_stored(text).ok_or_else(|| bad("overage")));
         let interval = field("interval").map(|name| Interval::from_name(name).ok_or_else(|| bad("interval")));
+        let limits = field("members").map(|text| limits_from(text).ok_or_else(|| bad("members")));
         Ok(AccountConfig {
             plan: field("plan").ok_or_else(|| bad("plan"))?.to_owned(),
             anchor: field("anchor").and_then(|date| date.parse().ok()).ok_or_else(|| bad("anchor"))?,
@@ -249,6 +257,7 @@ impl AccountConfig {
             addons,
             thresholds: thresholds.transpose()?,
             overage: overage.transpose()?,
+            member_limits: limits.transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -286,6 +295,7 @@ mod tests {
             addons: vec![Addon { credit_type: "email".into(), amount: Credits::from_thousandths(500_500) }],
             thresholds: Some(vec![Threshold::PercentUsed(80), Threshold::Remaining(Credits::whole(10))]),
             overage: Some(Overage::Allow { limit: Some(Credits::whole(7)) }),
+            member_limits: limits_from("email 50000\temail 200000 ada lovelace").unwrap(),
         };
         assert_eq!(AccountConfig::from_fields(&config.to_fields().into_iter().collect()), Ok(config));
     }

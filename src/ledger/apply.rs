@@ -14,6 +14,7 @@ use super::catalogue::Overage;
 use super::credits::Credits;
 use super::day::{DaySets, layouts_of};
 use super::event::{Class, Days, Judge};
+use super::members::{count_charged, denied_by_limit};
 use super::once::mark_of;
 use super::outcome::{DeadReason, Denial, Outcome, Verdict};
 use super::shard::{Account, Shard};
@@ -214,12 +215,16 @@ impl Shard {
             return Verdict::Voided;
         }
         let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
+        let count = group.member_count(class, event);
+        let limited = denied_by_limit(&self.members, &group.account, count, class);
+        let judged = limited.as_ref().unwrap_or(class);
         let (verdict, uncovered, remaining) = match class.cycle {
             _ if class.judge == Judge::Free || charged_before => (Verdict::Free, Credits::ZERO, None),
-            Some(number) => account.use_late(number, class, event.event.dated_ms),
-            None => account.use_now(class, group.overage),
+            Some(number) => account.use_late(number, judged, event.event.dated_ms),
+            None => account.use_now(judged, group.overage),
         };
         let cost = class.cost - uncovered;
+        count_charged(&mut self.members, &group.account, count, verdict, cost);
         let day = self.count_usage(group, event, class, verdict, cost);
         if let Verdict::Charged | Verdict::Capped = verdict {
             let set = mark.filter(|_| !is_marked);
@@ -231,6 +236,7 @@ impl Shard {
                 cost,
                 cycle: class.cycle.unwrap_or(group.cycle),
                 mark: set.map(|(_, mark)| mark.member),
+                member: count.map(|count| count.user.into()),
                 usage: day.map(|day| (day, class.action.clone(), event.event.user.clone().unwrap_or_default())),
             };
             self.keep_charge(group, class, event, days, charge);
@@ -340,21 +346,22 @@ fn note(call: &ApplyCall, event: &CallEvent, reason: DeadReason) -> Note {
 struct Denied<'a> {
     call: &'a ApplyCall,
     group: &'a Group,
-    by_reason: [Vec<OutboxEntry>; 4],
+    by_reason: [Vec<OutboxEntry>; 5],
     /// Events in the last message of each reason.
-    open: [usize; 4],
+    open: [usize; 5],
 }
 
-const REASONS: [&str; 4] = [
+const REASONS: [&str; 5] = [
     Denial::NotEntitled.name(),
     Denial::InsufficientCredits.name(),
     Denial::OverageLimit.name(),
     Outcome::Capped.name(),
+    Denial::MemberLimit.name(),
 ];
 
 impl<'a> Denied<'a> {
     fn new(call: &'a ApplyCall, group: &'a Group) -> Denied<'a> {
-        Denied { call, group, by_reason: Default::default(), open: [0; 4] }
+        Denied { call, group, by_reason: Default::default(), open: [0; 5] }
     }
 
     fn add(
@@ -366,6 +373,7 @@ impl<'a> Denied<'a> {
         uncovered: Option<Credits>,
     ) {
         let reason = match verdict {
+            Verdict::Denied(Denial::MemberLimit) => 4,
             Verdict::Denied(denial) => denial as usize,
             _ => 3,
         };

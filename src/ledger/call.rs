@@ -15,6 +15,7 @@ use super::cycle::Cycle;
 use super::day::{CallDay, Layout};
 use super::event::{Class, Days, UsageEvent};
 use super::grants::{GrantKind, Lot};
+use super::members::MemberLimit;
 use super::once::{CallMarks, GrownMarks};
 use super::outcome::{DeadReason, Outcome, Verdict};
 
@@ -168,6 +169,7 @@ impl ApplyCall {
                 plan: None,
                 overage: Overage::Reject,
                 thresholds: Vec::new(),
+                member_limits: Arc::default(),
                 breakdown: None,
                 days: Vec::new(),
                 cycle: 0,
@@ -205,6 +207,8 @@ pub struct Group {
     pub plan: Option<Arc<str>>,
     pub overage: Overage,
     pub thresholds: Vec<Threshold>,
+    /// In their order.
+    pub member_limits: Arc<[MemberLimit]>,
     /// The zone whose days its usage is broken down by; `None`: it is not.
     pub breakdown: Option<Tz>,
     /// The days of its events and their neighbours, as far as they are known or begun.
@@ -318,6 +322,7 @@ pub enum RefusalReason {
     UnknownAccount,
     UnknownPlan,
     UnknownCreditType,
+    /// Of programs that knew less.
     UnsupportedField,
     AccountClosed,
     /// No top-up or promo of this command has anything left.
@@ -513,8 +518,20 @@ mod tests {
         let mut events = vec![event(noon); 2 * RUN_EVENTS_MAX + 1];
         events.extend(vec![event(noon + DAY_MS); 3]);
         let (account, overage, days) = ("a".into(), Overage::Reject, Vec::new());
-        let (thresholds, marks, breakdown, plan) = (Vec::new(), Vec::new(), None, None);
-        let group = Group { account, version: 1, plan, overage, thresholds, breakdown, days, cycle: 0, marks, events };
+        let (thresholds, member_limits, marks, breakdown, plan) = (Vec::new(), Arc::default(), Vec::new(), None, None);
+        let group = Group {
+            account,
+            version: 1,
+            plan,
+            overage,
+            thresholds,
+            member_limits,
+            breakdown,
+            days,
+            cycle: 0,
+            marks,
+            events,
+        };
         let runs: Vec<_> = group.runs(0).map(|(days, run)| (days.own, run.len())).collect();
         assert_eq!(runs, [(0, RUN_EVENTS_MAX), (0, RUN_EVENTS_MAX), (0, 1), (1, 3)]);
     }

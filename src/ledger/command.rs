@@ -110,8 +110,9 @@ impl AccountView {
 }
 
 fn known_plan<'a>(catalogue: &'a Catalogue, config: &AccountConfig) -> Result<&'a Plan, Refusal> {
-    for addon in &config.addons {
-        known_credit_type(catalogue, &addon.credit_type)?;
+    let limited = config.member_limits.iter().map(|limit| &limit.credit_type);
+    for credit_type in config.addons.iter().map(|addon| &addon.credit_type).chain(limited) {
+        known_credit_type(catalogue, credit_type)?;
     }
     catalogue.plans.get(&config.plan).ok_or_else(|| {
         let known: Vec<_> = catalogue.plans.keys().map(String::as_str).collect();
@@ -130,7 +131,7 @@ fn first_put(catalogue: &Catalogue, command: &Command, config: &AccountConfig) -
     Ok(Change::Put { config, next: None, replaces: None, opens: Some(cycle), grants })
 }
 
-/// A put to an account that exists. Add-ons, thresholds and policy change at once, and so does the plan where the new
+/// A put to an account that exists. Add-ons, thresholds, policy and member limits change at once, and so does the plan where the new
 /// one allows at least as much of everything; the rest waits for the renewal. Nothing resets what was used.
 fn put(catalogue: &Catalogue, account: &AccountView, wanted: &AccountConfig) -> Result<Change, Refusal> {
     let plan = known_plan(catalogue, wanted)?;

@@ -275,6 +275,7 @@ mod tests {
             addons: Vec::new(),
             thresholds: None,
             overage: None,
+            member_limits: Default::default(),
         };
         let mut account = Account::opened(config, Cycle { number: 0, start_ms: 0, end_ms: 1_000 });
         account.grant("email", GrantKind::Plan, Amount::Limited(Credits::whole(10))).unwrap();

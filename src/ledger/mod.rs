@@ -27,6 +27,8 @@ pub mod day;
 pub mod event;
 /// Credits given, and the order in which they burn.
 pub mod grants;
+/// How much of a credit type each member may use in a cycle.
+pub mod members;
 /// What is charged once within a cycle.
 pub mod once;
 /// What a record can end as, and why.

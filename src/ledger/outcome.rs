@@ -64,16 +64,20 @@ pub enum Denial {
     InsufficientCredits,
     /// The cost exceeds what remains and the plan's overage limit.
     OverageLimit,
+    /// The cost would bring its member above the account's limit for one, whatever the policy.
+    MemberLimit,
 }
 
 impl Denial {
-    pub const ALL: [Denial; 3] = [Denial::NotEntitled, Denial::InsufficientCredits, Denial::OverageLimit];
+    pub const ALL: [Denial; 4] =
+        [Denial::NotEntitled, Denial::InsufficientCredits, Denial::OverageLimit, Denial::MemberLimit];
 
     pub const fn name(self) -> &'static str {
         match self {
             Denial::NotEntitled => "not_entitled",
             Denial::InsufficientCredits => "insufficient_credits",
             Denial::OverageLimit => "overage_limit",
+            Denial::MemberLimit => "member_limit",
         }
     }
 }
@@ -108,6 +112,7 @@ impl Verdict {
             Verdict::Denied(Denial::NotEntitled) => b'e',
             Verdict::Denied(Denial::InsufficientCredits) => b'i',
             Verdict::Denied(Denial::OverageLimit) => b'o',
+            Verdict::Denied(Denial::MemberLimit) => b'm',
             Verdict::Free => b'f',
             Verdict::Capped => b'p',
             Verdict::Charged => b'c',
@@ -116,11 +121,12 @@ impl Verdict {
     }
 
     pub fn from_code(code: u8) -> Option<Verdict> {
-        const ALL: [Verdict; 8] = [
+        const ALL: [Verdict; 9] = [
             Verdict::Duplicate,
             Verdict::Denied(Denial::NotEntitled),
             Verdict::Denied(Denial::InsufficientCredits),
             Verdict::Denied(Denial::OverageLimit),
+            Verdict::Denied(Denial::MemberLimit),
             Verdict::Free,
             Verdict::Capped,
             Verdict::Charged,

@@ -88,13 +88,14 @@ impl Shard {
                     late_after_ms: call.late_after_ms,
                     outbox: &mut outbox,
                 };
-                let marked: Vec<i32> = taker.account.marks.keys().copied().collect();
+                let closed: Vec<i32> = taker.account.closed.keys().copied().collect();
                 roll.steps.iter().for_each(|step| taker.step(step, &roll.thresholds));
-                forgotten.extend(marked.into_iter().filter(|cycle| !taker.account.marks.contains_key(cycle)));
+                forgotten.extend(closed.into_iter().filter(|cycle| !taker.account.closed.contains_key(cycle)));
             }
             self.outbox.extend(outbox);
             for cycle in forgotten {
                 self.marks.remove(&(roll.account.clone(), cycle));
+                self.members.remove(&(roll.account.clone(), cycle));
             }
             let view = self.accounts.get(&roll.account).map(Account::view);
             shown.push(StaleAccount { account: roll.account.clone(), view });

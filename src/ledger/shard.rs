@@ -16,6 +16,7 @@ use super::credits::Credits;
 use super::cycle::Cycle;
 use super::day::{DaySets, Layout};
 use super::grants::{GrantKind, Lots, Pool};
+use super::members::Counts;
 use super::outcome::{DeadReason, Outcome};
 use super::usage::DayUsage;
 use super::void::DayCharges;
@@ -33,6 +34,8 @@ pub struct Shard {
     pub usage: FxHashMap<(Arc<str>, NaiveDate), DayUsage>,
     /// What was charged in a cycle and is charged once in it, by account and number of the cycle.
     pub marks: FxHashMap<(Arc<str>, i32), DaySets>,
+    /// What was charged to the members of accounts that have limits for them.
+    pub members: Counts,
     /// Identities of the commands that were applied to an account. Never forgotten.
     pub commands_seen: FxHashMap<Arc<str>, BTreeSet<i64>>,
     pub notes: BTreeMap<(Partition, i64), DeadReason>,

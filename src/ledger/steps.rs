@@ -24,7 +24,7 @@ pub enum Step {
     Renew { closes: Closes, opens: Option<Box<Opens>> },
     /// A closed cycle has changed: its statement is written anew.
     Restate { number: i32, cycle: Cycle },
-    /// Nothing can be charged to a closed cycle any more; its marks go with it.
+    /// Nothing can be charged to a closed cycle any more; its marks and its members' counts go with it.
     Forget { number: i32, marks: Option<Layout> },
 }
 

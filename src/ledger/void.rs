@@ -21,6 +21,7 @@ use super::call::{ApplyCall, CallEvent, Group, OutboxEntry, Output};
 use super::catalogue::Amount;
 use super::credits::Credits;
 use super::event::{Class, Days};
+use super::members::give_back;
 use super::once::mark_of;
 use super::outcome::Verdict;
 use super::shard::{Account, Shard};
@@ -43,6 +44,8 @@ pub struct Charge {
     pub cycle: i32,
     /// The mark that it has set, of what is charged once.
     pub mark: Option<i64>,
+    /// The member for whom it was counted; `None`: the account had no limit of that type.
+    pub member: Option<Arc<str>>,
     /// The day, action and member under which it is broken down; `None`: it is not.
     pub usage: Option<(NaiveDate, Arc<str>, Arc<str>)>,
 }
@@ -53,19 +56,28 @@ impl Kept {
             return Some(Kept::Waits);
         }
         let mut words = text.splitn(7, ' ');
-        let charge = Charge {
+        let mut charge = Charge {
             credit_type: words.next()?.to_owned(),
             cost: Credits::from_thousandths(words.next()?.parse().ok()?),
             cycle: words.next()?.parse().ok()?,
-            mark: match words.next()? {
-                "-" => None,
-                mark => Some(mark.parse().ok()?),
-            },
-            usage: match words.next() {
-                None => None,
-                Some(day) => Some((day_of_number(day.parse().ok()?)?, words.next()?.into(), words.next()?.into())),
-            },
+            mark: None,
+            member: None,
+            usage: None,
         };
+        let mark = words.next()?;
+        let counted = mark.strip_suffix('m');
+        charge.mark = match counted.unwrap_or(mark) {
+            "-" => None,
+            mark => Some(mark.parse().ok()?),
+        };
+        if let Some(day) = words.next() {
+            let (action, user): (Arc<str>, Arc<str>) = (words.next()?.into(), words.next()?.into());
+            charge.member = counted.map(|_| user.clone());
+            charge.usage = match day {
+                "-" => None,
+                day => Some((day_of_number(day.parse().ok()?)?, action, user)),
+            };
+        }
         Some(Kept::Charged(charge))
     }
 }
@@ -74,12 +86,14 @@ impl Kept {
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Kept::Charged(charge) = self else { return f.write_str("-") };
-        let Charge { credit_type, cost, cycle, mark, usage } = charge;
+        let Charge { credit_type, cost, cycle, mark, member, usage } = charge;
         let mark = mark.map_or("-".to_owned(), |mark| mark.to_string());
-        write!(f, "{credit_type} {} {cycle} {mark}", cost.thousandths())?;
-        match usage {
-            Some((day, action, user)) => write!(f, " {} {action} {user}", day_number(*day)),
-            None => Ok(()),
+        let counted = if member.is_some() { "m" } else { "" };
+        write!(f, "{credit_type} {} {cycle} {mark}{counted}", cost.thousandths())?;
+        match (usage, member) {
+            (Some((day, action, user)), _) => write!(f, " {} {action} {user}", day_number(*day)),
+            (None, Some(user)) => write!(f, " - - {user}"),
+            (None, None) => Ok(()),
         }
     }
 }
@@ -160,6 +174,7 @@ impl Shard {
             marks.expect("the group's marks were begun").remove(mark);
         }
         self.uncount_usage(group, event, &charge);
+        give_back(&mut self.members, group, &call.classes[event.class], &charge);
         if charge.cost == Credits::ZERO {
             return Verdict::Voided;
         }
@@ -265,11 +280,20 @@ mod tests {
             cost: Credits::from_thousandths(1_500),
             cycle: -3,
             mark: Some(-7),
+            member: None,
             usage: day_of_number(20_261_125).map(|day| (day, "reveal_email".into(), "Ada von L".into())),
         };
         for (kept, text) in [
             (Kept::Waits, "-"),
             (Kept::Charged(charge.clone()), "email 1500 -3 -7 20261125 reveal_email Ada von L"),
+            (
+                Kept::Charged(Charge { member: Some("Ada von L".into()), ..charge.clone() }),
+                "email 1500 -3 -7m 20261125 reveal_email Ada von L",
+            ),
+            (
+                Kept::Charged(Charge { member: Some("".into()), usage: None, mark: None, ..charge.clone() }),
+                "email 1500 -3 -m - - ",
+            ),
             (Kept::Charged(Charge { usage: None, mark: None, ..charge }), "email 1500 -3 -"),
         ] {
             assert_eq!((kept.to_string(), Kept::parse(text)), (text.to_owned(), Some(kept)));

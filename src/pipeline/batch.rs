@@ -386,6 +386,7 @@ impl<'a> Builder<'a> {
             plan: plan_name,
             overage,
             thresholds: account.map_or(Vec::new(), |account| thresholds(self.catalogue, &account.config)),
+            member_limits: account.map(|account| account.config.member_limits.clone()).unwrap_or_default(),
             breakdown: account.filter(|_| self.call.stamp.breakdown).map(|account| account.config.timezone),
             days: Vec::new(),
             cycle: account.map_or(0, |account| account.cycle.number),
@@ -462,6 +463,7 @@ mod tests {
             addons: Vec::new(),
             thresholds: None,
             overage: None,
+            member_limits: Default::default(),
         };
         let cycle = Cycle { number: 0, start_ms: 0, end_ms: 100 * DAY_MS };
         let view = AccountView { version: 1, ..AccountView::opened(config, cycle) };

@@ -15,6 +15,7 @@ use crate::ledger::catalogue::Overage;
 use crate::ledger::credits::Credits;
 use crate::ledger::day::{Layout, SetIndex, layouts_of};
 use crate::ledger::event::{CallEvents, Days, Identity, Judge};
+use crate::ledger::members::MemberCount;
 use crate::ledger::once::{GrownMarks, mark_of};
 use crate::ledger::outcome::{Denial, Verdict};
 use crate::ledger::usage::{day_number, local_day, quarter_hour};
@@ -29,6 +30,7 @@ impl Script for ApplyScript<'_> {
     const SOURCE: &'static str = concat!(
         include_str!("lua/account.lua"),
         include_str!("lua/apply_once.lua"),
+        include_str!("lua/apply_members.lua"),
         include_str!("lua/apply.lua"),
         include_str!("lua/apply_late.lua"),
         include_str!("lua/apply_usage.lua"),
@@ -249,7 +251,7 @@ impl<'a> Groups<'a> {
             Overage::Cap => ("cap", Credits::ZERO),
             Overage::Allow { limit } => ("allow", limit.unwrap_or(Credits::BALANCE_MAX)),
         };
-        self.packed.list(16);
+        self.packed.list(17);
         self.packed.text(group.account.as_bytes());
         self.packed.decimal(group.version);
         let want = self.want(group);
@@ -273,6 +275,7 @@ impl<'a> Groups<'a> {
         days.into_iter().for_each(|day| input.key(self.keys, Key::Usage(&group.account, day)));
         self.marks(input, group);
         self.packed.decimal(group.cycle);
+        self.members(input, group);
     }
 
     /// What the group's events come to by day, member and action, if they are charged or free. Gives the days.
@@ -359,6 +362,37 @@ impl<'a> Groups<'a> {
                     self.packed.text(each.collect::<Vec<u8>>());
                 }
             }
+        }
+    }
+
+    /// What its members' limits are asked for: which event goes to which count, and the cycles that have them.
+    fn members(&mut self, input: &mut Input, group: &'a Group) {
+        let count = |event: &'a CallEvent| group.member_count(self.call.classes.get(event.class)?, event);
+        let (mut counts, mut cycles) = (Listed::<MemberCount>::default(), Listed::<i32>::default());
+        let mut each = Vec::new();
+        if !group.member_limits.is_empty() {
+            let place = |event| count(event).map_or([0, 0], |count| two_bytes(counts.place(count)));
+            each.extend(group.events.iter().flat_map(place));
+        }
+        let voids = group.events.iter().filter(|event| event.event.voids.is_some());
+        voids.filter_map(|event| group.voided_cycle(self.call.classes.get(event.class)?)).for_each(|cycle| {
+            cycles.place(cycle);
+        });
+        if counts.items.is_empty() && cycles.items.is_empty() {
+            return self.packed.list(0);
+        }
+        self.packed.list(3);
+        self.packed.text(each);
+        self.packed.list(3 * counts.items.len());
+        for MemberCount { cycle, credit_type, user, limit } in &counts.items {
+            self.packed.index(cycles.place(*cycle));
+            self.packed.text(format!("{credit_type}:{user}"));
+            self.packed.text(limit.map(|limit| limit.thousandths().to_string()).unwrap_or_default());
+        }
+        self.packed.list(cycles.items.len());
+        for cycle in &cycles.items {
+            self.packed.decimal(*cycle);
+            input.key(self.keys, Key::Members(&group.account, *cycle));
         }
     }
 
@@ -506,6 +540,7 @@ const fn judge_code(judge: Judge) -> &'static str {
         Judge::Denied(Denial::NotEntitled) => "E",
         Judge::Denied(Denial::InsufficientCredits) => "I",
         Judge::Denied(Denial::OverageLimit) => "O",
+        Judge::Denied(Denial::MemberLimit) => "M",
         Judge::Capped => "P",
         Judge::Repeat => "R",
         Judge::Void => "v",

@@ -50,8 +50,8 @@ pub enum Key<'a> {
     /// - `once` ` <cycle>:<layout>` for each cycle whose marks are kept; absent = none
     /// - `<type>.g` granted, in thousandths or `unlimited`; `<type>.c` charged; `<type>.e` expired; absent = 0
     /// - `ids` identities of the first commands that were applied to it, for ever
-    /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`: what was put; with `>` before
-    ///   the name what waits for the renewal
+    /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`, `members` (limits: `email 50000`,
+    ///   and behind a tab `email 200000 ada`): what was put; with `>` before the name what waits for the renewal
     /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
     /// - `<type>.p` granted in the open cycle by plan, add-ons, carried over, adjustments, top-ups, promos, then
     ///   what is left of the first four; `<type>.d` events denied; `<type>.a` `arming levels`: those that it
@@ -77,6 +77,9 @@ pub enum Key<'a> {
     /// hashes of action and contact or company); `o:<cycle>.<generation>.<set>:<account>` where there is much.
     /// Deleted with the closed cycle. Absent = none.
     Marks(&'a str, i32, SetIndex),
+    /// `m:<cycle>:<account>` hash `<type>:<member>` -> thousandths: what was charged to a member (`""`: the event named none)
+    /// in that cycle while the account had a limit of that type. Deleted with the closed cycle. Absent = none.
+    Members(&'a str, i32),
     /// `c:<account>` set: identities of the commands that were applied to it, for ever, but for the first few, which are in
     /// its `ids`. Absent = none.
     Commands(&'a str),
@@ -143,6 +146,7 @@ impl Keys {
             Key::Marks(account, cycle, SetIndex { generation, set }) => {
                 write!(to, "{prefix}:{{{}}}:o:{cycle}.{generation}.{set}:{account}", of(account))
             }
+            Key::Members(account, cycle) => write!(to, "{prefix}:{{{}}}:m:{cycle}:{account}", of(account)),
             Key::Commands(account) => write!(to, "{prefix}:{{{}}}:c:{account}", of(account)),
         };
         written.expect("memory takes all text");

@@ -327,6 +327,7 @@ fn write_step(input: &mut Input, keys: &Keys, account: &str, step: &Step) {
             let sets: Vec<SetIndex> = marks.iter().flat_map(Layout::sets).collect();
             input.number(sets.len());
             sets.iter().for_each(|set| input.key(keys, Key::Marks(account, *number, *set)));
+            input.key(keys, Key::Members(account, *number));
         }
         Step::Renew { closes, opens } => {
             input.text("renew");

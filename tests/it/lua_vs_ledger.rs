@@ -37,7 +37,7 @@ use rand::{Rng, SeedableRng};
 use crate::support::redis::shared;
 use crate::support::{dump, own_prefix, service};
 
-const HISTORIES: u64 = 2_000;
+const HISTORIES: u64 = 2_500;
 const STEPS: usize = 16;
 /// 10 March 2026: the midnight around which events lie.
 const MIDNIGHT_MS: i64 = 1_773_100_800_000;
@@ -153,6 +153,11 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "void_came_late",
         "void_too_late",
         "refund",
+        "member_limit",
+        "member_limit_late",
+        "member_limit_stands",
+        "member_below_limit",
+        "members_forgotten",
         "time_held",
         "time_moved",
         "time_other_generation",
@@ -328,10 +333,12 @@ impl<'a> History<'a> {
 
     /// Sometimes the days around midnight end, and then the history.
     async fn end(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
-        if self.rng.random_bool(0.7) {
+        if self.rng.random_bool(0.8) {
             let floor_ms =
                 MIDNIGHT_MS + self.rng.random_range(0..2) * DAY_MS + self.rng.random_range(9..12) * MINUTE_MS;
             self.raise_floor(floor_ms, connection).await;
+            self.move_time().await;
+            self.move_time().await;
             self.forget().await;
             self.forget_usage().await;
             for _ in 0..6 {
@@ -514,6 +521,7 @@ impl<'a> History<'a> {
                     *self.replies.entry("grown_ahead").or_insert(0) += applied.grown.len() as u64;
                     *self.replies.entry("marks_grown_ahead").or_insert(0) += applied.grown_marks.len() as u64;
                     self.count_once(call, &applied.verdicts);
+                    self.count_members(call, &applied.verdicts);
                     for verdict in &applied.verdicts {
                         *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
                     }
@@ -534,7 +542,10 @@ impl<'a> History<'a> {
             }
             Call::Roll(call) => {
                 let stored = self.store.roll(0, call).await.expect("redis answers");
+                let counts = self.shard.members.len();
                 let expected = self.shard.roll(call);
+                let forgotten = counts - self.shard.members.len();
+                *self.replies.entry("members_forgotten").or_insert(0) += forgotten as u64;
                 assert_eq!(stored, expected, "seed {seed}: {call:#?}");
                 let steps = call.accounts.iter().flat_map(|roll| &roll.steps);
                 for step in steps {
@@ -581,6 +592,23 @@ impl<'a> History<'a> {
                 Verdict::Charged | Verdict::Capped => drop(charged.insert((&group.account, mark))),
                 Verdict::Denied(_) | Verdict::Duplicate | Verdict::Voided => {}
             }
+        }
+    }
+
+    /// Events that were denied for what their members had used, and those of limited members that were not.
+    fn count_members(&mut self, call: &ApplyCall, verdicts: &[Verdict]) {
+        let events = call.groups.iter().flat_map(|group| group.events.iter().map(move |event| (group, event)));
+        for ((group, event), verdict) in events.zip(verdicts) {
+            let class = &call.classes[event.class];
+            let limited = group.member_count(class, event).is_some_and(|count| count.limit.is_some());
+            let kind = match verdict {
+                Verdict::Denied(Denial::MemberLimit) if class.judge.recorded() => "member_limit_stands",
+                Verdict::Denied(Denial::MemberLimit) if class.cycle.is_some() => "member_limit_late",
+                Verdict::Denied(Denial::MemberLimit) => "member_limit",
+                Verdict::Charged | Verdict::Capped if limited => "member_below_limit",
+                _ => continue,
+            };
+            *self.replies.entry(kind).or_insert(0) += 1;
         }
     }
 

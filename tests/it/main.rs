@@ -15,6 +15,7 @@ mod halts;
 mod independent;
 mod latency;
 mod lua_vs_ledger;
+mod members;
 mod metrics;
 mod monitoring;
 mod once;

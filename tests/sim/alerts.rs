@@ -206,6 +206,7 @@ fn history(rng: &mut SmallRng) -> Vec<Record> {
             addons: Vec::new(),
             thresholds: None,
             overage: None,
+            member_limits: Default::default(),
         }));
         records.push(command_record(command, account, START_MS, ACCOUNT_PUT, put));
         command += 1;

@@ -16,7 +16,9 @@ use credit_meter::ledger::account::AccountConfig;
 use credit_meter::ledger::call::{Note, OutboxEntry, Output, Partition, Reply, Stamp};
 use credit_meter::ledger::catalogue::{Catalogue, Conditions, Field};
 use credit_meter::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
+use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{Identity, UsageEvent};
+use credit_meter::ledger::members::MemberLimit;
 use credit_meter::ledger::outcome::{DeadReason, Outcome};
 use credit_meter::ledger::shard::{Grown, InitCall, InitReply, Shard};
 use credit_meter::ledger::time::rfc3339;
@@ -583,6 +585,22 @@ impl World {
                     let paid: i64 = ids.iter().filter(|id| !is_denied(id)).map(|id| self.price(id)).sum();
                     assert_eq!(charged, paid, "seed {seed}: what is denied is not charged");
                 }
+                "g" if self.zombies => {}
+                "g" => {
+                    let is_denied = |id: &str| denied.contains_key(&(account.clone(), Identity::of("s", id).member));
+                    let mut paid: BTreeMap<(String, Arc<str>), Credits> = BTreeMap::new();
+                    for id in ids.iter().filter(|id| !is_denied(id)) {
+                        let member = ("email".to_owned(), user(id).into());
+                        *paid.entry(member).or_default() += Credits::from_thousandths(self.price(id));
+                    }
+                    let counts = self.shards.iter().find_map(|shard| shard.members.get(&(account.clone(), 0)));
+                    assert_eq!(counts, Some(&paid), "seed {seed}: what a member was charged, and no more, is counted");
+                    let limit = |user: &str| Credits::whole(if user == "eve" { 11 } else { 5 });
+                    let within = paid.iter().all(|((_, user), used)| *used <= limit(user));
+                    assert!(within, "seed {seed}: {paid:?}");
+                    let sum = paid.values().fold(Credits::ZERO, |sum, used| sum + *used);
+                    assert_eq!(charged, sum.thousandths(), "seed {seed}: what is denied is not charged");
+                }
                 "f" => {
                     let contacts: BTreeSet<usize> = ids.iter().map(|id| contact(id)).collect();
                     assert_eq!(charged, 2_000 * contacts.len() as i64, "seed {seed}: each contact once");
@@ -618,7 +636,7 @@ fn end_of(records: &[Record]) -> i64 {
 }
 
 fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
-    let accounts = ["a", "b", "c", "d", "e", "f"];
+    let accounts = ["a", "b", "c", "d", "e", "f", "g"];
     let mut log = BTreeMap::new();
     let commands = accounts.iter().enumerate().map(|(index, account)| {
         let command = Command {
@@ -639,6 +657,7 @@ fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
                 addons: Vec::new(),
                 thresholds: None,
                 overage: None,
+                member_limits: if *account == "g" { member_limits() } else { Default::default() },
             }))),
         };
         record(Partition::COMMANDS, 2 * index as i64, Body::Command(Box::new(command)))
@@ -681,7 +700,7 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
         action: if account == "f" { "reveal_phone".into() } else { "reveal_email".into() },
         quantity: 1,
         outcome: None,
-        user: None,
+        user: Some(user(&id).into()),
         id: id.into(),
     }))
 }
@@ -693,6 +712,21 @@ fn dated_ms(id: &str) -> i64 {
 /// For whom the events of account f are.
 fn contact(id: &str) -> usize {
     id.parse::<usize>().expect("a number") % 7
+}
+
+/// Who did an event.
+fn user(id: &str) -> &'static str {
+    ["ada", "bob", "eve"][id.parse::<usize>().expect("a number") % 3]
+}
+
+/// Of account g, which else has enough.
+fn member_limits() -> Arc<[MemberLimit]> {
+    let limit = |user: Option<&str>, credits: i64| MemberLimit {
+        credit_type: "email".into(),
+        user: user.map(Into::into),
+        amount: Credits::whole(credits),
+    };
+    [limit(None, 5), limit(Some("eve"), 11)].into()
 }
 
 /// Which of the prices that are added counts for an event.

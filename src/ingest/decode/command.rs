@@ -4,6 +4,7 @@
 //! sender gets an answer that names the field and the remedy.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use chrono::{Datelike, NaiveDate};
 use serde::Deserialize;
@@ -21,6 +22,7 @@ use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Interval;
 use crate::ledger::event::Identity;
 use crate::ledger::grants::{GrantKind, PRIORITY_DEFAULT};
+use crate::ledger::members::{MEMBER_LIMITS_MAX, MemberLimit};
 use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::Body;
 
@@ -55,6 +57,17 @@ struct AddonData<'a> {
     credit_type: Option<&'a RawValue>,
     #[serde(borrow)]
     amount: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MemberLimitData<'a> {
+    #[serde(borrow)]
+    credit_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    amount: Option<&'a RawValue>,
+    #[serde(borrow)]
+    user: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -148,7 +161,6 @@ pub fn read(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result
 
 fn put(data: &str) -> Result<CommandBody, Refusal> {
     let data: PutData = object("data", data)?;
-    unsupported("member_limits", data.member_limits, "leave it out")?;
     Ok(CommandBody::Put(Box::new(AccountConfig {
         plan: text("plan", data.plan, "name a plan of the catalogue")?.into_owned(),
         anchor: anchor(data.anchor)?,
@@ -157,6 +169,7 @@ fn put(data: &str) -> Result<CommandBody, Refusal> {
         addons: optional(data.addons, addons)?.unwrap_or_default(),
         thresholds: optional(data.thresholds, thresholds)?,
         overage: optional(data.overage, overage)?,
+        member_limits: optional(data.member_limits, member_limits)?.unwrap_or_default(),
     })))
 }
 
@@ -273,10 +286,37 @@ fn overage(raw: &RawValue) -> Result<Overage, Refusal> {
     let Object(AllowData { allow: Object(LimitData { limit }) }) =
         serde_json::from_str(raw.get()).map_err(|_| refused())?;
     let limit = amount("overage.allow.limit", Some(limit))?;
-    if limit < Credits::ZERO {
-        return Err(invalid("overage.allow.limit is negative: write 0 or more".to_owned()));
+    Ok(Overage::Allow { limit: Some(not_negative("overage.allow.limit", limit)?) })
+}
+
+fn member_limits(raw: &RawValue) -> Result<Arc<[MemberLimit]>, Refusal> {
+    let written: Vec<Object<MemberLimitData>> = serde_json::from_str(raw.get()).map_err(|error| {
+        let remedy = r#"write [{"credit_type": "email", "amount": 50, "user": "ada"}]"#;
+        invalid(format!("member_limits: {}: {remedy}", without_place(&error)))
+    })?;
+    if written.len() > MEMBER_LIMITS_MAX {
+        let message =
+            format!("member_limits has {} entries: an account has at most {MEMBER_LIMITS_MAX}", written.len());
+        return Err(invalid(message));
     }
-    Ok(Overage::Allow { limit: Some(limit) })
+    let mut limits = Vec::with_capacity(written.len());
+    for (index, Object(limit)) in written.into_iter().enumerate() {
+        let place = |field: &str| format!("member_limits[{index}].{field}");
+        let user = |raw| text(&place("user"), Some(raw), "name a member, or leave it out for the limit of each");
+        limits.push(MemberLimit {
+            credit_type: text(&place("credit_type"), limit.credit_type, "name a credit type of the catalogue")?
+                .into_owned(),
+            user: optional(limit.user, user)?.map(Arc::from),
+            amount: not_negative(&place("amount"), amount(&place("amount"), limit.amount)?)?,
+        });
+    }
+    limits.sort_by(MemberLimit::order);
+    if let Some(twice) = limits.windows(2).find(|pair| pair[0].order(&pair[1]).is_eq()) {
+        let of = twice[0].user.as_ref().map_or(String::new(), |user| format!(" of `{}`", clip(user)));
+        let message = format!("member_limits: `{}`{of} comes twice: keep one", clip(&twice[0].credit_type));
+        return Err(invalid(message));
+    }
+    Ok(limits.into())
 }
 
 fn kind(raw: Option<&RawValue>) -> Result<GrantKind, Refusal> {
@@ -287,6 +327,13 @@ fn kind(raw: Option<&RawValue>) -> Result<GrantKind, Refusal> {
         // Those two come with the account's plan and add-ons, never by themselves.
         _ => Err(invalid(format!("kind `{}` cannot be granted: {remedy}", clip(&name)))),
     }
+}
+
+fn not_negative(name: &str, credits: Credits) -> Result<Credits, Refusal> {
+    if credits < Credits::ZERO {
+        return Err(invalid(format!("{name} is negative: write 0 or more")));
+    }
+    Ok(credits)
 }
 
 fn positive(name: &str, raw: Option<&RawValue>) -> Result<Credits, Refusal> {
@@ -313,13 +360,6 @@ fn optional<'a, T>(
     read: impl FnOnce(&'a RawValue) -> Result<T, Refusal>,
 ) -> Result<Option<T>, Refusal> {
     raw.map(read).transpose()
-}
-
-fn unsupported(name: &str, raw: Option<&RawValue>, remedy: &str) -> Result<(), Refusal> {
-    match raw {
-        None => Ok(()),
-        Some(_) => Err(refuse(RefusalReason::UnsupportedField, format!("{name} is not supported yet: {remedy}"))),
-    }
 }
 
 fn object<'a, T: Deserialize<'a>>(name: &str, text: &'a str) -> Result<T, Refusal> {

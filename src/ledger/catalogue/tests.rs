@@ -179,6 +179,7 @@ fn account(plan: &str) -> AccountView {
         addons: Vec::new(),
         thresholds: None,
         overage: None,
+        member_limits: Default::default(),
     };
     AccountView::opened(config, Cycle { number: 0, start_ms: 0, end_ms: i64::MAX })
 }

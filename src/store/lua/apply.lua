@@ -1,12 +1,14 @@
 -- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from. Preceded by
--- account.lua and apply_once.lua; goes on in apply_late.lua, apply_usage.lua, apply_void.lua and apply_decide.lua.
+-- account.lua, apply_once.lua and apply_members.lua; goes on in apply_late.lua, apply_usage.lua, apply_void.lua and
+-- apply_decide.lua.
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
 -- KEYS[4] due     zset    every account
 -- KEYS[5..]       for each group its account (hash), then for each of its runs the sets of identities that its probes
 --                 touch and the charges of its days, if it asks for them, then the days of its usage, then for each of
---                 its cycles with marks the sets that it touches
+--                 its cycles with marks the sets that it touches, then what was charged to members in each cycle that
+--                 is asked for (hash)
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), commands that must be applied first ('' = any),
 --         members of a set beyond which its day gets more, usage topic, the same as JSON text,
@@ -25,13 +27,16 @@
 --           marks that events ask for: two bytes an event, two its mark
 --           cycles of these: number, layout, for each generation its sets: members, and two bytes each their marks
 --           number of the open cycle
+--           members, nothing if the account limits none of what the events cost, and none is a void: two bytes an event:
+--             which count it goes to, 0 = none; counts: cycle, field, limit in thousandths or '' = only counted; numbers of
+--             the cycles
 --         tables, in MessagePack, lists that the groups point into:
 --           types:    name
 --           wants:    the types (of an account) that a group needs
 --           classes:  action, type, cost in thousandths, judge: 'c'harge | 'f'ree | not 'e'ntitled | 'v'oid, or the
---                     verdict in upper case: it stands already, and nothing is published about it again; 'R': the call
---                     holds an earlier attempt, of the neighbouring day; the closed cycle that it is charged to, '' =
---                     the open one; '1': what it is charged is kept, for a void to come
+--                     verdict in upper case (denied 'E', 'I', 'O', 'M', capped 'P'): it stands already, and nothing is
+--                     published about it again; 'R': the call holds an earlier attempt, of the neighbouring day; the
+--                     closed cycle that it is charged to, '' = the open one; '1': what it is charged is kept, for a void to come
 --           kinds:    range, class
 --           sources:  as JSON text
 --           policies: overage ('reject' | 'cap' | 'allow'), overage limit, levels at which it alerts
@@ -218,7 +223,7 @@ local floor = tonumber(fence[4])
 local below_floor = false
 for g = 1, group_count do
   local account, version, want, policy, oldest, latest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs,
-    marks, cycles, cycle = unpack(packed_groups[g])
+    marks, cycles, cycle, members = unpack(packed_groups[g])
   key = key + 1
   local group = {
     account = account, version = version, types = wants[want], overage = policies[policy][1],
@@ -262,6 +267,7 @@ for g = 1, group_count do
     other_marks, key = read_marks(group, marks, cycles, key)
     is_stale = is_stale or other_marks
   end
+  key = limits.read(group, members, key)
   if is_stale then
     local shown = redis.call('HGETALL', group.key)
     local n = #stale

@@ -14,8 +14,8 @@ for k = 1, kind_count do
   simple[k] = 0
 end
 
-local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped' }
-local LETTERS = { 'e', 'i', 'o' }
+local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped', 'member_limit' }
+local LETTERS = { 'e', 'i', 'o', [5] = 'm' }
 local messages = {}
 
 local function charge_row(rows, row, column, cost)
@@ -26,7 +26,7 @@ end
 
 -- Decides a group's events one by one.
 local function one_by_one(group, counter, rows)
-  local verdicts, by_reason = {}, { {}, {}, {}, {} }
+  local verdicts, by_reason = {}, { {}, {}, {}, {}, {} }
   local line_of = lines_of(group)
   local once = group.once
   for e = 1, group.count do
@@ -45,7 +45,7 @@ local function one_by_one(group, counter, rows)
       tally.duplicate = tally.duplicate + 1
       verdicts[e] = 'd'
     elseif class_judge[class] == 'v' then
-      charges.take_back(group, e, counter, rows, row, range, line_of(e))
+      charges.take_back(group, e, class, counter, rows, row, range, line_of(e))
       tally.voided = tally.voided + 1
       verdicts[e] = 'v'
     elseif class_judge[class] == 'f' or charged_before then
@@ -59,13 +59,15 @@ local function one_by_one(group, counter, rows)
       local credit_type = type_name[class_type[class]]
       local cost, c = class_cost[class], counter[class_type[class]]
       local left, reason, uncovered
+      local count = limits.count_of(group, e)
+      local over_limit = count and count.limit and class_judge[class] == 'c' and count.used + cost > count.limit
       if class_cycle[class] then
         local account = whole_account(group)
         if c.charged > 0 or account.counters[credit_type] then
           counter_of(account, credit_type).charged = c.charged
         end
         local dated = tonumber(match(line_of(e), '^%d+ (%-?%d+) '))
-        reason, uncovered, left = use_late(account, class, credit_type, dated)
+        reason, uncovered, left = use_late(account, class, credit_type, dated, over_limit)
         local moved = account.counters[credit_type]
         if not c.unlimited and moved then
           c.granted, c.usable = moved.granted, moved.granted - moved.expired
@@ -73,12 +75,12 @@ local function one_by_one(group, counter, rows)
       else
         left = not c.unlimited and math.max(0, c.usable - c.charged) or nil
         local over = c.unlimited and 0 or math.max(0, c.charged - c.usable)
-        reason, uncovered = reason_of(class, left, c.charged, over, group.overage, group.limit)
+        reason, uncovered = reason_of(class, left, c.charged, over, group.overage, group.limit, over_limit)
         if not reason or reason == 4 then
           c.charged = c.charged + cost - uncovered
         else
           c.denied = (c.denied or 0) + 1
-          c.starved = c.starved or reason > 1
+          c.starved = c.starved or reason == 2 or reason == 3
         end
       end
       local is_set = mark and (not reason or reason == 4) and not once.known[mark]
@@ -86,10 +88,13 @@ local function one_by_one(group, counter, rows)
         once.known[mark], once.added[mark] = true, true
       end
       if class_voidable[class] and (not reason or reason == 4) then
-        charges.keep_of(group, e, class, cost - uncovered, is_set and mark, rows, row)
+        charges.keep_of(group, e, class, cost - uncovered, is_set and mark, count, rows, row)
       end
       if not reason or reason == 4 then
         charge_row(rows, row, 'charged', cost - uncovered)
+        if count then
+          count.used = count.used + cost - uncovered
+        end
       else
         charge_row(rows, row, 'denied', 0)
       end
@@ -130,7 +135,7 @@ local function one_by_one(group, counter, rows)
       end
     end
   end
-  for reason = 1, 4 do
+  for reason = 1, #REASONS do
     for _, message in ipairs(by_reason[reason]) do
       messages[#messages + 1] = message
     end
@@ -179,7 +184,8 @@ for g = 1, group_count do
       new_of[kind] = new_of[kind] - 1
     end
   end
-  local sums, fits = {}, true
+  -- What is counted for members is decided one by one.
+  local sums, fits = {}, not group.members
   for i = 1, #tally, 2 do
     local new = new_of[tally[i]]
     local class = kind_class[tally[i]]
@@ -334,6 +340,9 @@ for g = 1, group_count do
   if days ~= had_days then
     changed[#changed + 1] = 'days'
     changed[#changed + 1] = days
+  end
+  if group.members then
+    limits.write(group.members)
   end
   for _, day in ipairs(group.usage or {}) do
     write_sliced('HSET', day.key, day.set)

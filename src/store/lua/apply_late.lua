@@ -1,15 +1,17 @@
 
 -- Third part of apply: what an event costs whom. The same rule for the open cycle and for closed ones.
-local RECORDED = { E = 1, I = 2, O = 3, P = 4 }
+local RECORDED = { E = 1, I = 2, O = 3, P = 4, M = 5 }
 
 -- Why an event of a class is not charged, or not whole (nil: it is), and how much is not covered. `over`: what was
--- charged beyond the grants before.
-local function reason_of(class, left, charged, over, overage, limit)
+-- charged beyond the grants before; `over_limit`: the member would be above its own.
+local function reason_of(class, left, charged, over, overage, limit, over_limit)
   local cost, judge = class_cost[class], class_judge[class]
   if RECORDED[judge] then
     return RECORDED[judge], 0
   elseif judge == 'e' then
     return 1, 0
+  elseif over_limit then
+    return 5, 0
   elseif not left then
     return charged + cost > BALANCE_MAX and 3 or nil, 0
   elseif cost <= left then
@@ -44,7 +46,7 @@ end
 
 -- Decides an event of a closed cycle, and charges it: from what expired at its close, then from lots in force at its
 -- time. Gives the reason, what is not covered, and what remained.
-local function use_late(account, class, credit_type, dated)
+local function use_late(account, class, credit_type, dated, over_limit)
   local number = class_cycle[class]
   local closed = account.closed[number]
   local c = closed.counters[credit_type]
@@ -66,7 +68,7 @@ local function use_late(account, class, credit_type, dated)
   if string.sub(overage, 1, 6) == 'allow:' then
     overage, limit = 'allow', tonumber(string.sub(overage, 7))
   end
-  local reason, uncovered = reason_of(class, left, c.charged, over, overage, limit)
+  local reason, uncovered = reason_of(class, left, c.charged, over, overage, limit, over_limit)
   closed.counters[credit_type], closed.restate = c, true
   if not reason or reason == 4 then
     local cost = class_cost[class] - uncovered

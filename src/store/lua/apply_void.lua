@@ -6,20 +6,20 @@ function charges.keep(name, member, text)
   charges.changed[name][member] = true
 end
 
--- Keeps what an event was charged: a mark that it has set is given away with it.
-function charges.keep_of(group, e, class, cost, mark, rows, row)
+-- Keeps what an event was charged: a mark that it has set, and what was counted for its member, are given away with it.
+function charges.keep_of(group, e, class, cost, mark, count, rows, row)
   local ask = group.asks[e]
   local cycle = class_cycle[class] and text(class_cycle[class]) or group.cycle
   local _, member
   if mark then
     _, member = name_of(group.once, mark)
   end
-  local usage = ''
+  local usage = count and ' - - ' .. count.user or ''
   if rows then
     usage = ' ' .. group.used_days[rows.day[row]] .. ' ' .. class_action[class] .. ' ' .. rows.user[row]
   end
   charges.keep(ask.keys[1], ask.member,
-    table.concat({ type_name[class_type[class]], text(cost), cycle, member or '-' }, ' ') .. usage)
+    table.concat({ type_name[class_type[class]], text(cost), cycle, (member or '-') .. (count and 'm' or '') }, ' ') .. usage)
 end
 
 -- Whether the void of an event has come before it; it waits no longer.
@@ -152,7 +152,7 @@ function charges.refund_late(account, number, credit_type, cost)
 end
 
 -- Takes back what the event that a void names was charged, or waits for it.
-function charges.take_back(group, e, counter, rows, row, range, line)
+function charges.take_back(group, e, class, counter, rows, row, range, line)
   local ask, once = group.asks[e], group.once
   local name, kept = charges.kept_of(ask)
   if not name then
@@ -162,7 +162,13 @@ function charges.take_back(group, e, counter, rows, row, range, line)
   end
   charges.keep(name, ask.member, false)
   local credit_type, cost, cycle, mark, usage = match(kept, '^(%S+) (%d+) (%-?%d+) (%S+) ?(.*)$')
+  local counted
+  mark, counted = match(mark, '^(%-?%d*)(m?)$')
   cost = tonumber(cost)
+  local own_cycle = class_cycle[class] and text(class_cycle[class]) or group.cycle
+  if counted == 'm' and own_cycle == cycle then
+    limits.give_back(group, cycle, credit_type, match(usage, '^%S+ %S+ (.*)$'), cost)
+  end
   local asked = once and once.mark_of[e]
   if asked then
     local of_cycle, member = name_of(once, asked)

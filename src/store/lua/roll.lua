@@ -4,7 +4,7 @@
 -- KEYS[1] shard   hash    generation, catalogue, meter time, floor
 -- KEYS[2] outbox  stream
 -- KEYS[3] due     zset    every account, by the time at which it next changes by itself
--- KEYS[4..] accounts  hash, each followed by the sets of the marks that it forgets
+-- KEYS[4..] accounts  hash, each followed by the sets of marks and the hashes of members' use that it forgets
 -- ARGV    generation, catalogue version, catalogue hash, commands that must be applied first ('' = any), meter time by
 --         which the steps were found ('' = usage asked), outbox bound, late_after in ms, types: n, then n x name in order,
 --         accounts: n, then n x (name, version, levels, steps: n, then n x
@@ -254,9 +254,12 @@ function STEPS.forget(account)
     key = key + 1
     sets[s] = KEYS[key]
   end
+  key = key + 1
+  local members = KEYS[key]
   local closed = account.closed[number]
   if closed and not closed.restate and closed.to <= floor and forget_marks(account, number, layout, sets) then
     account.closed[number] = nil
+    account.gone[#account.gone + 1] = members
   end
 end
 function STEPS.renew(account)
@@ -290,7 +293,7 @@ function SKIP.restate()
 end
 function SKIP.forget()
   at = at + 2
-  key = key + take_number()
+  key = key + take_number() + 1
 end
 function SKIP.renew()
   at = at + 4

@@ -10,6 +10,7 @@ use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::cycle::Interval;
 use credit_meter::ledger::event::{DAY_MS, Identity, UsageEvent};
 use credit_meter::ledger::grants::GrantKind;
+use credit_meter::ledger::members::MemberLimit;
 use credit_meter::ledger::outcome::DeadReason;
 use credit_meter::pipeline::record::{Body, Record};
 use rand::Rng;
@@ -17,6 +18,8 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
 use super::{History, MIDNIGHT_MS, MINUTE_MS};
+
+const USERS: [Option<&str>; 4] = [None, Some("u-1"), Some("\"é"), Some(" ")];
 
 /// What an event is charged for once, mostly one of few.
 fn once(action: &str, rng: &mut SmallRng) -> Option<Identity> {
@@ -103,7 +106,7 @@ impl History<'_> {
             action: action.into(),
             quantity: *[1, 1, 1, 2, 3, 100_000_000, 1_000_000_000].choose(rng).expect("not empty"),
             outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
-            user: [None, Some("u-1"), Some("\"é"), Some(" ")].choose(rng).expect("not empty").map(Arc::from),
+            user: USERS.choose(rng).expect("not empty").map(Arc::from),
             fields: Box::default(),
             once: once(action, rng),
             voids: None,
@@ -197,6 +200,7 @@ impl History<'_> {
         } else {
             Vec::new()
         };
+        let member_limits = self.member_limits();
         let rng = &mut self.rng;
         let plans = ["small", "small", "capped", "allowed", "large", "unlimited", "large", "yearly", "none"];
         // Of some the midnight around which everything happens is a boundary.
@@ -210,7 +214,30 @@ impl History<'_> {
             addons,
             thresholds: None,
             overage: if rng.random_bool(0.2) { Some(Overage::Allow { limit: None }) } else { None },
+            member_limits,
         }))
+    }
+
+    fn member_limits(&mut self) -> Arc<[MemberLimit]> {
+        if self.rng.random_bool(0.2) {
+            return Arc::default();
+        }
+        let mut limits: Vec<MemberLimit> = Vec::new();
+        for _ in 0..self.rng.random_range(1..4) {
+            let credit_type = self.credit_type();
+            let rng = &mut self.rng;
+            let credit_type = if rng.random_bool(0.9) { credit_type.replace("fax", "phone") } else { credit_type };
+            let user = USERS.choose(rng).expect("not empty").map(Arc::from);
+            let thousandths = *[0, 1_000, 3_000, 8_000, 200_000_000_000, 200_000_000_000, 200_000_000_000]
+                .choose(rng)
+                .expect("not empty");
+            let limit = MemberLimit { credit_type, user, amount: Credits::from_thousandths(thousandths) };
+            if limits.iter().all(|other| other.order(&limit).is_ne()) {
+                limits.push(limit);
+            }
+        }
+        limits.sort_by(MemberLimit::order);
+        limits.into()
     }
 
     fn grant(&mut self) -> CommandBody {

@@ -91,7 +91,7 @@ impl History<'_> {
         let fence = self.shard.fence.as_ref().expect("it is made");
         let meter = MeterTime { now_ms: fence.meter_time_ms, floor_ms: fence.floor_ms };
         // Sometimes meter time was further when the worker asked.
-        let by_ms = if self.rng.random_bool(0.3) { 2 * LATE_AFTER_MS } else { 2 * MINUTE_MS };
+        let by_ms = if self.rng.random_bool(0.6) { 2 * LATE_AFTER_MS } else { 2 * MINUTE_MS };
         let ahead = MeterTime { now_ms: meter.now_ms.max(MIDNIGHT_MS) + by_ms, ..meter };
         let meter = if self.rng.random_bool(0.5) { meter } else { ahead };
         let mut views: Vec<_> =

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use credit_meter::ledger::account::Counter;
 use credit_meter::ledger::call::{Anchor, OutboxEntry, Output, Partition};
 use credit_meter::ledger::catalogue::CatalogueId;
+use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::day::{DaySets, SetIndex};
 use credit_meter::ledger::grants::Pool;
 use credit_meter::ledger::outcome::Outcome;
@@ -78,6 +79,16 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
                 let day = day_of_number(day.parse().expect("a number")).expect("a day");
                 let fields = redis::cmd("HGETALL").arg(&key).query_async(connection).await.expect("redis answers");
                 shard.usage.insert((account.into(), day), parse_usage(fields).expect("usage"));
+            }
+            ("m", Some(rest)) => {
+                let (cycle, account) = rest.split_once(':').expect("a cycle and an account");
+                let count = |(field, thousandths): (String, String)| {
+                    let (credit_type, user) = field.split_once(':').expect("a type and a member");
+                    let thousandths = thousandths.parse().expect("a number");
+                    ((credit_type.to_owned(), user.into()), Credits::from_thousandths(thousandths))
+                };
+                let counts = hash(connection, &key).await.into_iter().map(count).collect();
+                shard.members.insert((account.into(), cycle.parse().expect("a number")), counts);
             }
             ("c", Some(account)) => {
                 let members = members(connection, &key).await;

@@ -4,6 +4,7 @@ use crate::ledger::catalogue::{Overage, Threshold};
 use crate::ledger::command::{ADJUST, CommandBody, GRANT_VOID, GrantBody};
 use crate::ledger::credits::Credits;
 use crate::ledger::grants::{GrantKind, PRIORITY_DEFAULT};
+use crate::ledger::members::{MEMBER_LIMITS_MAX, limits_text};
 
 #[test]
 fn a_put_is_read() {
@@ -19,6 +20,15 @@ fn a_put_is_read() {
     let Ok(CommandBody::Put(config)) = least.body else { panic!("{:?}", least.body) };
     assert_eq!((config.timezone, config.interval, config.overage), (chrono_tz::UTC, None, None));
     assert!(config.addons.is_empty() && config.thresholds.is_none());
+
+    let limits = concat!(
+        r#"[{"credit_type":"phone","amount":0},{"credit_type":"email","amount":2.5,"user":"ada b"},"#,
+        r#"{"credit_type":"email","amount":1}]"#
+    );
+    let put =
+        commanded(&put_event(&change(PUT_DATA, "\"member_limits\":null", &format!("\"member_limits\":{limits}"))));
+    let Ok(CommandBody::Put(config)) = put.body else { panic!("{:?}", put.body) };
+    assert_eq!(limits_text(&config.member_limits), "email 1000\temail 2500 ada b\tphone 0");
 
     for (written, overage) in [("\"cap\"", Overage::Cap), ("\"allow\"", Overage::Allow { limit: None })] {
         let put = commanded(&put_event(&change(PUT_DATA, r#"{"allow":{"limit":7.5}}"#, written)));
@@ -98,7 +108,7 @@ fn a_binary_command_is_read() {
 
 #[test]
 fn a_command_with_bad_data_is_refused_with_a_remedy() {
-    use RefusalReason::{InvalidCommand, UnsupportedField};
+    use RefusalReason::InvalidCommand;
     let check = |value: String, reason: RefusalReason, message: &str| {
         let refusal = commanded(&value).body.expect_err(&value);
         assert!(refusal.reason == reason && refusal.message.contains(message), "{value}: {refusal:?}");
@@ -141,8 +151,20 @@ fn a_command_with_bad_data_is_refused_with_a_remedy() {
     put("{\"limit\":7.5}", "[7.5]", "overage is none of");
     put("7.5", "-7", "overage.allow.limit is negative");
     put("7.5", "0.0001", "overage.allow.limit: `0.0001` has more than three decimals");
-    let limits = change(PUT_DATA, "\"member_limits\":null", "\"member_limits\":{}");
-    check(put_event(&limits), UnsupportedField, "member_limits is not supported yet");
+    let limits = |written: &str, message: &str| {
+        put("\"member_limits\":null", &format!("\"member_limits\":{written}"), message);
+    };
+    limits("{}", "member_limits: invalid type: map, expected a sequence");
+    limits(r#"[{"amount":1}]"#, "member_limits[0].credit_type is missing");
+    limits(r#"[{"credit_type":"email"}]"#, "member_limits[0].amount is missing");
+    limits(r#"[{"credit_type":"email","amount":-1}]"#, "member_limits[0].amount is negative: write 0 or more");
+    limits(r#"[{"credit_type":"email","amount":1,"user":""}]"#, "member_limits[0].user is missing or empty");
+    limits(r#"[{"credit_type":"email","amount":1,"member":"ada"}]"#, "unknown field `member`");
+    let twice = r#"{"credit_type":"email","amount":1,"user":"ada"},{"credit_type":"email","amount":2}"#;
+    limits(&format!("[{twice},{twice}]"), "member_limits: `email` comes twice: keep one");
+    let many = (0..=MEMBER_LIMITS_MAX).map(|user| format!(r#"{{"credit_type":"email","amount":1,"user":"u{user}"}}"#));
+    let many = many.collect::<Vec<_>>().join(",");
+    limits(&format!("[{many}]"), "member_limits has 201 entries: an account has at most 200");
 
     grant("\"credit_type\"", "\"type\"", "unknown field `type`");
     grant("\"credit_type\":\"email\",", "", "credit_type is missing");
