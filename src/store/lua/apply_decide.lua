@@ -185,12 +185,12 @@ for g = 1, group_count do
     end
   end
   -- What is counted for members is decided one by one.
-  local sums, fits = {}, not group.members
+  local sums, fits = {}, not group.members and not charges.any_waits(group)
   for i = 1, #tally, 2 do
     local new = new_of[tally[i]]
     local class = kind_class[tally[i]]
     local judge = class_judge[class]
-    if new > 0 and judge == 'c' and not class_cycle[class] and not class_voidable[class] then
+    if new > 0 and judge == 'c' and not class_cycle[class] then
       local t = class_type[class]
       sums[t] = (sums[t] or 0) + class_cost[class] * new
     elseif new > 0 and judge ~= 'f' then
@@ -246,7 +246,9 @@ for g = 1, group_count do
       counter[t].charged = counter[t].charged + sum
     end
     reply[g + 2] = verdicts and table.concat(verdicts) or ''
-    group.usage = group.used_days[1] and usage_after(group, rows_of(group, true))
+    local rows = group.used_days[1] and rows_of(group, true)
+    charges.keep_all(group, rows)
+    group.usage = rows and usage_after(group, rows)
   end
   group.counter = counter
   alerts_after_use(group, counter)

@@ -22,6 +22,30 @@ function charges.keep_of(group, e, class, cost, mark, count, rows, row)
     table.concat({ type_name[class_type[class]], text(cost), cycle, (member or '-') .. (count and 'm' or '') }, ' ') .. usage)
 end
 
+-- The same where all of a group's events are charged or free as told.
+function charges.keep_all(group, rows)
+  for e in pairs(group.asks) do
+    if not group.seen[e] and not (group.free and group.free[e]) then
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local class = kind_class[b1 * 256 + b2]
+      b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
+      local mark = group.once and group.once.mark_of[e]
+      charges.keep_of(group, e, class, class_cost[class], mark, nil, rows, rows and b1 * 256 + b2)
+    end
+  end
+end
+
+-- Whether a void waits for one of a group's events.
+function charges.any_waits(group)
+  for _, ask in pairs(group.asks) do
+    local _, kept = charges.kept_of(ask)
+    if kept == '-' then
+      return true
+    end
+  end
+  return false
+end
+
 -- Whether the void of an event has come before it; it waits no longer.
 function charges.was_voided(group, e)
   local name, kept = charges.kept_of(group.asks[e])
