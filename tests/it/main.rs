@@ -24,6 +24,7 @@ mod rebuild;
 mod redis_answers;
 mod start;
 mod support;
+mod tables;
 mod time;
 mod usage;
 mod voids;
