@@ -94,9 +94,11 @@ pub const REFUSALS: &[Row] = &[
     ("put acme small; use e1 reveal_email", "stale > charged", "email 10/1/0/9/0"), // the worker does not know it yet
     ("put acme small; use e1 reveal_email; put acme large; use e2 reveal_email x=50", "stale > charged", "email 100/51/0/49/0"),
     ("put acme small; use e1 reveal_email; blank; use e2 reveal_email", "stale > charged", "email 10/2/0/8/0"),
+    ("put acme small; use e1 reveal_email | commands_first=2", "stale > unknown", "email 10/0/0/10/0"),
     ("put acme small; lose acme; use e1 reveal_email", "account_lost acme", ""),
     ("put acme small; use e1 reveal_email for=globex | commands_first=2", "unknown", "position.usage:0 0"),
     ("put acme small; use e1 reveal_email; use e2 reveal_email | commands_first=2", "unknown", "email 10/1/0/9/0"),
+    ("use e1 reveal_email + use e2 unheard_of", "unknown > dead unknown_account unknown_action > dead_lettered, dead_lettered", "accounts 0"),
     ("put acme small; use e1 reveal_email; use e2 reveal_email | outbox_max=1", "outbox_full", "email 10/1/0/9/0"),
     ("put acme small; use e1 reveal_email; garbage | outbox_max=1", "dead invalid_json > outbox_full", "email 10/1/0/9/0, notes 1"),
 ];

@@ -84,7 +84,7 @@ pub const REFUSALS: &[Row] = &[
     ("put acme small | catalogue=x", "other_catalogue", "accounts 0"),
     ("put acme small; grant acme email 5 topup", "stale > applied", "email 15/0/0/15/0"), // the worker does not know it yet
     ("put acme small; put acme large", "stale > applied", "plan large"), // as if it were the first
-    ("put acme small; grant acme email 5 topup; lose acme; close acme", "account_lost acme", ""),
+    ("put acme small; grant acme email 5 topup; lose acme; close acme", "stale > account_lost acme", ""),
     ("garbage partition=commands | dies=yes; put acme small", "dead invalid_json > dead_lettered", "accounts 0, notes 0, position.commands:0 1"),
-    ("put acme small; grant acme email 5 topup | outbox_max=1", "outbox_full", "version 1"),
+    ("put acme small; grant acme email 5 topup | outbox_max=1", "stale > outbox_full", "version 1"),
 ];

@@ -29,15 +29,28 @@ pub const TIME: &[Row] = &[
     ("@+3d tick ahead", "held commands:0", ""),
     ("tick reached", "held usage:0", ""),
     ("put acme small; use e1 reveal_email; tick reached", "at +0d -2d", ""),
+    ("@+3d tick | generation=g2", "other_generation", ""),
+];
+
+#[rustfmt::skip]
+pub const FORGET: &[Row] = &[
     // Identities go once the floor has passed their day.
     ("put acme small; use e1 reveal_email; @+2d tick; forget", "forgotten 0", "remembered 1"),
     ("put acme small; use e1 reveal_email; @+4d tick; forget", "forgotten 1", "remembered 0"),
     ("put acme small; use e1 reveal_email; @+2d tick; forget early", "forgotten 0", "remembered 1"),
     ("put acme small; use e1 reveal_email; @+4d tick; forget changed", "forgotten 0", "remembered 1"),
+    ("put acme small; use e1 reveal_email; @+4d tick; forget | generation=g2", "other_generation", "remembered 1"),
+    // What was charged stays charged, and goes with its cycle.
+    ("put acme small; use e1 reveal_email; @+4d tick; forget; @+4d use e1 reveal_email", "charged", "email 10/2/0/8/0"),
+];
+
+#[rustfmt::skip]
+pub const FORGET_USAGE: &[Row] = &[
     // Usage goes once its day is over everywhere.
     ("put acme small; use e1 reveal_email user=ada; @+1d tick; forget_usage", "refused", "usage.ada 1/1/0/0"),
     ("put acme small; use e1 reveal_email user=ada; @+3d tick; forget_usage", "forgotten 1", "usage.ada 0/0/0/0, email 10/1/0/9/0"),
     ("put acme small; use e1 reveal_email user=ada; @+3d tick; forget_usage keep=2", "refused", "usage.ada 1/1/0/0"),
+    ("put acme small; use e1 reveal_email user=ada; @+3d tick; forget_usage | generation=g2", "refused", "usage.ada 1/1/0/0"),
 ];
 
 #[rustfmt::skip]

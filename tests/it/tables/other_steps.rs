@@ -104,11 +104,7 @@ impl World<'_> {
             ends: ends.to_vec(),
         };
         let stored = self.store.move_time(0, &call).await.expect(REDIS_ANSWERS);
-        Ok(match same(stored, self.shard.move_time(&call))? {
-            TimeReply::OtherGeneration => "other_generation".into(),
-            TimeReply::Held(partition) => format!("held {partition}"),
-            TimeReply::At { meter_time_ms, floor_ms } => format!("at {} {}", days(meter_time_ms), days(floor_ms)),
-        })
+        Ok(time_text(&same(stored, self.shard.move_time(&call))?))
     }
 
     async fn sweep(&mut self, old: bool, ahead: bool, twist: &Twist) -> Result<(), String> {
@@ -261,6 +257,17 @@ fn days(time_ms: i64) -> String {
     assert_eq!(rest, 0, "the tables tick by days");
     format!("{days:+}d")
 }
+
+/// A new answer stands here and in `TIMES`.
+fn time_text(reply: &TimeReply) -> String {
+    match reply {
+        TimeReply::OtherGeneration => "other_generation".into(),
+        TimeReply::Held(partition) => format!("held {partition}"),
+        TimeReply::At { meter_time_ms, floor_ms } => format!("at {} {}", days(*meter_time_ms), days(*floor_ms)),
+    }
+}
+
+pub const TIMES: [&str; 3] = ["other_generation", "held", "at"];
 
 /// A new answer stands here and in `INITS`.
 fn init_text(reply: &InitReply) -> String {

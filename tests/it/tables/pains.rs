@@ -1,7 +1,7 @@
 //! What users of credit meters suffer from, and what happens here instead.
 //!
 //! Not here, since no story of one shard can tell it: what is lost or doubled by crashes (`tests/sim`, `faults/`), what
-//! stands still (`halts.rs`, `monitoring/`), how alerts repeat (`cycles.rs`, `lua_vs_ledger.rs`).
+//! stands still (`halts.rs`, `monitoring/`), and what is dead before any script is asked (`bad_input.rs`).
 
 use super::Row;
 
@@ -108,6 +108,12 @@ pub const PAINS: &[(&str, &[Row])] = &[
     ]),
     ("more is used than there is when many ask at once", &[
         ("put acme small; use e1 reveal_email x=8; use e2 reveal_email + use e3 reveal_email partition=1 + use e4 reveal_email + use e5 reveal_email partition=1", "charged, charged, denied insufficient_credits, denied insufficient_credits", "email 10/10/0/0/0"),
+    ]),
+    ("an alert does not come, or comes with every event", &[
+        ("put acme small; use e1 reveal_email x=7", "charged", "said.low 0"),
+        ("put acme small; use e1 reveal_email x=7; use e2 reveal_email; use e3 reveal_email", "charged", "said.low 1, said.exhausted 0"),
+        ("put acme small; use e1 reveal_email x=10; use e2 reveal_email; use e3 reveal_email", "denied insufficient_credits", "said.exhausted 1"),
+        ("put acme small; use e1 reveal_email x=8; @+22d use e2 reveal_email; @+22d use e3 reveal_email x=7", "charged", "said.low 2"), // once a cycle
     ]),
     ("a purchase shows a day later", &[
         ("put acme small; use e1 reveal_email x=10; grant acme email 5 topup; use e2 reveal_email x=5", "charged", "email 15/15/0/0/0"),
