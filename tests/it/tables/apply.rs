@@ -32,6 +32,10 @@ pub const OUTCOMES: &[Row] = &[
     ("put acme small; use e1 reveal_email x=9 + use e2 reveal_email x=2 + use e3 reveal_email", "charged, denied insufficient_credits, charged", "email 10/10/0/0/0"),
     ("put acme small overage=3; use e1 reveal_email x=14", "denied overage_limit", "email 10/0/0/10/0"),
     ("put acme small; use e1 reveal_email published=insufficient_credits", "denied insufficient_credits", "email 10/0/0/10/0, said.denied 0"),
+    ("put acme small limits=email:2; use e1 reveal_email x=3 user=ada", "denied member_limit", "email 10/0/0/10/0, usage.ada 0/0/1/0"),
+    ("put acme small limits=email:2; use e1 reveal_email x=2 user=ada; use e2 reveal_email user=ada; use e3 reveal_email user=bob", "charged", "email 10/3/0/7/0, usage.ada 1/2/1/0, usage.bob 1/1/0/0"),
+    ("put acme small limits=email:2,email:5:ada; use e1 reveal_email x=5 user=ada + use e2 reveal_email x=5 user=bob", "charged, denied member_limit", "email 10/5/0/5/0"),
+    ("put acme small limits=email:0:bob; use e1 reveal_email x=10 user=ada + use e2 reveal_email user=bob", "charged, denied member_limit", "email 10/10/0/0/0"),
     // Duplicate: whatever it says of itself.
     ("put acme small; use e1 reveal_email; use e1 reveal_email", "duplicate", "email 10/1/0/9/0, remembered 1"),
     ("put acme small; use e1 reveal_email + use e1 reveal_email", "charged, duplicate", "email 10/1/0/9/0, total.duplicate 1"),

@@ -115,6 +115,13 @@ pub const PAINS: &[(&str, &[Row])] = &[
         ("put acme small; use e1 reveal_email x=10; use e2 reveal_email; use e3 reveal_email", "denied insufficient_credits", "said.exhausted 1"),
         ("put acme small; use e1 reveal_email x=8; @+22d use e2 reveal_email; @+22d use e3 reveal_email x=7", "charged", "said.low 2"), // once a cycle
     ]),
+    ("one member uses the whole team's credits up", &[
+        ("put acme small limits=email:4; use e1 reveal_email x=4 user=ada + use e2 reveal_email user=ada + use e3 reveal_email user=bob", "charged, denied member_limit, charged", "email 10/5/0/5/0"),
+        ("put acme small; use e1 reveal_email x=10 user=ada", "charged", "email 10/10/0/0/0"), // without a limit: all there is
+        ("put acme small limits=email:4; use e1 reveal_email x=4 user=ada; void e1; use e2 reveal_email x=4 user=ada", "charged", "email 10/4/0/6/0"),
+        ("put acme small limits=email:4; use e1 reveal_email x=4 user=ada; @+22d use e2 reveal_email x=4 user=ada", "charged", "cycle 1, email 10/4/0/6/0"),
+        ("put acme small limits=email:4; use e1 reveal_email x=4 user=ada; put acme small limits=email:6; use e2 reveal_email x=2 user=ada", "charged", "email 10/6/0/4/0"),
+    ]),
     ("a purchase shows a day later", &[
         ("put acme small; use e1 reveal_email x=10; grant acme email 5 topup; use e2 reveal_email x=5", "charged", "email 15/15/0/0/0"),
     ]),

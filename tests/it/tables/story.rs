@@ -2,7 +2,7 @@
 //!
 //! | Step | What happens |
 //! |---|---|
-//! | `put acme small addon=email:5` | a command, also `grant acme email 5 topup`, `takeback acme g1` (a grant by the id of its command), `adjust acme email -2`, `close acme`; `id=` names it, `times=50` sends so many |
+//! | `put acme small addon=email:5 limits=email:2,email:5:ada` | a command, also `grant acme email 5 topup`, `takeback acme g1` (a grant by the id of its command), `adjust acme email -2`, `close acme`; `id=` names it, `times=50` sends so many |
 //! | `use e1 reveal_email x=3 user=ada contact=c1` | a usage event, of acme unless `for=` says otherwise; the same id is the same event |
 //! | `void e1` | the void of an event |
 //! | `use … + use …` | events of one call |
@@ -25,6 +25,7 @@ use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::cycle::Interval;
 use credit_meter::ledger::event::{DAY_MS, Identity, UsageEvent};
 use credit_meter::ledger::grants::GrantKind;
+use credit_meter::ledger::members::MemberLimit;
 use credit_meter::ledger::outcome::{DeadReason, Denial};
 use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::pipeline::recorded::Decision;
@@ -226,6 +227,15 @@ fn config(words: &Words) -> AccountConfig {
         let (credit_type, amount) = addon.split_once(':').expect("a type and an amount");
         Addon { credit_type: credit_type.to_owned(), amount: credits(amount) }
     });
+    let limits = words.get("limits").unwrap_or_default().split(',').filter(|limit| !limit.is_empty());
+    let limits = limits.map(|limit| {
+        let mut parts = limit.split(':');
+        let (credit_type, amount) = (parts.next().expect("a type"), parts.next().expect("an amount"));
+        let user = parts.next().map(Arc::from);
+        MemberLimit { credit_type: credit_type.to_owned(), user, amount: credits(amount) }
+    });
+    let mut limits: Vec<_> = limits.collect();
+    limits.sort_by(MemberLimit::order);
     let overage = words.get("overage").map(|overage| match overage {
         "reject" => Overage::Reject,
         "cap" => Overage::Cap,
@@ -239,6 +249,7 @@ fn config(words: &Words) -> AccountConfig {
         addons: addons.into_iter().collect(),
         thresholds: None,
         overage,
+        member_limits: limits.into(),
     }
 }
 
