@@ -194,6 +194,7 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         reading: BTreeMap::new(),
         paused: Vec::new(),
         full_since: None,
+        unreadable: Unreadable::default(),
         complained_at: None,
         statistics_since_change: 0,
     };
@@ -217,6 +218,7 @@ struct Thread {
     /// Topics whose partitions are paused.
     paused: Vec<Input>,
     full_since: Option<Instant>,
+    unreadable: Unreadable,
     complained_at: Option<Instant>,
     /// Statistics seen since the last pause or assignment.
     statistics_since_change: u32,
@@ -231,6 +233,22 @@ struct Reading {
     delivered: bool,
     /// What comes is from before a rewind, until the client has moved.
     seeking: bool,
+}
+
+/// Partitions of this assignment of which the client has said that they do not hold their next offset. It does not say
+/// which; the brokers do.
+#[derive(Default)]
+struct Unreadable {
+    told: usize,
+    named: usize,
+}
+
+/// Whether a partition's log holds the offset that is read next.
+enum Holds {
+    Yes,
+    No(String),
+    /// The brokers do not answer.
+    Unknown,
 }
 
 impl Thread {
@@ -308,7 +326,8 @@ impl Thread {
         }
         failpoint::reached(Failpoint::AfterGeneration);
         for (partition, position) in &positions {
-            if let Err(reason) = self.check_log_start(*partition, *position) {
+            // One whose brokers do not answer is read: the client goes on trying.
+            if let Holds::No(reason) = self.holds(*partition, *position) {
                 starting.remove(partition);
                 self.tell(FromKafka::Halted { partition: Some(*partition), reason });
             }
@@ -338,22 +357,44 @@ impl Thread {
         }
     }
 
-    fn check_log_start(&self, partition: Partition, position: i64) -> Result<(), String> {
+    fn holds(&self, partition: Partition, position: i64) -> Holds {
         let topic = topic_of(&self.settings.kafka.topics, partition.input);
         let marks = self.consumer.fetch_watermarks(topic, partition.index, LOG_START_TIMEOUT);
         match marks {
-            Ok((start, _)) if start > position => Err(format!(
-                "{topic}/{} starts at {start}, but only {position} is applied: retention has deleted records that \
+            Ok((start, _)) if start > position => Holds::No(format!(
+                "{topic}/{} starts at {start}, but {position} is read next: retention has deleted records that \
                  were never counted; restore the topic, or a redis state that is that far",
                 partition.index
             )),
-            Ok((_, end)) if end < position => Err(format!(
-                "{topic}/{} ends at {end}, but {position} is applied: the topic was truncated or made anew; \
+            Ok((_, end)) if end < position => Holds::No(format!(
+                "{topic}/{} ends at {end}, but {position} is read next: the topic was truncated or made anew; \
                  restore it",
                 partition.index
             )),
-            // Reading says the same in a moment, and goes on trying.
-            Ok(_) | Err(_) => Ok(()),
+            Ok(_) => Holds::Yes,
+            Err(_) => Holds::Unknown,
+        }
+    }
+
+    /// Halts the partitions that do not hold their next offset. Where the brokers do not answer, it is tried again.
+    fn name_unreadable(&mut self) {
+        let reading: Vec<_> = self.reading.iter().map(|(partition, reading)| (*partition, reading.next)).collect();
+        for (partition, next) in reading {
+            match self.holds(partition, next) {
+                Holds::Yes => {}
+                Holds::No(reason) => {
+                    self.unreadable.named += 1;
+                    self.halt(partition, reason);
+                }
+                Holds::Unknown => return,
+            }
+        }
+        // By now each seems to hold it again, or the client has skipped what lies between.
+        if self.unreadable.named < self.unreadable.told {
+            self.unreadable.named = self.unreadable.told;
+            let reason = "a partition did not hold the offset that redis says is next: it was truncated, made anew, or its \
+                          retention is too short; nothing is skipped, restore the topic and restart the worker";
+            self.tell(FromKafka::Halted { partition: None, reason: reason.to_owned() });
         }
     }
 
@@ -495,10 +536,8 @@ impl Thread {
         match error {
             KafkaError::PartitionEOF(_) => {}
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
-                let reason = "a partition does not hold the offset that redis says is next: it was truncated, made \
-                              anew, or its retention is too short; nothing is skipped, restore the topic";
-                self.tell(FromKafka::Halted { partition: None, reason: reason.to_owned() });
-                self.complain(error, reason);
+                self.unreadable.told += 1;
+                self.name_unreadable();
             }
             _ => self.complain(error, "reading from kafka"),
         }
@@ -518,6 +557,7 @@ impl Thread {
             self.assignment += 1;
             self.starting = None;
             self.reading.clear();
+            self.unreadable = Unreadable::default();
             let assignment = self.assignment;
             match rebalance {
                 Rebalance::Assign(partitions) => self.tell(FromKafka::Assigned { assignment, partitions }),
@@ -536,6 +576,9 @@ impl Thread {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
         metrics::set_kafka_brokers_up(statistics.brokers_up);
         self.tell(FromKafka::Connected(statistics.connected));
+        if self.unreadable.named < self.unreadable.told {
+            self.name_unreadable();
+        }
         self.statistics_since_change = self.statistics_since_change.saturating_add(1);
         let settled = self.statistics_since_change >= SETTLED_STATISTICS;
         for view in statistics.partitions {

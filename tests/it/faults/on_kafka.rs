@@ -151,6 +151,8 @@ async fn retention_that_overtakes_a_worker_halts_its_partition() {
     topics.delete_below("usage", 0, kept).await;
     running.signal("-CONT");
     let running_says = is_halted(&running, "retention").await;
+    assert!(running_says.contains(&format!("{}/0 starts at {kept}, ", topics.name("usage"))), "{running_says}");
+    assert_eq!(running.metric("credit_meter_partitions_halted").await, 1);
     let others = meter.progress().await;
     until("the other partitions go on", || async { (meter.progress().await > others + 2_000).then_some(()) }).await;
 
@@ -184,6 +186,7 @@ async fn a_topic_that_is_made_anew_halts() {
     let partitions = topics.partitions.load(Ordering::Relaxed);
     topics.remake("usage", partitions, &[("message.timestamp.type", "LogAppendTime")]).await;
     let running_says = is_halted(&running, "made anew").await;
+    assert!(running_says.contains(&format!("{}/", topics.name("usage"))), "{running_says}");
     running.kill();
     let again = meter.start(&[]);
     let start_says = is_halted(&again, "made anew").await;
