@@ -80,6 +80,8 @@ pub struct Worker {
     redis: Arc<ByShard>,
     /// Since when some shard prices by another catalogue.
     other_catalogue_since: Option<Instant>,
+    /// Why Kafka will not have this worker any more.
+    fenced: Option<String>,
 }
 
 /// What a task has done for the worker.
@@ -141,6 +143,7 @@ impl Worker {
             halted: BTreeMap::new(),
             probed: Instant::now(),
             other_catalogue_since: None,
+            fenced: None,
         }
     }
 
@@ -182,11 +185,14 @@ impl Worker {
                 }
                 () = sleep_until(due) => self.on(Input::Tick),
             }
+            if self.fenced.is_some() {
+                break;
+            }
         }
         self.drain(stop_wait).await;
         self.commit();
         let _ = self.parts.reader.send(ToConsumer::Stop);
-        Ok(())
+        self.fenced.map_or(Ok(()), |reason| Err(anyhow::anyhow!(reason)))
     }
 
     async fn drain(&mut self, stop_wait: Duration) {
@@ -241,6 +247,10 @@ impl Worker {
             }
             FromKafka::End { partition, offset } => {
                 self.ends.insert(partition, offset);
+            }
+            FromKafka::Fenced { reason } => {
+                self.parts.health.set_dead(reason.clone());
+                self.fenced = Some(reason);
             }
             FromKafka::Halted { partition, reason } => self.halt_partition(partition, reason),
         }

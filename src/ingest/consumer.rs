@@ -101,6 +101,10 @@ pub enum FromKafka {
     },
     /// Whether the client has a connection to some broker.
     Connected(bool),
+    /// Kafka has no place for this consumer any more, and it reads nothing more.
+    Fenced {
+        reason: String,
+    },
     /// A partition cannot be read, and waiting does not help.
     Halted {
         /// `None`: which one is not known.
@@ -538,6 +542,17 @@ impl Thread {
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
                 self.unreadable.told += 1;
                 self.name_unreadable();
+            }
+            KafkaError::MessageConsumptionFatal(_) => {
+                let reason = match &self.settings.kafka.instance_id {
+                    Some(own) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId) => format!(
+                        "another process has joined group {} as kafka.instance_id = \"{own}\" and has taken this worker's \
+                         partitions: give each worker an id of its own",
+                        self.settings.kafka.group
+                    ),
+                    _ => format!("kafka has no place for this consumer any more: {error}; restart the worker"),
+                };
+                self.tell(FromKafka::Fenced { reason });
             }
             _ => self.complain(error, "reading from kafka"),
         }

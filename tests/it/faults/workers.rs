@@ -134,6 +134,32 @@ async fn two_workers_that_both_have_every_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_workers_with_one_instance_id() {
+    let (topics, meter, traffic) = under_load("one-id", 7).await;
+    let same = [("KAFKA__INSTANCE_ID", "worker-0")];
+    let folder = tempfile::tempdir().expect("a folder");
+    let start = |number: usize| meter.start_telling(&same, &folder.path().join(number.to_string()));
+    let mut own = start(0);
+    own.ready().await;
+    let rounds = short_or_long(3, 20);
+    for round in 0..rounds {
+        meter.applies(300).await;
+        // As a supervisor would that starts the one which has ended.
+        let other = start(round + 1);
+        let status = own.ends("the first ends, since the second has its place").await;
+        assert_eq!(status.code(), Some(1));
+        let told = std::fs::read_to_string(folder.path().join(round.to_string())).expect("it is text");
+        let last = told.lines().last().unwrap_or_default();
+        assert!(last.contains("another process has joined group") && last.contains("\"worker-0\""), "{told}");
+        other.ready().await;
+        own = other;
+    }
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    let fault = "Two workers with the same `kafka.instance_id`: each start takes the partitions of the other";
+    row("4", fault, &format!("the one that lost its place says so and exits 1, {rounds} times: {seen}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn workers_that_join_and_leave() {
     let (topics, meter, traffic) = under_load("join-leave", 4).await;
     let _first = meter.start(&[]);

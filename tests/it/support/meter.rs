@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -80,11 +81,21 @@ impl Meter {
         self.start_with(&["serve"], extra)
     }
 
+    /// Starts a worker whose log and last words go to a file.
+    pub fn start_telling(&self, extra: &[(&str, &str)], told: &Path) -> Running {
+        let told = std::fs::File::create(told).expect("a file");
+        self.spawn(&["serve"], extra, told.into())
+    }
+
     /// Starts a command that serves until it is stopped.
     pub fn start_with(&self, arguments: &[&str], extra: &[(&str, &str)]) -> Running {
+        self.spawn(arguments, extra, Stdio::inherit())
+    }
+
+    fn spawn(&self, arguments: &[&str], extra: &[(&str, &str)], told: Stdio) -> Running {
         let http = format!("127.0.0.1:{}", free_port());
         let mut command = self.command();
-        command.args(arguments).env("CREDIT_METER__HTTP__LISTEN", &http).stdin(Stdio::null());
+        command.args(arguments).env("CREDIT_METER__HTTP__LISTEN", &http).stdin(Stdio::null()).stderr(told);
         for (key, value) in extra {
             command.env(format!("CREDIT_METER__{key}"), value);
         }
