@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
@@ -54,6 +54,28 @@ pub fn topic_of(topics: &Topics, input: Input) -> &str {
     match input {
         Input::Usage => &topics.usage,
         Input::Commands => &topics.commands,
+    }
+}
+
+/// A client repeats an error with every attempt, up to ten times a second: how often the log has it.
+const REPEAT_EVERY: Duration = Duration::from_secs(30);
+
+/// An error that comes again and again: told at once, then with how often it came since.
+#[derive(Debug, Default)]
+pub struct Repeats {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Repeats {
+    /// Counts one more; how many to tell of now.
+    pub fn count(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now.duration_since(told) < REPEAT_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
     }
 }
 
@@ -171,6 +193,16 @@ fn view_of(topic: &MetadataTopic) -> TopicView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_that_comes_again_is_told_at_once_and_then_every_half_minute_with_how_often_it_came() {
+        let (start, mut repeats) = (Instant::now(), Repeats::default());
+        let mut at = |ms: u64| repeats.count(start + Duration::from_millis(ms));
+        let rows = [(0, Some(1)), (100, None), (29_999, None), (30_000, Some(3)), (30_100, None), (95_000, Some(2))];
+        for (ms, times) in rows {
+            assert_eq!(at(ms), times, "at {ms} ms");
+        }
+    }
 
     #[test]
     fn the_users_properties_stand_between_defaults_and_promises() {

@@ -1,7 +1,9 @@
 //! The consumer group as the client's callbacks tell of it: rebalances and statistics, left for the thread.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
@@ -10,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::topic_of;
+use super::client::{Repeats, topic_of};
 use crate::config::Topics;
 use crate::ledger::call::{Input, Partition};
 
@@ -26,6 +28,10 @@ pub struct Group {
 struct Shared {
     rebalances: Vec<Rebalance>,
     statistics: Option<View>,
+    /// The client's errors by kind, until a broker is connected again.
+    errors: BTreeMap<i32, Repeats>,
+    /// Since when no broker is connected.
+    down_since: Option<Instant>,
 }
 
 pub enum Rebalance {
@@ -99,14 +105,27 @@ impl ClientContext for Group {
         }
         let up = || statistics.brokers.values().filter(|broker| broker.state == "UP");
         let (connected, brokers_up) = (up().next().is_some(), up().filter(|broker| broker.nodeid >= 0).count());
-        self.shared().statistics = Some(View { connected, brokers_up, partitions: views });
+        let mut shared = self.shared();
+        if connected && let Some(since) = shared.down_since.take() {
+            shared.errors.clear();
+            tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
+        }
+        shared.statistics = Some(View { connected, brokers_up, partitions: views });
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             return; // the end of a partition is no error
         }
-        tracing::warn!(%error, reason, "kafka client");
+        let mut shared = self.shared();
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
+            shared.down_since.get_or_insert_with(Instant::now);
+        }
+        let repeats = shared.errors.entry(code.map_or(0, |code| code as i32)).or_default();
+        if let Some(times) = repeats.count(Instant::now()) {
+            tracing::warn!(%error, reason, times, "kafka client");
+        }
     }
 }
 
