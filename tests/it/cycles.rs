@@ -19,27 +19,27 @@ use crate::support::report::{row, short_or_long};
 use crate::support::{until, until_reached};
 use crate::walk::{CATALOGUE, reveal};
 
-fn at(time: &str) -> i64 {
+pub fn at(time: &str) -> i64 {
     time.parse::<DateTime<Utc>>().expect("a time").timestamp_millis()
 }
 
 /// A meter on topics that keep their producer's time, so that months pass at once.
-struct Past {
-    topics: Arc<Topics>,
-    meter: Meter,
+pub struct Past {
+    pub topics: Arc<Topics>,
+    pub meter: Meter,
 }
 
 impl Past {
-    async fn new(test: &str) -> Past {
+    pub async fn new(test: &str) -> Past {
         let topics = Arc::new(Topics::stamped(test, 2, "CreateTime").await);
-        topics.remake("commands", 1, &[("message.timestamp.type", "CreateTime")]).await;
+        topics.remake("commands", 1, &[("message.timestamp.type", "CreateTime"), ("retention.ms", "-1")]).await;
         let mut meter = Meter::new(&topics, CATALOGUE);
         meter.set("EVENTS__AGE_FROM", "create");
         meter.set("TIME__TICK_EVERY", "200ms");
         Past { topics, meter }
     }
 
-    async fn start(&self) -> Running {
+    pub async fn start(&self) -> Running {
         let running = self.meter.start(&[]);
         running.ready().await;
         running
@@ -60,7 +60,7 @@ impl Past {
     }
 
     /// Many records at once.
-    async fn send_all(&self, role: &'static str, records: Vec<(Outgoing, i64)>) {
+    pub async fn send_all(&self, role: &'static str, records: Vec<(Outgoing, i64)>) {
         let mut sends = tokio::task::JoinSet::new();
         for (record, time_ms) in records {
             let topics = self.topics.clone();
@@ -103,12 +103,37 @@ impl Past {
         events.filter(own).map(|event| event["data"].clone()).collect()
     }
 
-    fn email(&self, account: &str) -> Value {
+    /// The cycles that closed, by account: number and e-mail credits used, in the order in which they were published;
+    /// and how many messages came again. Each statement is the only one of its cycle.
+    pub fn closed_cycles(&self) -> (BTreeMap<String, Vec<(i64, Value)>>, usize) {
+        let mut statements: BTreeMap<String, Vec<(i64, Value)>> = BTreeMap::new();
+        let mut repeats = 0;
+        let mut ids = BTreeMap::new();
+        for message in self.topics.read("cycles", 1) {
+            let event: Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
+            let id = event["id"].as_str().expect("an id").to_owned();
+            if let Some(before) = ids.insert(id, event["data"].to_string()) {
+                assert_eq!(before, event["data"].to_string(), "a repeat says the same");
+                repeats += 1;
+                continue;
+            }
+            if event["type"] == "credits.cycle.closed.v1" {
+                let account = event["subject"].as_str().expect("a subject").to_owned();
+                let number = event["data"]["cycle"]["number"].as_i64().expect("a number");
+                assert_eq!(event["data"]["revision"], 1);
+                let used = event["data"]["balances"]["email"]["used"].clone();
+                statements.entry(account).or_default().push((number, used));
+            }
+        }
+        (statements, repeats)
+    }
+
+    pub fn email(&self, account: &str) -> Value {
         self.meter.json(&["balance", account, "--json"])["balances"]["email"].clone()
     }
 }
 
-fn command(account: &str, kind: &str, id: &str, time: &str, data: Value) -> Outgoing {
+pub fn command(account: &str, kind: &str, id: &str, time: &str, data: Value) -> Outgoing {
     let event = json!({
         "specversion": "1.0", "id": id, "source": "tests", "type": format!("credits.{kind}.v1"),
         "subject": account, "time": time, "data": data,
@@ -117,7 +142,7 @@ fn command(account: &str, kind: &str, id: &str, time: &str, data: Value) -> Outg
     Outgoing { key: Some(account.as_bytes().to_vec()), value, ..Outgoing::default() }
 }
 
-fn revealed(account: &str, id: &str, quantity: u64, time: &str, partition: i32) -> Outgoing {
+pub fn revealed(account: &str, id: &str, quantity: u64, time: &str, partition: i32) -> Outgoing {
     let mut record = reveal(account, id, quantity);
     let mut event: Value = serde_json::from_slice(record.value.as_ref().expect("a value")).expect("JSON");
     event["time"] = time.into();
@@ -311,26 +336,7 @@ async fn many_accounts_cross_three_boundaries_while_workers_die() {
     past.meter.caught_up(&past.topics).await;
     past.meter.published().await;
 
-    // Each cycle of each account once (the same statement may be published again), in order, with what was used.
-    let mut statements: BTreeMap<String, Vec<(i64, Value)>> = BTreeMap::new();
-    let mut repeats = 0;
-    let mut ids = BTreeMap::new();
-    for message in past.topics.read("cycles", 1) {
-        let event: Value = serde_json::from_slice(message.payload().expect("a value")).expect("JSON");
-        let id = event["id"].as_str().expect("an id").to_owned();
-        if let Some(before) = ids.insert(id, event["data"].to_string()) {
-            assert_eq!(before, event["data"].to_string(), "a repeat says the same");
-            repeats += 1;
-            continue;
-        }
-        if event["type"] == "credits.cycle.closed.v1" {
-            let account = event["subject"].as_str().expect("a subject").to_owned();
-            let number = event["data"]["cycle"]["number"].as_i64().expect("a number");
-            assert_eq!(event["data"]["revision"], 1);
-            let used = event["data"]["balances"]["email"]["used"].clone();
-            statements.entry(account).or_default().push((number, used));
-        }
-    }
+    let (statements, repeats) = past.closed_cycles();
     assert_eq!(statements.len(), accounts);
     for index in 0..accounts {
         let used = if index % 10 == 0 { 4 } else { 0 };

@@ -22,6 +22,7 @@ mod once;
 mod outage;
 mod rebuild;
 mod redis_answers;
+mod renewals;
 mod start;
 mod support;
 mod tables;

@@ -59,6 +59,10 @@ impl Topics {
         let mut topics = vec![append(&commands), append(&ticks)];
         let mut of_usage =
             append(&usage).set("max.message.bytes", "20000000").set("message.timestamp.type", timestamps);
+        if timestamps == "CreateTime" {
+            // Kafka would delete what a producer dates months back.
+            of_usage = of_usage.set("retention.ms", "-1");
+        }
         of_usage.num_partitions = partitions;
         topics.push(of_usage);
         let others = ["denied", "alerts", "cycles", "ledger", "dead-letter"].map(name);
