@@ -147,19 +147,19 @@ impl OwnConnections {
         };
         match taken {
             Ok(taken) => taken,
-            Err(error) => Err(failed(nodes, &node, slot, &error, key).await),
+            Err(error) => Err(failed(nodes, &node, slot, &error, key)),
         }
     }
 }
 
-async fn failed(nodes: &Nodes, node: &Node, slot: u16, error: &RedisError, key: &str) -> StoreError {
+fn failed(nodes: &Nodes, node: &Node, slot: u16, error: &RedisError, key: &str) -> StoreError {
     if error.code() == Some("MOVED")
         && let Some(to) = error.detail().and_then(|detail| redirection(detail, &node.address))
     {
         nodes.moved(slot, &to);
         return store_error(error, &node.address, key);
     }
-    nodes.failed(node, None, error, key).await
+    nodes.failed(node, None, error, key)
 }
 
 /// The outer error is of the connection, and drops it.

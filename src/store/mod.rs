@@ -2,6 +2,8 @@
 
 /// The call that applies usage events.
 pub mod apply_call;
+/// One attempt for all who come while it is under way.
+mod attempt;
 /// How accounts stand.
 pub mod census;
 /// Messages leave only when what they tell of is on replicas, or on disk.

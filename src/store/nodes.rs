@@ -13,6 +13,7 @@ use redis::{
 };
 
 use super::StoreError;
+use super::attempt::Attempt;
 use super::refusal::{Refusal, store_error};
 use super::slots::Slots;
 use crate::metrics;
@@ -28,8 +29,8 @@ pub struct Nodes {
     seeds: Vec<ConnectionInfo>,
     timeout: Duration,
     state: Mutex<State>,
-    /// One at a time asks who has which slot; the others wait for the answer.
-    asking: tokio::sync::Mutex<()>,
+    /// One asks who has which slot; the others wait for the answer.
+    asking: Attempt<StoreError>,
 }
 
 #[derive(Default)]
@@ -45,7 +46,8 @@ pub struct Node {
     pub address: String,
     client: Client,
     timeout: Duration,
-    connection: tokio::sync::Mutex<Option<Up>>,
+    connection: Mutex<Option<Up>>,
+    connecting: Attempt<RedisError>,
 }
 
 /// An open connection, and a number that tells it from earlier ones.
@@ -82,7 +84,7 @@ impl Nodes {
             Client::open(info.clone()).map_err(|error| unfit(error.to_string()))?;
             seeds.push(info);
         }
-        Ok(Nodes { seeds, timeout, state: Mutex::default(), asking: tokio::sync::Mutex::default() })
+        Ok(Nodes { seeds, timeout, state: Mutex::default(), asking: Attempt::default() })
     }
 
     /// Sends a call to the node that has its slot, and follows where it is sent on.
@@ -93,7 +95,7 @@ impl Nodes {
         loop {
             let up = match node.up().await {
                 Ok(up) => up,
-                Err(error) => return Err(self.failed(&node, None, &error, request.keys).await),
+                Err(error) => return Err(self.failed(&node, None, &error, request.keys)),
             };
             let error = match up.send(request.command, ask).await {
                 Ok(value) => return Ok(value),
@@ -104,7 +106,7 @@ impl Nodes {
                 (Some("NOSCRIPT"), Some(script)) if loads < NOSCRIPT_MAX => {
                     loads += 1;
                     if let Err(error) = up.load(script).await {
-                        return Err(self.failed(&node, Some(up.number), &error, request.keys).await);
+                        return Err(self.failed(&node, Some(up.number), &error, request.keys));
                     }
                 }
                 (Some(code @ ("MOVED" | "ASK")), _) if redirections < REDIRECTIONS_MAX => {
@@ -112,14 +114,14 @@ impl Nodes {
                     ask = code == "ASK";
                     let to = error.detail().and_then(|detail| super::slots::redirection(detail, &node.address));
                     let Some(to) = to else {
-                        return Err(self.failed(&node, Some(up.number), &error, request.keys).await);
+                        return Err(self.failed(&node, Some(up.number), &error, request.keys));
                     };
                     if !ask {
                         self.moved(request.slot, &to);
                     }
                     node = self.node(&to)?;
                 }
-                _ => return Err(self.failed(&node, Some(up.number), &error, request.keys).await),
+                _ => return Err(self.failed(&node, Some(up.number), &error, request.keys)),
             }
         }
     }
@@ -154,16 +156,16 @@ impl Nodes {
     pub async fn ask(&self, node: &Node, command: &Cmd) -> Result<Value, StoreError> {
         let up = match node.up().await {
             Ok(up) => up,
-            Err(error) => return Err(self.failed(node, None, &error, "").await),
+            Err(error) => return Err(self.failed(node, None, &error, "")),
         };
         match up.send(command, false).await {
             Ok(value) => Ok(value),
-            Err(error) => Err(self.failed(node, Some(up.number), &error, "").await),
+            Err(error) => Err(self.failed(node, Some(up.number), &error, "")),
         }
     }
 
     /// What is known of a call that has failed; forgets the connection and the slots where they may be wrong.
-    pub async fn failed(&self, node: &Node, number: Option<u64>, error: &RedisError, keys: &str) -> StoreError {
+    pub fn failed(&self, node: &Node, number: Option<u64>, error: &RedisError, keys: &str) -> StoreError {
         let meaning = store_error(error, &node.address, keys);
         let elsewhere = match &meaning {
             // Its state is unknown, or it is not the one to ask any more: another may have taken over.
@@ -176,8 +178,7 @@ impl Nodes {
         };
         if elsewhere {
             if let Some(number) = number {
-                // A later connection is not this failure's.
-                node.connection.lock().await.take_if(|up| up.number == number);
+                node.forget(number);
             }
             self.forget(Some(&node.address));
         }
@@ -191,25 +192,22 @@ impl Nodes {
     }
 
     async fn slots(&self) -> Result<Slots, StoreError> {
-        if let Some(slots) = self.state().slots.clone() {
-            return Ok(slots);
-        }
-        let _turn = self.asking.lock().await;
-        if let Some(slots) = self.state().slots.clone() {
-            return Ok(slots);
-        }
-        let mut failure = None;
-        for address in self.candidates() {
-            let node = self.node(&address)?;
-            match self.ask_slots(&node).await {
-                Ok(slots) => {
-                    self.state().slots = Some(slots.clone());
-                    return Ok(slots);
+        let known = || self.state().slots.clone();
+        let ask = async || {
+            let mut failure = None;
+            for address in self.candidates() {
+                let node = self.node(&address)?;
+                match self.ask_slots(&node).await {
+                    Ok(slots) => {
+                        self.state().slots = Some(slots.clone());
+                        return Ok(slots);
+                    }
+                    Err(error) => failure = Some(error),
                 }
-                Err(error) => failure = Some(error),
             }
-        }
-        Err(failure.expect("redis.url names an address"))
+            Err(failure.expect("redis.url names an address"))
+        };
+        self.asking.share(known, ask).await
     }
 
     /// Whom to ask, the one that has failed last.
@@ -224,15 +222,15 @@ impl Nodes {
     }
 
     async fn ask_slots(&self, node: &Node) -> Result<Slots, StoreError> {
-        let failed = async |number, error: RedisError| {
+        let failed = |number, error: RedisError| {
             if let Some(number) = number {
-                node.connection.lock().await.take_if(|up: &mut Up| up.number == number);
+                node.forget(number);
             }
             store_error(&error, &node.address, "")
         };
         let up = match node.up().await {
             Ok(up) => up,
-            Err(error) => return Err(failed(None, error).await),
+            Err(error) => return Err(failed(None, error)),
         };
         match up.send(redis::cmd("CLUSTER").arg("SLOTS"), false).await {
             Ok(answer) => {
@@ -252,16 +250,16 @@ impl Nodes {
                 match up.send(&redis::cmd("ROLE"), false).await {
                     Ok(Value::Array(role)) if role.first() == Some(&Value::BulkString(b"slave".to_vec())) => {
                         let told = redis::make_extension_error("READONLY".into(), Some("ROLE is slave".into()));
-                        Err(failed(Some(up.number), told).await)
+                        Err(failed(Some(up.number), told))
                     }
                     Ok(_) => Ok(Slots::Single(node.address.clone())),
                     Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => {
                         Ok(Slots::Single(node.address.clone()))
                     }
-                    Err(error) => Err(failed(Some(up.number), error).await),
+                    Err(error) => Err(failed(Some(up.number), error)),
                 }
             }
-            Err(error) => Err(failed(Some(up.number), error).await),
+            Err(error) => Err(failed(Some(up.number), error)),
         }
     }
 
@@ -279,8 +277,13 @@ impl Nodes {
             (None, _) => return Err(StoreError::Broken(format!("redis names a node `{address}`"))),
         };
         let client = Client::open(info).map_err(|error| StoreError::Unfit(error.to_string()))?;
-        let connection = tokio::sync::Mutex::default();
-        let node = Arc::new(Node { address: address.to_owned(), client, timeout: self.timeout, connection });
+        let node = Arc::new(Node {
+            address: address.to_owned(),
+            client,
+            timeout: self.timeout,
+            connection: Mutex::default(),
+            connecting: Attempt::default(),
+        });
         state.nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }
@@ -302,14 +305,22 @@ impl Node {
     }
 
     async fn up(&self) -> Result<Up, RedisError> {
-        let mut state = self.connection.lock().await;
-        if let Some(up) = &*state {
-            return Ok(up.clone());
-        }
-        let connection = self.open(Duration::ZERO).await?;
-        let up = Up { connection, number: metrics::record_redis_connect() };
-        *state = Some(up.clone());
-        Ok(up)
+        let connect = async || {
+            let connection = self.open(Duration::ZERO).await?;
+            let up = Up { connection, number: metrics::record_redis_connect() };
+            *self.connection() = Some(up.clone());
+            Ok(up)
+        };
+        self.connecting.share(|| self.connection().clone(), connect).await
+    }
+
+    /// Forgets a connection; a later one is not its failure's.
+    fn forget(&self, number: u64) {
+        self.connection().take_if(|up| up.number == number);
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<Up>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -354,6 +365,30 @@ mod tests {
         assert_eq!(seeds("unix:///run/redis.sock").unwrap(), ["None@/run/redis.sock"]);
         assert!(seeds("http://a").unwrap_err().starts_with("redis.url is not a redis:// or unix:// address"));
         assert!(seeds("redis://a:7001,").is_err(), "an empty address");
+    }
+
+    #[tokio::test]
+    async fn callers_of_a_node_that_does_not_answer_share_one_attempt() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        silent.set_nonblocking(true).unwrap();
+        let url = format!("redis://{}", silent.local_addr().unwrap());
+        let nodes = Arc::new(Nodes::new(&url, Duration::from_millis(500)).unwrap());
+        let node = nodes.node(&silent.local_addr().unwrap().to_string()).unwrap();
+        for round in 1..=2 {
+            let mut callers = tokio::task::JoinSet::new();
+            for _ in 0..16 {
+                let (nodes, node) = (nodes.clone(), node.clone());
+                callers.spawn(async move {
+                    nodes.owner(0).await.is_err() && nodes.ask(&node, &redis::cmd("PING")).await.is_err()
+                });
+            }
+            assert!(callers.join_all().await.into_iter().all(|failed| failed), "nobody answers");
+            let mut attempts = 0;
+            while silent.accept().is_ok() {
+                attempts += 1;
+            }
+            assert_eq!(attempts, 2, "one for the slots and one for the node, in round {round}");
+        }
     }
 
     #[test]
