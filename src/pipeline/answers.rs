@@ -97,8 +97,7 @@ impl Pipeline {
             Reply::FellBack => {
                 let lane = self.lane(shard);
                 lane.put_back(batch, now_ms);
-                lane.suspect = true;
-                self.forgetful = true;
+                self.suspect(shard);
             }
             Reply::Stale(stale) => {
                 self.learn(stale);

@@ -29,6 +29,9 @@ pub struct Lane {
     pub probe: Option<u64>,
     /// The shard has fallen back in some partition; how far in the others must be asked.
     pub suspect: bool,
+    /// What was published about its records is not known: nothing is cut before it is. The number tells a question that
+    /// was asked before from one that covers it.
+    pub shut: Option<u64>,
     /// Its usage was read for a catalogue that asks for less: it is read again from where the shard is.
     pub reread: bool,
     pub work: Work,
@@ -376,6 +379,7 @@ impl Lane {
     pub fn halt(&mut self) {
         self.drop_records(|_| true);
         self.suspect = false;
+        self.shut = None;
         self.work = Work::Halted;
     }
 

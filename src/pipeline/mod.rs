@@ -66,7 +66,7 @@ pub struct Pipeline {
     dead: BTreeMap<Partition, DeadWindow>,
     /// What the question is about that has no answer yet.
     recalling: Option<u64>,
-    /// A partition was assigned or rewound: what was published about its records is not known.
+    /// Some lane is shut, and no question is under way that would open them all.
     forgetful: bool,
     recorded: Recorded,
     last_id: u64,
@@ -157,8 +157,7 @@ impl Pipeline {
             return None;
         }
         let bounds = self.settings.bounds;
-        let unsure = self.forgetful || self.recalling.is_some();
-        let waits = |lane: &&Lane| unsure && matches!(lane.work, Work::Idle);
+        let waits = |lane: &&Lane| lane.shut.is_some() && matches!(lane.work, Work::Idle);
         let lanes = self.lanes.iter().filter(|lane| !waits(lane));
         lanes.filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)))).min()
     }
@@ -173,9 +172,9 @@ impl Pipeline {
         self.partitions.iter().map(progress).collect()
     }
 
-    /// Whether nothing new is sent until it is known what was published.
+    /// Whether what was published is being read, and lanes wait for it.
     pub fn recalling(&self) -> bool {
-        self.forgetful || self.recalling.is_some()
+        self.recalling.is_some()
     }
 
     /// Cuts no more batches; what is under way is answered and finished.
@@ -205,8 +204,10 @@ impl Pipeline {
         self.recorded = Recorded::default();
         self.recalling = None;
         self.forgetful = true;
+        let shut = Some(self.next_id());
         for lane in &mut self.lanes {
             *lane = Lane::default();
+            lane.shut = shut;
         }
         for (partition, positions) in partitions {
             assert_eq!(positions.len(), self.lanes.len(), "every shard has a position");
@@ -263,7 +264,7 @@ impl Pipeline {
         let lane = &mut self.lanes[shard as usize];
         match &lane.work {
             Work::Idle if lane.reread => self.read_again(shard, effects),
-            Work::Idle if self.forgetful || self.recalling.is_some() => {}
+            Work::Idle if lane.shut.is_some() => {}
             Work::Idle => {
                 if let Some(batch) = lane.cut(bounds, now_ms, read) {
                     self.send(now_ms, shard, batch, effects);

@@ -1,13 +1,22 @@
-//! A shard that has fallen back to an older state: where it is now, and what was published since.
+//! A shard that has fallen back to an older state: where it is now, and what was published since. Its lane is shut until
+//! both are known; the others go on.
 
 use std::collections::BTreeMap;
 
-use super::lane::{ReadTo, Work};
+use super::lane::{Lane, ReadTo, Work};
 use super::recorded::{Published, Recorded};
 use super::{Effect, Pipeline, Reading};
 use crate::ledger::call::Partition;
 
 impl Pipeline {
+    /// The shard has fallen back.
+    pub(super) fn suspect(&mut self, shard: u32) {
+        let id = self.next_id();
+        let lane = self.lane(shard);
+        (lane.suspect, lane.shut) = (true, Some(id));
+        self.forgetful = true;
+    }
+
     /// First where the shards are that fell back, in all partitions, then what was published from there on.
     pub(super) fn ask_suspects(&mut self, effects: &mut Vec<Effect>) {
         let suspects: Vec<u32> = (0..self.settings.shards).filter(|shard| self.lane(*shard).suspect).collect();
@@ -50,7 +59,10 @@ impl Pipeline {
             self.recorded.insert(published);
         }
         for lane in &mut self.lanes {
-            lane.commands_first = Some(commands_end);
+            // One that has fallen back since waits for a question of its own.
+            if !lane.suspect && lane.shut.take_if(|shut| *shut < id).is_some() {
+                lane.commands_first = Some(commands_end);
+            }
         }
     }
 
@@ -59,6 +71,11 @@ impl Pipeline {
             if matches!(self.lane(shard).work, Work::Idle) {
                 self.ask_positions(shard, effects);
             }
+        }
+        // A shard that does not say where it is keeps only its own lane shut.
+        let known = |lane: &Lane| lane.shut.is_some() && !lane.suspect;
+        if self.forgetful && self.recalling.is_none() && self.lanes.iter().any(known) {
+            self.recall(effects);
         }
     }
 
@@ -84,7 +101,11 @@ impl Pipeline {
             let position = positions.get(&partition).copied().unwrap_or(0);
             self.follow(shard, partition, position, effects);
         }
-        self.lane(shard).suspect = false;
+        let id = self.next_id();
+        let lane = self.lane(shard);
+        if std::mem::take(&mut lane.suspect) {
+            lane.shut = Some(id);
+        }
     }
 
     /// Takes an idle lane to where its shard is.
@@ -102,11 +123,136 @@ impl Pipeline {
         let read = self.read(partition).offset;
         // The other lanes skip what they have had when it comes again.
         self.lane(shard).rewind_to(partition, position);
-        self.lane(shard).suspect = true;
+        self.suspect(shard);
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
             *reading = Reading { read: ReadTo { offset: position, last: None }, epoch: reading.epoch + 1 };
             effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch });
         }
-        self.forgetful = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ledger::call::{Input as Topic, Reply, Stamp};
+    use crate::ledger::catalogue::Catalogue;
+    use crate::ledger::event::{Identity, UsageEvent};
+    use crate::pipeline::lane::Bounds;
+    use crate::pipeline::record::{Body, Record};
+    use crate::pipeline::{Answer, DeadLimit, Input, Settings};
+
+    const PARTITION: Partition = Partition { input: Topic::Usage, index: 0 };
+    const CATALOGUE: &str = r#"
+version = 1
+[credit_types.email]
+[actions.reveal]
+prices = [{ credit_type = "email", credits = 1 }]
+[plans.basic]
+interval = "monthly"
+allowance = { email = 10 }
+actions = ["reveal"]
+"#;
+
+    fn pipeline() -> Pipeline {
+        let catalogue = Catalogue::parse(CATALOGUE).unwrap();
+        let stamp = Stamp {
+            generation: "g".into(),
+            catalogue: catalogue.id.clone(),
+            usage_topic: "usage".into(),
+            restamp_tolerance_ms: 0,
+            breakdown: false,
+            outbox_max: 100,
+            set_members_max: 8,
+        };
+        let settings = Settings {
+            shards: 2,
+            bounds: Bounds { max_events: 100, max_bytes: 1_000, max_age_ms: 5 },
+            queue_max: 100,
+            dead_limit: DeadLimit { records: 10, among: 10 },
+            late_after_ms: 0,
+        };
+        Pipeline::new(settings, Arc::new(stamp), Arc::new(catalogue))
+    }
+
+    /// Usage of an account of a shard.
+    fn record(offset: i64, shard: u32) -> Record {
+        let of = |account: String| Record {
+            partition: PARTITION,
+            offset,
+            append_ms: offset,
+            bytes: 1,
+            fingerprint: 0,
+            body: Body::Usage(Arc::new(UsageEvent {
+                account: account.into(),
+                source: "s".into(),
+                id: offset.to_string().into(),
+                time_ms: offset,
+                dated_ms: offset,
+                action: "reveal".into(),
+                quantity: 1,
+                outcome: None,
+                user: None,
+                fields: Box::default(),
+                once: None,
+                voids: None,
+                identity: Identity::of("s", &offset.to_string()),
+            })),
+        };
+        let mut records = (0..).map(|number| of(format!("team-{number}")));
+        records.find(|record| record.shard(2) == shard).unwrap()
+    }
+
+    /// Has these records read, and gives the calls that go out.
+    fn read(pipeline: &mut Pipeline, now_ms: u64, epoch: u32, records: Vec<Record>) -> BTreeMap<u32, u64> {
+        let mut effects = pipeline.on(now_ms, Input::Records { partition: PARTITION, epoch, records });
+        effects.extend(pipeline.on(now_ms + 10, Input::Tick));
+        let call = |effect: &Effect| match effect {
+            Effect::Call { shard, id, .. } => Some((*shard, *id)),
+            _ => None,
+        };
+        effects.iter().filter_map(call).collect()
+    }
+
+    fn recall(effects: &[Effect]) -> Option<u64> {
+        effects.iter().find_map(|effect| if let Effect::Recall { id, .. } = effect { Some(*id) } else { None })
+    }
+
+    fn recalled(pipeline: &mut Pipeline, id: u64) {
+        pipeline.on(0, Input::Recalled { id, published: Vec::new(), commands_end: 0 });
+    }
+
+    #[test]
+    fn a_shard_that_does_not_say_where_it_is_keeps_only_its_own_lane_shut() {
+        let mut pipeline = pipeline();
+        let effects = pipeline.on(0, Input::Assigned(vec![(PARTITION, vec![10, 10])]));
+        recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
+        let calls = read(&mut pipeline, 0, 0, vec![record(10, 0), record(11, 1)]);
+        assert_eq!(calls.keys().collect::<Vec<_>>(), [&0, &1]);
+        let answer = Answer::Apply(Reply::DoneBefore);
+        pipeline.on(20, Input::Answered { shard: 1, id: calls[&1], answer });
+
+        // Shard 0 is five records back, and nothing answers there any more.
+        let answer = Answer::Apply(Reply::OtherPosition(vec![5]));
+        let effects = pipeline.on(20, Input::Answered { shard: 0, id: calls[&0], answer });
+        let asked = effects.iter().find_map(|effect| match effect {
+            Effect::AskPositions { shard: 0, id } => Some(*id),
+            _ => None,
+        });
+        assert!(recall(&effects).is_none(), "its positions come first");
+        let calls = read(&mut pipeline, 30, 1, vec![record(5, 0), record(12, 1)]);
+        assert_eq!(calls.keys().collect::<Vec<_>>(), [&1], "the other shard goes on");
+
+        // It answers at last.
+        let positions = BTreeMap::from([(PARTITION, 5)]);
+        let (id, generation) = (asked.expect("it is asked where it is"), Some("g".into()));
+        let effects = pipeline.on(50, Input::Positions { shard: 0, id, generation, positions });
+        let id = recall(&effects).expect("what was published from there on is asked for");
+        let calls = read(&mut pipeline, 60, 1, vec![record(13, 0)]);
+        assert!(calls.is_empty(), "nothing is decided before it is known");
+        recalled(&mut pipeline, id);
+        let calls = read(&mut pipeline, 80, 1, vec![]);
+        assert_eq!(calls.keys().collect::<Vec<_>>(), [&0]);
     }
 }

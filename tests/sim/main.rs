@@ -397,7 +397,9 @@ impl World {
             self.dead_letters.extend(notes);
             self.on(worker, Input::DeadLettersProduced { shard, id });
         }
-        if let Some((shard, id)) = self.workers[worker].probes.pop() {
+        if let Some((shard, id)) = self.workers[worker].probes.pop()
+            && !(self.faulty && self.rng.random_bool(0.3))
+        {
             let state = &self.shards[shard as usize];
             let fence = state.fence.as_ref().expect("it was made");
             let (generation, positions) = (Some(fence.generation.clone()), fence.positions.clone());
