@@ -13,7 +13,8 @@ use tokio::task::JoinHandle;
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running, SHARDS};
 use crate::support::proxy::Proxy;
-use crate::support::redis::OwnRedis;
+use crate::support::redis::{Disk, OwnRedis};
+use crate::support::report::row;
 use crate::support::until;
 use crate::walk::{CATALOGUE, put, reveal};
 
@@ -120,7 +121,11 @@ struct Case {
 impl Case {
     /// A meter with traffic, of which some is applied.
     async fn start(test: &str, flags: &[&str]) -> Case {
-        let redis = OwnRedis::start(flags);
+        Case::start_on(None, test, flags).await
+    }
+
+    async fn start_on(disk: Option<Disk>, test: &str, flags: &[&str]) -> Case {
+        let redis = OwnRedis::start_on(disk, flags);
         redis.connection().await;
         let url = redis.url();
         Case::at(test, redis, &url).await
@@ -228,8 +233,38 @@ async fn oom_a_redis_at_its_maxmemory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn misconf_a_disk_that_is_full() {
+    let disk = Disk { megabytes: 16 };
+    let fault = "Redis' disk is full under load, and has room again";
+    if let Err(why) = disk.allowed() {
+        cannot_save("no-disk").await;
+        return row("33", fault, &format!("no disk may be mounted here ({why}): a save that failed stood for it"));
+    }
+    let case = Case::start_on(Some(disk), "full", &["--enable-debug-command", "local"]).await;
+    let filler = case.redis.folder().join("filler");
+    let full = std::fs::write(&filler, vec![b'x'; 17_000_000]).expect_err("it does not fit");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    case.told("cannot_persist", &["cannot write to its disk", "No space left on device"]).await;
+    std::fs::remove_file(&filler).expect("it goes");
+    case.running.ready().await;
+    // What was half written then is not in the way of what came later: it starts anew from its file.
+    let before = case.meter.totals("usage").await[&Outcome::Charged];
+    until("more is charged", || async {
+        (case.meter.totals("usage").await[&Outcome::Charged] > before + 100).then_some(())
+    })
+    .await;
+    let _: redis::Value = case.redis.tell(&["DEBUG", "LOADAOF"]).await;
+    case.mended().await;
+    row("33", fault, "a tmpfs of 16 MB: MISCONF, counted, waited for; its AOF is whole; every event is charged once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn misconf_a_redis_that_cannot_save() {
-    let case = Case::start("misconf", &["--save", "3600", "1000000"]).await;
+    cannot_save("misconf").await;
+}
+
+async fn cannot_save(test: &str) {
+    let case = Case::start(test, &["--save", "3600", "1000000"]).await;
     // Its file cannot take the place of a folder: as on a disk that is full, a save fails.
     let in_the_way = case.redis.folder().join("dump.rdb");
     std::fs::create_dir_all(in_the_way.join("full")).expect("a folder");

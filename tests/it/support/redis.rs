@@ -30,16 +30,45 @@ pub struct OwnRedis {
     pub port: u16,
     flags: Vec<String>,
     folder: tempfile::TempDir,
+    disk: Option<Disk>,
+}
+
+/// A small disk that only the server sees, and that is gone with it.
+#[derive(Clone, Copy)]
+pub struct Disk {
+    pub megabytes: u32,
+}
+
+impl Disk {
+    /// Mounts it on a folder in a view of the system that only the program has.
+    const MOUNT: &str = "mount -t tmpfs -o size=$1m tmpfs \"$2\" && shift 2 && exec \"$@\"";
+
+    /// Whether this process may mount one; else why not.
+    pub fn allowed(self) -> Result<(), String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tried = self.run(folder.path(), "true").output().map_err(|error| error.to_string())?;
+        if tried.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&tried.stderr).trim().to_owned()) }
+    }
+
+    fn run(self, folder: &Path, program: &str) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", Disk::MOUNT, "sh", &self.megabytes.to_string()]).arg(folder).arg(program);
+        command
+    }
 }
 
 impl OwnRedis {
     pub fn start(flags: &[&str]) -> OwnRedis {
+        OwnRedis::start_on(None, flags)
+    }
+
+    pub fn start_on(disk: Option<Disk>, flags: &[&str]) -> OwnRedis {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         loop {
             let folder = tempfile::tempdir().expect("a folder");
             let port = free_port();
-            let child = spawn(port, folder.path(), &flags, &[]);
-            let mut redis = OwnRedis { child, port, flags: flags.clone(), folder };
+            let child = spawn(port, folder.path(), disk, &flags, &[]);
+            let mut redis = OwnRedis { child, port, flags: flags.clone(), folder, disk };
             // Another process may have taken the port meanwhile: two clusters that meet become one.
             if redis.serves() {
                 return redis;
@@ -74,7 +103,12 @@ impl OwnRedis {
     }
 
     pub fn folder(&self) -> PathBuf {
-        self.folder.path().to_owned()
+        let folder = self.folder.path();
+        match self.disk {
+            None => folder.to_owned(),
+            // As the server sees it.
+            Some(_) => PathBuf::from(format!("/proc/{}/root{}", self.child.id(), folder.display())),
+        }
     }
 
     pub fn signal(&self, signal: &str) {
@@ -89,7 +123,7 @@ impl OwnRedis {
 
     /// Starts it again on its port and data, after [`OwnRedis::kill`].
     pub fn start_again(&mut self, more: &[&str]) {
-        self.child = spawn(self.port, self.folder.path(), &self.flags, more);
+        self.child = spawn(self.port, self.folder.path(), self.disk, &self.flags, more);
     }
 
     /// Once it answers at all.
@@ -132,8 +166,9 @@ impl Drop for OwnRedis {
     }
 }
 
-fn spawn(port: u16, folder: &Path, flags: &[String], more: &[&str]) -> Child {
-    Command::new("redis-server")
+fn spawn(port: u16, folder: &Path, disk: Option<Disk>, flags: &[String], more: &[&str]) -> Child {
+    let server = "redis-server";
+    disk.map_or_else(|| Command::new(server), |disk| disk.run(folder, server))
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir"])
         .arg(folder)
         .args(flags)
