@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
@@ -60,22 +60,58 @@ pub fn topic_of(topics: &Topics, input: Input) -> &str {
 /// A client repeats an error with every attempt, up to ten times a second: how often the log has it.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
 
-/// An error that comes again and again: told at once, then with how often it came since.
+/// Errors that come again and again, by kind: each told at once, then with how often it came since.
 #[derive(Debug, Default)]
-pub struct Repeats {
+struct Repeats {
+    by_code: BTreeMap<i32, Repeat>,
+}
+
+#[derive(Debug, Default)]
+struct Repeat {
     told: Option<Instant>,
     untold: u64,
 }
 
 impl Repeats {
     /// Counts one more; how many to tell of now.
-    pub fn count(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self.told.is_some_and(|told| now.duration_since(told) < REPEAT_EVERY) {
+    fn count(&mut self, code: Option<RDKafkaErrorCode>, now: Instant) -> Option<u64> {
+        let repeat = self.by_code.entry(code.map_or(0, |code| code as i32)).or_default();
+        repeat.untold += 1;
+        if repeat.told.is_some_and(|told| now.duration_since(told) < REPEAT_EVERY) {
             return None;
         }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        repeat.told = Some(now);
+        Some(std::mem::take(&mut repeat.untold))
+    }
+
+    /// It is over: the next one is new.
+    fn clear(&mut self) {
+        self.by_code.clear();
+    }
+}
+
+/// Of all clients of the process: while a broker is away, some are made anew with every attempt.
+static REPEATS: Mutex<Repeats> = Mutex::new(Repeats { by_code: BTreeMap::new() });
+
+/// Whether to tell of a client's error now, and of how many.
+pub fn tell(error: &KafkaError) -> Option<u64> {
+    REPEATS.lock().unwrap_or_else(PoisonError::into_inner).count(error.rdkafka_error_code(), Instant::now())
+}
+
+/// A broker is connected again.
+pub fn all_is_well() {
+    REPEATS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// What a client says by itself. That a connection or a commit has failed comes as an error as well.
+pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
+    match level {
+        Debug => tracing::debug!(target: "librdkafka", facility, message),
+        _ if matches!(facility, "FAIL" | "COMMITFAIL") => tracing::debug!(target: "librdkafka", facility, message),
+        Info | Notice => tracing::info!(target: "librdkafka", facility, message),
+        Warning => tracing::warn!(target: "librdkafka", facility, message),
+        Error | Critical | Alert | Emerg => tracing::error!(target: "librdkafka", facility, message),
     }
 }
 
@@ -103,12 +139,14 @@ impl ClientContext for Reasons {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && self.last().is_some() {
             return;
         }
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // The same fault comes with every attempt to reconnect, and some clients report each one twice.
-        if last.as_deref() != Some(reason) {
-            tracing::warn!(reason, "kafka client");
-            *last = Some(reason.to_owned());
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        if let Some(times) = tell(&error) {
+            tracing::warn!(reason, times, "kafka client");
         }
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
     }
 }
 
@@ -197,11 +235,16 @@ mod tests {
     #[test]
     fn an_error_that_comes_again_is_told_at_once_and_then_every_half_minute_with_how_often_it_came() {
         let (start, mut repeats) = (Instant::now(), Repeats::default());
-        let mut at = |ms: u64| repeats.count(start + Duration::from_millis(ms));
+        let down = Some(RDKafkaErrorCode::AllBrokersDown);
+        let mut at = |ms: u64| repeats.count(down, start + Duration::from_millis(ms));
         let rows = [(0, Some(1)), (100, None), (29_999, None), (30_000, Some(3)), (30_100, None), (95_000, Some(2))];
         for (ms, times) in rows {
             assert_eq!(at(ms), times, "at {ms} ms");
         }
+        let late = start + Duration::from_millis(95_100);
+        assert_eq!(repeats.count(Some(RDKafkaErrorCode::Authentication), late), Some(1), "another kind is new");
+        repeats.clear();
+        assert_eq!(repeats.count(down, late), Some(1), "after it was over");
     }
 
     #[test]

@@ -539,6 +539,10 @@ impl Thread {
     fn failed(&mut self, error: &KafkaError) {
         match error {
             KafkaError::PartitionEOF(_) => {}
+            // The client tells of it by itself, and not each time.
+            KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
+            ) => {}
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
                 self.unreadable.told += 1;
                 self.name_unreadable();

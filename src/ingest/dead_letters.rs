@@ -11,7 +11,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, BrokerError, topic_of};
+use super::client::{self, BrokerError, Reasons, topic_of};
 use super::decode::{self, Decoder, Raw};
 use super::producer::{Outgoing, ProduceError, Producer};
 use crate::config::{Config, Kafka};
@@ -115,7 +115,7 @@ fn read(kafka: &Kafka, notes: &[Note]) -> Result<Vec<Original>, DeadLetterError>
     // Never joined and never committed to; the client asks for one all the same.
     config.set("group.id", format!("{}-dead-letters", kafka.group));
     let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
-    let consumer: BaseConsumer = config.create().map_err(refused)?;
+    let consumer: BaseConsumer<Reasons> = config.create_with_context(Reasons::default()).map_err(refused)?;
     let mut by_partition: BTreeMap<Partition, Vec<Note>> = BTreeMap::new();
     for note in notes {
         by_partition.entry(note.partition).or_default().push(*note);
@@ -137,7 +137,7 @@ const READ_FIXED: [(&str, &str); 4] = [
 
 fn read_partition(
     kafka: &Kafka,
-    consumer: &BaseConsumer,
+    consumer: &BaseConsumer<Reasons>,
     partition: Partition,
     notes: &[Note],
     originals: &mut Vec<Original>,

@@ -1,18 +1,18 @@
 //! The consumer group as the client's callbacks tell of it: rebalances and statistics, left for the thread.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::{Repeats, topic_of};
+use super::client::{self, topic_of};
 use crate::config::Topics;
 use crate::ledger::call::{Input, Partition};
 
@@ -28,8 +28,6 @@ pub struct Group {
 struct Shared {
     rebalances: Vec<Rebalance>,
     statistics: Option<View>,
-    /// The client's errors by kind, until a broker is connected again.
-    errors: BTreeMap<i32, Repeats>,
     /// Since when no broker is connected.
     down_since: Option<Instant>,
 }
@@ -107,7 +105,7 @@ impl ClientContext for Group {
         let (connected, brokers_up) = (up().next().is_some(), up().filter(|broker| broker.nodeid >= 0).count());
         let mut shared = self.shared();
         if connected && let Some(since) = shared.down_since.take() {
-            shared.errors.clear();
+            client::all_is_well();
             tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
         }
         shared.statistics = Some(View { connected, brokers_up, partitions: views });
@@ -117,15 +115,16 @@ impl ClientContext for Group {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             return; // the end of a partition is no error
         }
-        let mut shared = self.shared();
-        let code = error.rdkafka_error_code();
-        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
-            shared.down_since.get_or_insert_with(Instant::now);
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.shared().down_since.get_or_insert_with(Instant::now);
         }
-        let repeats = shared.errors.entry(code.map_or(0, |code| code as i32)).or_default();
-        if let Some(times) = repeats.count(Instant::now()) {
+        if let Some(times) = client::tell(&error) {
             tracing::warn!(%error, reason, times, "kafka client");
         }
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
     }
 }
 

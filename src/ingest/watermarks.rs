@@ -7,13 +7,13 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
-use super::client::{self, ANSWER_TIMEOUT, BrokerError};
+use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
 use crate::config::Kafka;
 
 /// A client that asks about logs and never reads them.
 #[derive(Clone)]
 pub struct Watermarks {
-    consumer: Arc<BaseConsumer>,
+    consumer: Arc<BaseConsumer<Reasons>>,
     brokers: String,
 }
 
@@ -22,7 +22,8 @@ impl Watermarks {
         let mut config = client::settings(kafka, &[], &[("isolation.level", "read_committed")]);
         config.set("group.id", &kafka.group);
         let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
-        Ok(Watermarks { consumer: Arc::new(config.create().map_err(refused)?), brokers: kafka.brokers.clone() })
+        let consumer = config.create_with_context(Reasons::default()).map_err(refused)?;
+        Ok(Watermarks { consumer: Arc::new(consumer), brokers: kafka.brokers.clone() })
     }
 
     /// The first offset of a partition, and the one after its last.
@@ -45,7 +46,7 @@ impl Watermarks {
 
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&BaseConsumer, Duration) -> Result<T, KafkaError> + Send + 'static,
+        question: impl FnOnce(&BaseConsumer<Reasons>, Duration) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, BrokerError> {
         let consumer = self.consumer.clone();
         let answer = tokio::task::spawn_blocking(move || question(&consumer, ANSWER_TIMEOUT));
