@@ -277,8 +277,16 @@ pub fn set_shards_halted(shards: usize) {
     METRICS.shards_halted.set(gauge(shards));
 }
 
+/// How many partitions are halted; one may not be known by name.
 pub fn set_partitions_halted(partitions: usize) {
     METRICS.partitions_halted.set(gauge(partitions));
+    if partitions == 0 {
+        METRICS.partition_halted.reset();
+    }
+}
+
+pub fn name_halted_partition(topic: &str, partition: i32) {
+    METRICS.partition_halted.with_label_values(&[topic, itoa::Buffer::new().format(partition)]).set(1);
 }
 
 /// Entries in a shard's outbox, as last seen by the worker that publishes it; the metric is the sum over the shards.
@@ -374,6 +382,7 @@ struct Metrics {
     catalogue_version: IntGauge,
     shards_halted: IntGauge,
     partitions_halted: IntGauge,
+    partition_halted: IntGaugeVec,
     meter_time_seconds: GaugeVec,
     floor_seconds: GaugeVec,
     meter_time_held_seconds: GaugeVec,
@@ -481,6 +490,11 @@ impl Metrics {
             partitions_halted: register.gauge(
                 "credit_meter_partitions_halted",
                 "Partitions of which nothing is applied until someone looks at them; the log says why.",
+            ),
+            partition_halted: register.gauges(
+                "credit_meter_partition_halted",
+                "1 for a partition of which nothing is applied until someone looks at it; the others have no series.",
+                &["topic", "partition"],
             ),
             meter_time_seconds: register.float_gauges(
                 "credit_meter_meter_time_seconds",

@@ -21,7 +21,7 @@ use crate::config::{Config, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::http::{ByShard, Check, Health};
 use crate::ingest::anchors;
-use crate::ingest::client::BrokerError;
+use crate::ingest::client::{BrokerError, topic_of};
 use crate::ingest::consumer::{Enough, FromKafka, ToConsumer};
 use crate::ingest::dead_letters::{self, DeadLetterError};
 use crate::ingest::producer::Producer;
@@ -495,9 +495,13 @@ impl Worker {
 
     fn halt_partition(&mut self, partition: Option<Partition>, reason: String) {
         tracing::error!(reason, "halted");
-        self.halted.insert(partition, reason.clone());
+        if let Some(Partition { input, index }) = partition {
+            metrics::name_halted_partition(topic_of(&self.parts.config.kafka.topics, input), index);
+        }
+        self.halted.insert(partition, reason);
         metrics::set_partitions_halted(self.halted.len());
-        self.parts.health.set(Check::Progress, Err(reason));
+        let reasons: Vec<&str> = self.halted.values().map(String::as_str).collect();
+        self.parts.health.set(Check::Progress, Err(reasons.join("; also: ")));
     }
 
     /// Another catalogue is in force in every shard.

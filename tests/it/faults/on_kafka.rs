@@ -152,6 +152,10 @@ async fn retention_that_overtakes_a_worker_halts_its_partition() {
     running.signal("-CONT");
     let running_says = is_halted(&running, "retention").await;
     assert!(running_says.contains(&format!("{}/0 starts at {kept}, ", topics.name("usage"))), "{running_says}");
+    let (_, page) = running.get("/metrics").await.expect("it serves");
+    let named: Vec<_> = page.lines().filter(|line| line.starts_with("credit_meter_partition_halted{")).collect();
+    let labels = format!("{{partition=\"0\",topic=\"{}\"}}", topics.name("usage"));
+    assert_eq!(named, [format!("credit_meter_partition_halted{labels} 1")]);
     assert_eq!(running.metric("credit_meter_partitions_halted").await, 1);
     let others = meter.progress().await;
     until("the other partitions go on", || async { (meter.progress().await > others + 2_000).then_some(()) }).await;
