@@ -155,7 +155,7 @@ allowance = { email = 10 }
 actions = ["reveal"]
 "#;
 
-    fn pipeline() -> Pipeline {
+    fn pipeline(shards: u32) -> Pipeline {
         let catalogue = Catalogue::parse(CATALOGUE).unwrap();
         let stamp = Stamp {
             generation: "g".into(),
@@ -167,7 +167,7 @@ actions = ["reveal"]
             set_members_max: 8,
         };
         let settings = Settings {
-            shards: 2,
+            shards,
             bounds: Bounds { max_events: 100, max_bytes: 1_000, max_age_ms: 5 },
             queue_max: 100,
             dead_limit: DeadLimit { records: 10, among: 10 },
@@ -176,8 +176,8 @@ actions = ["reveal"]
         Pipeline::new(settings, Arc::new(stamp), Arc::new(catalogue))
     }
 
-    /// Usage of an account of a shard.
-    fn record(offset: i64, shard: u32) -> Record {
+    /// Usage of an account of a shard, of two or of three.
+    fn record(offset: i64, (shard, of_shards): (u32, u32)) -> Record {
         let of = |account: String| Record {
             partition: PARTITION,
             offset,
@@ -201,7 +201,7 @@ actions = ["reveal"]
             })),
         };
         let mut records = (0..).map(|number| of(format!("team-{number}")));
-        records.find(|record| record.shard(2) == shard).unwrap()
+        records.find(|record| record.shard(of_shards) == shard).unwrap()
     }
 
     /// Has these records read, and gives the calls that go out.
@@ -219,16 +219,25 @@ actions = ["reveal"]
         effects.iter().find_map(|effect| if let Effect::Recall { id, .. } = effect { Some(*id) } else { None })
     }
 
+    /// The shards that are asked where they are.
+    fn asked(effects: &[Effect]) -> BTreeMap<u32, u64> {
+        let asked = |effect: &Effect| match effect {
+            Effect::AskPositions { shard, id } => Some((*shard, *id)),
+            _ => None,
+        };
+        effects.iter().filter_map(asked).collect()
+    }
+
     fn recalled(pipeline: &mut Pipeline, id: u64) {
         pipeline.on(0, Input::Recalled { id, published: Vec::new(), commands_end: 0 });
     }
 
     #[test]
     fn a_shard_that_does_not_say_where_it_is_keeps_only_its_own_lane_shut() {
-        let mut pipeline = pipeline();
+        let mut pipeline = pipeline(2);
         let effects = pipeline.on(0, Input::Assigned(vec![(PARTITION, vec![10, 10])]));
         recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
-        let calls = read(&mut pipeline, 0, 0, vec![record(10, 0), record(11, 1)]);
+        let calls = read(&mut pipeline, 0, 0, vec![record(10, (0, 2)), record(11, (1, 2))]);
         assert_eq!(calls.keys().collect::<Vec<_>>(), [&0, &1]);
         let answer = Answer::Apply(Reply::DoneBefore);
         pipeline.on(20, Input::Answered { shard: 1, id: calls[&1], answer });
@@ -236,23 +245,46 @@ actions = ["reveal"]
         // Shard 0 is five records back, and nothing answers there any more.
         let answer = Answer::Apply(Reply::OtherPosition(vec![5]));
         let effects = pipeline.on(20, Input::Answered { shard: 0, id: calls[&0], answer });
-        let asked = effects.iter().find_map(|effect| match effect {
-            Effect::AskPositions { shard: 0, id } => Some(*id),
-            _ => None,
-        });
+        let asked = asked(&effects);
         assert!(recall(&effects).is_none(), "its positions come first");
-        let calls = read(&mut pipeline, 30, 1, vec![record(5, 0), record(12, 1)]);
+        let calls = read(&mut pipeline, 30, 1, vec![record(5, (0, 2)), record(12, (1, 2))]);
         assert_eq!(calls.keys().collect::<Vec<_>>(), [&1], "the other shard goes on");
 
         // It answers at last.
         let positions = BTreeMap::from([(PARTITION, 5)]);
-        let (id, generation) = (asked.expect("it is asked where it is"), Some("g".into()));
-        let effects = pipeline.on(50, Input::Positions { shard: 0, id, generation, positions });
+        let generation = Some("g".into());
+        let effects = pipeline.on(50, Input::Positions { shard: 0, id: asked[&0], generation, positions });
         let id = recall(&effects).expect("what was published from there on is asked for");
-        let calls = read(&mut pipeline, 60, 1, vec![record(13, 0)]);
+        let calls = read(&mut pipeline, 60, 1, vec![record(13, (0, 2))]);
         assert!(calls.is_empty(), "nothing is decided before it is known");
         recalled(&mut pipeline, id);
         let calls = read(&mut pipeline, 80, 1, vec![]);
+        assert_eq!(calls.keys().collect::<Vec<_>>(), [&0]);
+    }
+
+    #[test]
+    fn a_lane_opens_with_the_answer_that_covers_it_and_no_other() {
+        let mut pipeline = pipeline(3);
+        let effects = pipeline.on(0, Input::Assigned(vec![(PARTITION, vec![10, 10, 10])]));
+        recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
+        let calls = read(&mut pipeline, 0, 0, (0..3).map(|shard| record(10 + i64::from(shard), (shard, 3))).collect());
+        for (shard, id) in calls {
+            let answer = Answer::Apply(Reply::OtherPosition(vec![5]));
+            pipeline.on(20, Input::Answered { shard, id, answer });
+        }
+        let answers = |pipeline: &mut Pipeline, shard: u32, id: u64| {
+            let (generation, positions) = (Some("g".into()), BTreeMap::from([(PARTITION, 5)]));
+            pipeline.on(40, Input::Positions { shard, id, generation, positions })
+        };
+        let probed = asked(&pipeline.on(30, Input::Probe));
+        assert!(recall(&answers(&mut pipeline, 0, probed[&0])).is_none(), "the others may answer at once");
+        let effects = pipeline.on(1_030, Input::Probe);
+        let first = recall(&effects).expect("they have not");
+        // Where this one is, the question did not know.
+        answers(&mut pipeline, 1, asked(&effects)[&1]);
+        recalled(&mut pipeline, first);
+        let epoch = pipeline.partitions[&PARTITION].epoch;
+        let calls = read(&mut pipeline, 1_040, epoch, vec![record(5, (0, 3)), record(6, (1, 3)), record(7, (2, 3))]);
         assert_eq!(calls.keys().collect::<Vec<_>>(), [&0]);
     }
 }
