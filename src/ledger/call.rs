@@ -363,7 +363,7 @@ impl RefusalReason {
     }
 }
 
-/// What a shard answers. Everything but `Applied` changed nothing (`Dead` wrote its notes), in order of precedence.
+/// What a shard answers. Everything but `Applied` changed nothing (`Dead` wrote its notes), in the order in which `apply` checks.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply<T> {
     /// The shard belongs to another state, or was never opened (`None`).
@@ -377,9 +377,9 @@ pub enum Reply<T> {
     DoneBefore,
     /// The stored position of each range of the call.
     OtherPosition(Vec<i64>),
+    OtherCatalogue(CatalogueId),
     /// The ranges fit, but another partition is behind where it was.
     FellBack,
-    OtherCatalogue(CatalogueId),
     Stale(Vec<StaleAccount>),
     /// An account that was made has vanished from the store. The ledger itself loses none.
     AccountLost(String),
