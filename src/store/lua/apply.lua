@@ -277,7 +277,9 @@ for g = 1, group_count do
     end
   end
   unknown = unknown or (group.version == '0' and group.count > 0)
-  below_floor = below_floor or (group.count > 0 and tonumber(oldest) < floor) or charges.find_late_voids(group)
+  -- Of each group, also where another is below the floor: all that is dead is told at once.
+  local late_voids = charges.find_late_voids(group)
+  below_floor = below_floor or (group.count > 0 and tonumber(oldest) < floor) or late_voids
   groups[g] = group
 end
 assert(at == #ARGV and key == #KEYS, 'apply: wrong arity')
