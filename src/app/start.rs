@@ -143,12 +143,12 @@ async fn try_open(
         store.check_durable(&durable).await?;
     }
 
-    // Before Redis is asked: a worker that starts beside this one commits only after it has made the root.
+    // Before Redis is asked: a worker that starts beside this one commits, and tells of the root, only after it has made it.
     let mut used = committed(config, watermarks, usage_partitions).await?;
-    let stored = store.stored_root().await?;
     if used.is_none() {
         used = last_root(config).await?.map(|root| root.generation);
     }
+    let stored = store.stored_root().await?;
     let (prefix, group) = (config.redis.prefix.clone(), config.kafka.group.clone());
     let root = match (stored, &used) {
         (Some(root), _) => root,

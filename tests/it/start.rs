@@ -52,6 +52,22 @@ async fn a_first_start_reads_what_was_there_before_it_commands_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn workers_that_start_at_once_begin_one_state() {
+    for round in 0..3 {
+        let topics = Topics::create(&format!("at-once-{round}"), 6).await;
+        let meter = Meter::new(&topics, CATALOGUE);
+        topics.command(&put("acme", "basic")).await;
+        topics.send("usage", &reveal("acme", "e1", 3)).await;
+        let workers: Vec<Running> = (0..5).map(|_| meter.start(&[])).collect();
+        for worker in &workers {
+            worker.ready().await; // one that takes the others' state for a lost one ends
+        }
+        meter.caught_up(&topics).await;
+        assert_eq!(meter.json(&["balance", "acme", "--json"])["balances"]["email"]["used"], 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_first_start_may_leave_out_the_usage_that_was_there() {
     let topics = Topics::create("latest", 1).await;
     let mut meter = Meter::new(&topics, CATALOGUE);
