@@ -75,6 +75,8 @@ pub struct Worker {
     recall_fault: Option<String>,
     /// Why partitions of this assignment are not read any more; `None` stands for one that is not known.
     halted: BTreeMap<Option<Partition>, String>,
+    /// Why shards are halted, and which.
+    shards_halted: BTreeMap<String, BTreeSet<u32>>,
     probed: Instant,
     /// Whether Redis answers for each shard.
     redis: Arc<ByShard>,
@@ -141,6 +143,7 @@ impl Worker {
             stall: Stall::default(),
             recall_fault: None,
             halted: BTreeMap::new(),
+            shards_halted: BTreeMap::new(),
             probed: Instant::now(),
             other_catalogue_since: None,
             fenced: None,
@@ -260,6 +263,7 @@ impl Worker {
         tracing::info!(partitions = partitions.len(), "assigned");
         self.assignment = assignment;
         self.halted.clear();
+        self.shards_halted.clear();
         self.recall_fault = None;
         metrics::set_partitions_halted(0);
         metrics::set_shards_halted(0);
@@ -370,10 +374,10 @@ impl Worker {
                 self.parts.other_catalogue.notify_one();
             }
             Effect::Halted { shard, reason } => {
-                let reason = format!("shard {shard} is halted: {reason}");
-                tracing::error!(reason, "halted");
+                tracing::error!(shard, reason, "halted");
                 metrics::set_shards_halted(self.parts.pipeline.halted());
-                self.parts.health.set(Check::Shards, Err(reason));
+                self.shards_halted.entry(reason).or_default().insert(shard);
+                self.parts.health.set(Check::Shards, Err(status::halted_shards(&self.shards_halted)));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What the worker looks after every second: lag, standstill, the shards' catalogue, Redis' settings, and commits.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Done, Worker};
@@ -116,5 +117,32 @@ impl Worker {
             let topic = topic_of(&self.parts.config.kafka.topics, each.partition.input);
             metrics::forget_lag(topic, each.partition.index);
         }
+    }
+}
+
+/// Which shards are halted, and why: many may be for one reason.
+pub(super) fn halted_shards(by_reason: &BTreeMap<String, BTreeSet<u32>>) -> String {
+    let each = by_reason.iter().map(|(reason, shards)| match shards.iter().next() {
+        Some(shard) if shards.len() == 1 => format!("shard {shard} is halted: {reason}"),
+        _ => {
+            let shards: Vec<String> = shards.iter().map(u32::to_string).collect();
+            format!("shards {} are halted: {reason}", shards.join(", "))
+        }
+    });
+    each.collect::<Vec<_>>().join("; also: ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_halted_shards_are_named_with_their_reasons() {
+        let by_reason = BTreeMap::from([
+            ("redis may evict".to_owned(), BTreeSet::from([3, 1])),
+            ("a key is lost".to_owned(), BTreeSet::from([2])),
+        ]);
+        let told = halted_shards(&by_reason);
+        assert_eq!(told, "shard 2 is halted: a key is lost; also: shards 1, 3 are halted: redis may evict");
     }
 }
