@@ -1,5 +1,8 @@
 //! Tests against a real Kafka and a real Redis, started by `tests/run` or by `docker/services up`.
 
+// The futures of tests nest deeply: test, meter, store, connection, client library.
+#![recursion_limit = "256"]
+
 mod audit;
 mod backtest;
 mod bad_input;
