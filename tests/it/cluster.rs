@@ -280,7 +280,7 @@ async fn an_emptied_primary_halts_its_shards_and_the_others_go_on() {
     let emptied = owners[1];
     let _: () = case.cluster.nodes[emptied].tell(&["FLUSHALL"]).await;
     let lost: Vec<u32> = (0..SHARDS).filter(|shard| owners[*shard as usize] == emptied).collect();
-    unready(&case.running, &["[-]shards", "is halted", "it was emptied"]).await;
+    unready(&case.running, &["[-]shards", "halted", "it was emptied"]).await;
     until("all its shards are halted", || async {
         (metric(&case.running, "credit_meter_shards_halted").await == lost.len() as u64).then_some(())
     })
