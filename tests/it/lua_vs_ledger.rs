@@ -2,6 +2,9 @@
 //! same state, over random histories of commands, batches, duplicates, restamped retries, resends, overlaps,
 //! gaps, stale versions, dead notes and full outboxes, over renewals, lots that begin and end, late use, restatements.
 
+/// What has occurred, of what must not be rare.
+#[path = "lua_vs_ledger/counts.rs"]
+mod counts;
 /// Events and commands of a history.
 #[path = "lua_vs_ledger/made_up.rs"]
 mod made_up;
@@ -9,19 +12,16 @@ mod made_up;
 #[path = "lua_vs_ledger/other_calls.rs"]
 mod other_calls;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use credit_meter::ledger::account::AccountView;
-use credit_meter::ledger::call::{
-    Anchor, ApplyCall, LastRead, Partition, Range, RefusalReason, Reply, StaleAccount, Stamp,
-};
+use credit_meter::ledger::call::{Anchor, LastRead, Partition, Range, RefusalReason, Reply, StaleAccount, Stamp};
 use credit_meter::ledger::catalogue::{Amount, Catalogue};
 use credit_meter::ledger::command::{Command, refuse};
 use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{DAY_MS, Judge, UsageEvent};
-use credit_meter::ledger::once::mark_of;
 use credit_meter::ledger::outcome::{DeadReason, Denial, Verdict};
 use credit_meter::ledger::shard::{InitCall, InitReply, Shard};
 use credit_meter::ledger::steps::Step;
@@ -576,42 +576,6 @@ impl<'a> History<'a> {
         reply
     }
 
-    /// Events that were free since another was charged for the same.
-    fn count_once(&mut self, call: &ApplyCall, verdicts: &[Verdict]) {
-        let events = call.groups.iter().flat_map(|group| group.events.iter().map(move |event| (group, event)));
-        let mut charged = BTreeSet::new();
-        for ((group, event), verdict) in events.zip(verdicts) {
-            let class = &call.classes[event.class];
-            let Some(mark) = mark_of(group, class, event) else { continue };
-            match verdict {
-                Verdict::Free if class.cycle.is_some() => *self.replies.entry("free_once_late").or_insert(0) += 1,
-                Verdict::Free if charged.contains(&(&group.account, mark)) => {
-                    *self.replies.entry("free_once_in_call").or_insert(0) += 1;
-                }
-                Verdict::Free => *self.replies.entry("free_once").or_insert(0) += 1,
-                Verdict::Charged | Verdict::Capped => drop(charged.insert((&group.account, mark))),
-                Verdict::Denied(_) | Verdict::Duplicate | Verdict::Voided => {}
-            }
-        }
-    }
-
-    /// Events that were denied for what their members had used, and those of limited members that were not.
-    fn count_members(&mut self, call: &ApplyCall, verdicts: &[Verdict]) {
-        let events = call.groups.iter().flat_map(|group| group.events.iter().map(move |event| (group, event)));
-        for ((group, event), verdict) in events.zip(verdicts) {
-            let class = &call.classes[event.class];
-            let limited = group.member_count(class, event).is_some_and(|count| count.limit.is_some());
-            let kind = match verdict {
-                Verdict::Denied(Denial::MemberLimit) if class.judge.recorded() => "member_limit_stands",
-                Verdict::Denied(Denial::MemberLimit) if class.cycle.is_some() => "member_limit_late",
-                Verdict::Denied(Denial::MemberLimit) => "member_limit",
-                Verdict::Charged | Verdict::Capped if limited => "member_below_limit",
-                _ => continue,
-            };
-            *self.replies.entry(kind).or_insert(0) += 1;
-        }
-    }
-
     async fn check_due(&self, connection: &mut redis::aio::MultiplexedConnection) {
         let due = dump::due(connection, &self.keys.spell(Key::Due(0))).await;
         let own = self.shard.accounts.iter().map(|(name, account)| (name.clone(), account.due_ms()));
@@ -619,7 +583,8 @@ impl<'a> History<'a> {
     }
 }
 
-fn without_answer<T>(reply: Reply<T>) -> Reply<()> {
+/// A reply without what it says of the call that was applied.
+pub fn without_answer<T>(reply: Reply<T>) -> Reply<()> {
     match reply {
         Reply::OtherGeneration(stored) => Reply::OtherGeneration(stored),
         Reply::Torn { begun, ended } => Reply::Torn { begun, ended },

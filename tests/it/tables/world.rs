@@ -18,6 +18,7 @@ use credit_meter::store::keys::Keys;
 use redis::aio::MultiplexedConnection;
 
 use super::{LATE_AFTER_MS, NOON_MS};
+use crate::lua_vs_ledger::without_answer;
 use crate::support::redis::shared;
 use crate::support::{dump, own_prefix, service};
 
@@ -367,20 +368,3 @@ pub const REFUSALS: [&str; 11] = [
     "dead",
     "outbox_full",
 ];
-
-fn without_answer<T>(reply: Reply<T>) -> Reply<()> {
-    match reply {
-        Reply::OtherGeneration(stored) => Reply::OtherGeneration(stored),
-        Reply::Torn { begun, ended } => Reply::Torn { begun, ended },
-        Reply::DoneBefore => Reply::DoneBefore,
-        Reply::OtherPosition(stored) => Reply::OtherPosition(stored),
-        Reply::FellBack => Reply::FellBack,
-        Reply::OtherCatalogue(stored) => Reply::OtherCatalogue(stored),
-        Reply::Stale(stale) => Reply::Stale(stale),
-        Reply::AccountLost(account) => Reply::AccountLost(account),
-        Reply::Unknown { commands_position } => Reply::Unknown { commands_position },
-        Reply::Dead(notes) => Reply::Dead(notes),
-        Reply::OutboxFull { entries } => Reply::OutboxFull { entries },
-        Reply::Applied(_) => Reply::Applied(()),
-    }
-}
