@@ -117,6 +117,10 @@ enum Done {
         id: u64,
         state: ShardState,
     },
+    NoShardState {
+        shard: u32,
+        id: u64,
+    },
     Recalled {
         id: u64,
         published: Vec<Published>,
@@ -303,6 +307,7 @@ impl Worker {
                 let positions = state.positions.into_iter().collect();
                 self.on(Input::Positions { shard, id, generation: state.generation, positions });
             }
+            Done::NoShardState { shard, id } => self.on(Input::NoPositions { shard, id }),
             Done::Halt { shard, reason } => self.on(Input::Halt { shard, reason }),
             Done::Recalled { id, published, commands_end } => {
                 self.recall_fault = None;
@@ -419,16 +424,16 @@ impl Worker {
         });
     }
 
-    /// One try: the next probe asks again.
+    /// One try, which takes no longer than `redis.timeout` and a connection: the next probe asks again.
     fn ask_positions(&self, shard: u32, id: u64) {
         let (store, done, redis) = (self.parts.store.clone(), self.done.clone(), self.redis.clone());
         tokio::spawn(async move {
-            let told = match store.shard_state(shard).await {
-                Ok(state) => Done::ShardState { shard, id, state },
-                Err(StoreError::Broken(reason)) => Done::Halt { shard, reason },
-                Err(error) => return redis.set(shard, Err(error.to_string())),
+            let (told, answers) = match store.shard_state(shard).await {
+                Ok(state) => (Done::ShardState { shard, id, state }, Ok(())),
+                Err(StoreError::Broken(reason)) => (Done::Halt { shard, reason }, Ok(())),
+                Err(error) => (Done::NoShardState { shard, id }, Err(error.to_string())),
             };
-            redis.set(shard, Ok(()));
+            redis.set(shard, answers);
             let _ = done.send(told);
         });
     }

@@ -59,6 +59,11 @@ pub enum Input {
         generation: Option<String>,
         positions: BTreeMap<Partition, i64>,
     },
+    /// The shard has not said where it is; every question ends in this or an answer.
+    NoPositions {
+        shard: u32,
+        id: u64,
+    },
     /// Nothing may be sent to a shard any more.
     Halt {
         shard: u32,
@@ -100,6 +105,7 @@ pub enum Effect {
         id: u64,
         notes: Vec<Note>,
     },
+    /// For an answer, or word that there is none, however long it takes.
     AskPositions {
         shard: u32,
         id: u64,

@@ -25,8 +25,7 @@ pub struct Lane {
     ///
     /// [`ApplyCall::commands_first`]: crate::ledger::call::ApplyCall::commands_first
     pub commands_first: Option<i64>,
-    /// The question for the shard's positions that has no answer yet, and that no call has overtaken.
-    pub probe: Option<u64>,
+    pub probe: Probe,
     /// The shard has fallen back in some partition; how far in the others must be asked.
     pub suspect: bool,
     /// What was published about its records is not known: nothing is cut before it is. The number tells a question that
@@ -60,6 +59,17 @@ pub struct Hold {
     pub retry_at_ms: u64,
     /// Only the records that were read before the end was asked for may use it.
     pub records: usize,
+}
+
+/// The question for the shard's positions. One at a time is under way, so that a Redis that is slow is asked no more
+/// than it answers. A call overtakes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Probe {
+    #[default]
+    None,
+    UnderWay(u64),
+    /// It has no answer and will have none.
+    Failed,
 }
 
 /// What the lane does now. One call at a time is under way.

@@ -31,7 +31,7 @@ use crate::ledger::catalogue::Catalogue;
 pub use io::{Answer, Effect, Input, Progress};
 
 use batch::{Accounts, Batch, Call, Known};
-use lane::{Bounds, Lane, Push, ReadTo, Work};
+use lane::{Bounds, Lane, Probe, Push, ReadTo, Work};
 use record::{Body, Record};
 use recorded::{Decision, Recorded};
 
@@ -126,6 +126,7 @@ impl Pipeline {
             Input::Positions { shard, id, generation, positions } => {
                 self.probed(shard, id, generation, &positions, &mut effects);
             }
+            Input::NoPositions { shard, id } => self.probe_failed(shard, id),
             Input::Halt { shard, reason } => self.halt(shard, &mut effects, reason),
             Input::Catalogue(catalogue) => self.reprice(catalogue, &mut effects),
             Input::Tick => {}
@@ -362,7 +363,7 @@ impl Pipeline {
         let id = self.next_id();
         effects.push(Effect::Call { shard, id, call: call.clone() });
         let lane = self.lane(shard);
-        lane.probe = None;
+        lane.probe = Probe::None;
         lane.work = Work::InFlight { id, batch, call, attempts };
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lane::{Lane, ReadTo, Work};
+use super::lane::{Lane, Probe, ReadTo, Work};
 use super::recorded::{Published, Recorded};
 use super::{Effect, Pipeline, Reading};
 use crate::ledger::call::Partition;
@@ -25,7 +25,7 @@ impl Pipeline {
             return self.recall(effects);
         }
         for shard in suspects {
-            if self.lane(shard).probe.is_none() {
+            if self.lane(shard).probe == Probe::None {
                 self.ask_positions(shard, effects);
             }
         }
@@ -33,7 +33,7 @@ impl Pipeline {
 
     pub(super) fn ask_positions(&mut self, shard: u32, effects: &mut Vec<Effect>) {
         let id = self.next_id();
-        self.lane(shard).probe = Some(id);
+        self.lane(shard).probe = Probe::UnderWay(id);
         effects.push(Effect::AskPositions { shard, id });
     }
 
@@ -68,7 +68,8 @@ impl Pipeline {
 
     pub(super) fn probe(&mut self, effects: &mut Vec<Effect>) {
         for shard in 0..self.settings.shards {
-            if matches!(self.lane(shard).work, Work::Idle) {
+            let lane = self.lane(shard);
+            if matches!(lane.work, Work::Idle) && !matches!(lane.probe, Probe::UnderWay(_)) {
                 self.ask_positions(shard, effects);
             }
         }
@@ -79,6 +80,19 @@ impl Pipeline {
         }
     }
 
+    /// Asked again with the next [`Input::Probe`](super::Input::Probe), and no sooner: what fails may fail at once.
+    pub(super) fn probe_failed(&mut self, shard: u32, id: u64) {
+        let lane = self.lane(shard);
+        if lane.probe == Probe::UnderWay(id) {
+            lane.probe = Probe::Failed;
+        }
+    }
+
+    /// However old the answer is, it is safe to follow. It was asked for after the lane's last call was answered, so that
+    /// it is no older than what the lane knew before. What has moved the shard since (another worker, a call that was
+    /// given up, another fall) the next call finds out: its ranges and the positions it names beside them are compared
+    /// in the script that applies it, and what was published is asked for from wherever the lane then is. A time after
+    /// which an answer does not count would add nothing but a Redis that is slower, and a shard that never opens.
     pub(super) fn probed(
         &mut self,
         shard: u32,
@@ -89,10 +103,10 @@ impl Pipeline {
     ) {
         let lane = self.lane(shard);
         // A batch that was cut meanwhile finds out by itself.
-        if lane.probe != Some(id) {
+        if lane.probe != Probe::UnderWay(id) {
             return;
         }
-        lane.probe = None;
+        lane.probe = Probe::None;
         let partitions = lane.partitions();
         if generation.as_ref() != Some(&self.stamp.generation) {
             return self.other_generation(shard, generation, effects);
@@ -263,25 +277,51 @@ actions = ["reveal"]
     }
 
     #[test]
+    fn an_answer_that_takes_seconds_opens_its_lane() {
+        let mut pipeline = pipeline(1);
+        let effects = pipeline.on(0, Input::Assigned(vec![(PARTITION, vec![10])]));
+        recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
+        let calls = read(&mut pipeline, 0, 0, vec![record(10, (0, 1))]);
+        let answer = Answer::Apply(Reply::OtherPosition(vec![5]));
+        let first = asked(&pipeline.on(20, Input::Answered { shard: 0, id: calls[&0], answer }))[&0];
+
+        // As long as it may still be answered it is not asked again, and whoever ticks makes no haste.
+        for second in 1..=9 {
+            assert!(asked(&pipeline.on(1_000 * second, Input::Probe)).is_empty(), "second {second}");
+        }
+        pipeline.on(9_500, Input::NoPositions { shard: 0, id: first });
+        assert!(asked(&pipeline.on(9_501, Input::Tick)).is_empty(), "what fails may fail at once");
+        let second = asked(&pipeline.on(10_000, Input::Probe))[&0];
+        pipeline.on(10_100, Input::NoPositions { shard: 0, id: first });
+        assert!(asked(&pipeline.on(11_000, Input::Probe)).is_empty(), "word of the first is none of the second");
+
+        let (generation, positions) = (Some("g".into()), BTreeMap::from([(PARTITION, 5)]));
+        let effects = pipeline.on(15_000, Input::Positions { shard: 0, id: second, generation, positions });
+        recalled(&mut pipeline, recall(&effects).expect("what was published from there on is asked for"));
+        let epoch = pipeline.partitions[&PARTITION].epoch;
+        let calls = read(&mut pipeline, 15_100, epoch, vec![record(5, (0, 1))]);
+        assert_eq!(calls.keys().collect::<Vec<_>>(), [&0]);
+    }
+
+    #[test]
     fn a_lane_opens_with_the_answer_that_covers_it_and_no_other() {
         let mut pipeline = pipeline(3);
         let effects = pipeline.on(0, Input::Assigned(vec![(PARTITION, vec![10, 10, 10])]));
         recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
         let calls = read(&mut pipeline, 0, 0, (0..3).map(|shard| record(10 + i64::from(shard), (shard, 3))).collect());
+        let mut probed = BTreeMap::new();
         for (shard, id) in calls {
             let answer = Answer::Apply(Reply::OtherPosition(vec![5]));
-            pipeline.on(20, Input::Answered { shard, id, answer });
+            probed.extend(asked(&pipeline.on(20, Input::Answered { shard, id, answer })));
         }
         let answers = |pipeline: &mut Pipeline, shard: u32, id: u64| {
             let (generation, positions) = (Some("g".into()), BTreeMap::from([(PARTITION, 5)]));
             pipeline.on(40, Input::Positions { shard, id, generation, positions })
         };
-        let probed = asked(&pipeline.on(30, Input::Probe));
         assert!(recall(&answers(&mut pipeline, 0, probed[&0])).is_none(), "the others may answer at once");
-        let effects = pipeline.on(1_030, Input::Probe);
-        let first = recall(&effects).expect("they have not");
+        let first = recall(&pipeline.on(1_030, Input::Probe)).expect("they have not");
         // Where this one is, the question did not know.
-        answers(&mut pipeline, 1, asked(&effects)[&1]);
+        answers(&mut pipeline, 1, probed[&1]);
         recalled(&mut pipeline, first);
         let epoch = pipeline.partitions[&PARTITION].epoch;
         let calls = read(&mut pipeline, 1_040, epoch, vec![record(5, (0, 3)), record(6, (1, 3)), record(7, (2, 3))]);

@@ -1,7 +1,7 @@
 //! The pipeline against shards in memory, with everything that can go wrong between them, from a seed:
 //! lost calls, lost answers, answers that come late, calls that arrive after they were given up, two workers on the
 //! same partitions, rebalances, shards that fall back to an older state, chunks cut anywhere,
-//! catalogues that are replaced.
+//! catalogues that are replaced, a Redis that takes seconds to say where a shard is.
 //!
 //! Whatever happens, in the end each event is charged once, each dead record has its dead letter, and the totals
 //! add up to the records of the log.
@@ -83,6 +83,7 @@ fn every_event_is_charged_once_whatever_happens() {
         "unknown",
         "dead",
         "rewind",
+        "old_answer",
         "late_call",
         "rollback",
         "zombie",
@@ -131,6 +132,8 @@ struct World {
     /// From when on each of the prices counts that were added.
     starts: Vec<i64>,
     faulty: bool,
+    /// Seconds that a shard takes to say where it is.
+    slow: u32,
     met: BTreeMap<&'static str, u64>,
 }
 
@@ -139,7 +142,7 @@ struct Worker {
     cursors: BTreeMap<Partition, Cursor>,
     dead_letters: Vec<(u32, u64, Vec<Note>)>,
     asks: Vec<(u32, u64)>,
-    probes: Vec<(u32, u64)>,
+    probes: Vec<Question>,
     recalls: Vec<(u64, Vec<(Partition, i64)>)>,
     /// Shards whose last call was a question for accounts.
     asked: BTreeSet<u32>,
@@ -173,6 +176,16 @@ struct Cursor {
     epoch: u32,
 }
 
+/// Where a shard is.
+struct Question {
+    shard: u32,
+    id: u64,
+    /// What it saw, if it has come to the shard already.
+    seen: Option<BTreeMap<Partition, i64>>,
+    /// Seconds since it was asked.
+    waits: u32,
+}
+
 struct OnItsWay {
     worker: usize,
     shard: u32,
@@ -196,6 +209,7 @@ impl World {
         });
         let log = make_log(&mut rng);
         let rng_zombies = rng.random_bool(0.5);
+        let slow = if rng.random_bool(0.3) { 3 } else { 0 };
         let init = InitCall {
             generation: "g".into(),
             shards: SHARDS,
@@ -226,6 +240,7 @@ impl World {
             catalogue,
             starts: Vec::new(),
             faulty: true,
+            slow,
             met: BTreeMap::new(),
         };
         world.add_worker();
@@ -287,7 +302,10 @@ impl World {
             69..70 if self.faulty && self.starts.len() < PRICES => self.renew_catalogue(),
             70..80 => self.finish_side_work(worker),
             80..88 => self.on(worker, Input::Tick),
-            88..90 => self.on(worker, Input::Probe),
+            88..90 => {
+                self.workers[worker].probes.iter_mut().for_each(|question| question.waits += 1);
+                self.on(worker, Input::Probe);
+            }
             90..92 if self.faulty => self.assign(worker),
             92..94 if self.faulty && self.zombies && self.workers.len() < 3 => {
                 // The group believes that the first is gone; it does not.
@@ -397,13 +415,18 @@ impl World {
             self.dead_letters.extend(notes);
             self.on(worker, Input::DeadLettersProduced { shard, id });
         }
-        if let Some((shard, id)) = self.workers[worker].probes.pop()
-            && !(self.faulty && self.rng.random_bool(0.3))
-        {
-            let state = &self.shards[shard as usize];
-            let fence = state.fence.as_ref().expect("it was made");
-            let (generation, positions) = (Some(fence.generation.clone()), fence.positions.clone());
-            self.on(worker, Input::Positions { shard, id, generation, positions });
+        let probes = &mut self.workers[worker].probes;
+        if let Some(due) = probes.iter().rposition(|question| question.waits >= self.slow) {
+            let Question { shard, id, seen, .. } = probes.remove(due);
+            if self.faulty && self.rng.random_bool(0.3) {
+                self.on(worker, Input::NoPositions { shard, id });
+            } else {
+                let positions = seen.unwrap_or_else(|| self.positions(shard));
+                if positions != self.positions(shard) {
+                    self.meet("old_answer");
+                }
+                self.on(worker, Input::Positions { shard, id, generation: Some("g".into()), positions });
+            }
         }
         if let Some((id, from)) = self.workers[worker].recalls.pop() {
             let published = self.published(&from);
@@ -423,6 +446,10 @@ impl World {
         }
     }
 
+    fn positions(&self, shard: u32) -> BTreeMap<Partition, i64> {
+        self.shards[shard as usize].fence.as_ref().expect("it was made").positions.clone()
+    }
+
     fn on(&mut self, worker: usize, input: Input) {
         let now_ms = self.now_ms;
         if let Input::Catalogue(catalogue) = &input {
@@ -439,7 +466,10 @@ impl World {
                     self.workers[worker].dead_letters.push((shard, id, notes));
                 }
                 Effect::Recall { id, from } => self.workers[worker].recalls.push((id, from)),
-                Effect::AskPositions { shard, id } => self.workers[worker].probes.push((shard, id)),
+                Effect::AskPositions { shard, id } => {
+                    let seen = self.rng.random_bool(0.5).then(|| self.positions(shard));
+                    self.workers[worker].probes.push(Question { shard, id, seen, waits: 0 });
+                }
                 Effect::Rewind { partition, offset, epoch } => {
                     self.meet("rewind");
                     self.workers[worker].cursors.insert(partition, Cursor { next: offset, epoch });
