@@ -1,6 +1,6 @@
 //! A check that holds when it holds for every shard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Check, Health};
@@ -25,8 +25,14 @@ impl ByShard {
             Ok(()) => faults.remove(&shard),
             Err(fault) => faults.insert(shard, fault),
         };
-        let first = faults.iter().next().map(|(shard, fault)| format!("shard {shard}: {fault}"));
-        self.health.set(self.check, first.map_or(Ok(()), Err));
+        if faults.is_empty() {
+            return self.health.set(self.check, Ok(()));
+        }
+        let mut by_reason: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+        for (shard, fault) in faults.iter() {
+            by_reason.entry(fault.clone()).or_default().insert(*shard);
+        }
+        self.health.set(self.check, Err(name_shards(&by_reason, "", "")));
     }
 
     /// All shards are as good as new.
@@ -35,6 +41,18 @@ impl ByShard {
         faults.clear();
         self.health.set(self.check, Ok(()));
     }
+}
+
+/// Which shards something is the matter with, and why: it may be many for one reason. `one` and `many` follow the shards.
+pub fn name_shards(by_reason: &BTreeMap<String, BTreeSet<u32>>, one: &str, many: &str) -> String {
+    let each = by_reason.iter().map(|(reason, shards)| {
+        let named: Vec<String> = shards.iter().map(u32::to_string).collect();
+        match named.as_slice() {
+            [shard] => format!("shard {shard}{one}: {reason}"),
+            shards => format!("shards {}{many}: {reason}", shards.join(", ")),
+        }
+    });
+    each.collect::<Vec<_>>().join("; also: ")
 }
 
 #[cfg(test)]
@@ -49,7 +67,12 @@ mod tests {
         redis.set(3, Err("down".into()));
         redis.set(1, Ok(()));
         assert_eq!(state(), Some(Err("shard 3: down".into())));
-        redis.set(3, Ok(()));
+        redis.set(2, Err("asleep".into()));
+        redis.set(4, Err("down".into()));
+        assert_eq!(state(), Some(Err("shard 2: asleep; also: shards 3, 4: down".into())));
+        for shard in 2..=4 {
+            redis.set(shard, Ok(()));
+        }
         assert_eq!(state(), Some(Ok(())));
         redis.set(0, Err("down".into()));
         redis.clear();

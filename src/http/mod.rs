@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
-pub use by_shard::ByShard;
+pub use by_shard::{ByShard, name_shards};
 pub use health::{Check, Health};
 
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";

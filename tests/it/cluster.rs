@@ -48,14 +48,17 @@ impl Case {
     }
 
     async fn charged(&self) -> u64 {
+        let mut charged = 0;
+        for shard in 0..SHARDS {
+            charged += self.charged_in(shard).await;
+        }
+        charged
+    }
+
+    async fn charged_in(&self, shard: u32) -> u64 {
         until("redis tells the totals", || async {
-            let mut charged = 0;
-            for shard in 0..SHARDS {
-                let state = self.meter.store.shard_state(shard).await.ok()?;
-                let totals = state.totals.iter().filter(|total| total.1 == Outcome::Charged);
-                charged += totals.map(|total| total.2).sum::<u64>();
-            }
-            Some(charged)
+            let state = self.meter.store.shard_state(shard).await.ok()?;
+            Some(state.totals.iter().filter(|total| total.1 == Outcome::Charged).map(|total| total.2).sum())
         })
         .await
     }
@@ -210,6 +213,65 @@ async fn a_cluster_that_is_down_is_waited_for() {
     let sent = traffic.end().await;
     every_event_is_charged_once(&case.topics, &case.meter, &sent).await;
     case.running.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_says_nothing_holds_up_its_own_shards_only() {
+    let case = Case::start("blackhole").await;
+    for node in &case.cluster.nodes {
+        // Nobody takes over, and the other primaries serve what they have.
+        let _: () = node.tell(&["CONFIG", "SET", "cluster-replica-no-failover", "yes"]).await;
+        let _: () = node.tell(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
+    }
+    let traffic = Traffic::start(&case.topics, 20);
+    case.charges_more().await;
+    let owners = case.owners().await;
+    let shards_of = |owner: &usize| owners.iter().filter(|own| *own == owner).count();
+    let most = *owners.iter().max_by_key(|owner| shards_of(owner)).expect("there are shards");
+    let silent = &case.cluster.nodes[most];
+    let (standing, going): (BTreeSet<u32>, BTreeSet<u32>) =
+        (0..SHARDS).partition(|shard| owners[*shard as usize] == most);
+    assert!(standing.len() > 1 && !going.is_empty(), "{owners:?}");
+
+    // It takes connections and bytes, since the kernel does, and answers nothing.
+    silent.signal("-STOP");
+    let names_what_stands = async || {
+        until("readiness names the shards that stand still, and no others", || async {
+            let (_, told) = case.running.get("/readyz").await?;
+            let line = told.lines().find(|line| line.starts_with("[-]redis"))?;
+            (named_shards(line) == standing && line.contains(&silent.address())).then_some(())
+        })
+        .await;
+    };
+    names_what_stands().await;
+    // Each takes part in several of the calls and questions that time out meanwhile (after 2 s).
+    for round in 1..=5 {
+        for shard in &going {
+            let before = case.charged_in(*shard).await;
+            until(&format!("shard {shard} goes on, round {round}"), || async {
+                (case.charged_in(*shard).await > before + 100).then_some(())
+            })
+            .await;
+        }
+    }
+    names_what_stands().await;
+
+    silent.signal("-CONT");
+    case.running.ready().await;
+    for shard in standing {
+        let before = case.charged_in(shard).await;
+        until("what stood still goes on", || async { (case.charged_in(shard).await > before).then_some(()) }).await;
+    }
+    let sent = traffic.end().await;
+    every_event_is_charged_once(&case.topics, &case.meter, &sent).await;
+    case.running.ready().await;
+}
+
+/// The numbers after `shard` or `shards` in what readiness tells.
+fn named_shards(line: &str) -> BTreeSet<u32> {
+    let after = line.split("shard").skip(1);
+    let lists = after.filter_map(|rest| rest.trim_start_matches('s').split_once(':')).map(|(list, _)| list);
+    lists.flat_map(|list| list.split(',').filter_map(|number| number.trim().parse().ok())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Done, Worker};
 use crate::app::stall::{Stalled, Standing};
-use crate::http::Check;
+use crate::http::{Check, name_shards};
 use crate::ingest::client::topic_of;
 use crate::ingest::consumer::ToConsumer;
 use crate::metrics;
@@ -120,16 +120,9 @@ impl Worker {
     }
 }
 
-/// Which shards are halted, and why: many may be for one reason.
+/// Which shards are halted, and why.
 pub(super) fn halted_shards(by_reason: &BTreeMap<String, BTreeSet<u32>>) -> String {
-    let each = by_reason.iter().map(|(reason, shards)| match shards.iter().next() {
-        Some(shard) if shards.len() == 1 => format!("shard {shard} is halted: {reason}"),
-        _ => {
-            let shards: Vec<String> = shards.iter().map(u32::to_string).collect();
-            format!("shards {} are halted: {reason}", shards.join(", "))
-        }
-    });
-    each.collect::<Vec<_>>().join("; also: ")
+    name_shards(by_reason, " is halted", " are halted")
 }
 
 #[cfg(test)]
