@@ -53,6 +53,8 @@ use ticker::Ticker;
 
 /// How long a stopping meter waits for what is under way. What has no answer by then is resent at the next start.
 const STOP_WAIT: Duration = Duration::from_secs(10);
+/// Longer than a failover takes.
+const SILENT_AFTER: Duration = Duration::from_secs(5);
 
 /// Runs a meter on real Kafka and Redis until a signal stops it.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -209,6 +211,7 @@ pub async fn run(
             among: config.events.dead_letters_among as i64,
         },
         late_after_ms: config.events.late_after.as_millis() as i64,
+        silent_ms: SILENT_AFTER.as_millis() as u64,
     };
     let pipeline = Pipeline::new(settings, stamp, catalogue);
     let pulse = Arc::new(watchdog::Pulse::default());

@@ -374,6 +374,9 @@ impl Worker {
                 let _ = self.parts.reader.send(ToConsumer::Halt { partition });
                 self.halt_partition(Some(partition), reason);
             }
+            Effect::LetGo { shard, records } => {
+                tracing::warn!(shard, records, "it does not answer: what waits for it is read again once it does");
+            }
             Effect::OtherCatalogue { shard } => {
                 tracing::debug!(shard, "prices by another catalogue");
                 self.parts.other_catalogue.notify_one();

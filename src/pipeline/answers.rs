@@ -23,6 +23,10 @@ impl Pipeline {
             return;
         }
         let Work::InFlight { batch, call, attempts, .. } = std::mem::take(&mut lane.work) else { return };
+        match &answer {
+            Answer::None => _ = lane.silent_since_ms.get_or_insert(now_ms),
+            _ => (lane.silent_since_ms, lane.answered_at_ms) = (None, Some(now_ms)),
+        }
         match answer {
             Answer::None => {
                 let wait = (RETRY_MIN_MS << attempts.min(10)).min(RETRY_MAX_MS);

@@ -131,6 +131,11 @@ pub enum Effect {
         shard: u32,
         kind: &'static str,
     },
+    /// Records that wait for a shard that does not answer are not kept any more: they are read again.
+    LetGo {
+        shard: u32,
+        records: usize,
+    },
     /// The shard prices by another catalogue: nothing goes to it before [`Input::Catalogue`].
     OtherCatalogue {
         shard: u32,

@@ -31,8 +31,13 @@ pub struct Lane {
     /// What was published about its records is not known: nothing is cut before it is. The number tells a question that
     /// was asked before from one that covers it.
     pub shut: Option<u64>,
-    /// Its usage was read for a catalogue that asks for less: it is read again from where the shard is.
+    /// Its usage was read for a catalogue that asks for less, or let go of: it is read again from where the shard is, as
+    /// soon as no call is under way. Until then no range is cut and no usage is kept.
     pub reread: bool,
+    /// Since when its calls have had no answer.
+    pub silent_since_ms: Option<u64>,
+    /// When it last answered, a call or the question where it is.
+    pub answered_at_ms: Option<u64>,
     pub work: Work,
 }
 
@@ -102,7 +107,7 @@ pub struct ReadTo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Push {
     Queued,
-    /// It is the shard's already, or on its way, or the partition is another worker's.
+    /// It is the shard's already, or on its way, or read again, or the partition is another worker's.
     NotWanted,
     /// A range that was sent said that there is no such record.
     Contradiction,
@@ -124,7 +129,8 @@ impl Lane {
 
     pub fn push(&mut self, record: Record, now_ms: u64) -> Push {
         let Some(mark) = self.marks.get_mut(&record.partition) else { return Push::NotWanted };
-        if record.offset < mark.known || matches!(self.work, Work::Halted) {
+        let read_again = self.reread && record.partition.input == Input::Usage;
+        if record.offset < mark.known || read_again || matches!(self.work, Work::Halted) {
             return Push::NotWanted;
         }
         if record.offset < mark.sent {
@@ -384,6 +390,14 @@ impl Lane {
     pub fn forget(&mut self, partition: Partition) {
         self.drop_records(|record| record.partition == partition);
         self.marks.remove(&partition);
+    }
+
+    /// Lets go of the usage that waits: it is read again. The number of records.
+    pub fn let_go(&mut self) -> usize {
+        let before = self.usage.len();
+        self.drop_records(|record| record.partition.input == Input::Usage);
+        self.reread = true;
+        before
     }
 
     pub fn halt(&mut self) {

@@ -21,6 +21,8 @@ pub mod recorded;
 pub mod report;
 /// Another catalogue.
 mod repricing;
+/// A shard that does not answer.
+mod silent;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub dead_limit: DeadLimit,
     /// How long after its end a closed cycle is looked at again.
     pub late_after_ms: i64,
+    /// Records of a shard that has not answered for so long may be let go of, and read again later.
+    pub silent_ms: u64,
 }
 
 /// Beyond so many dead records among so many offsets of a partition it halts: a bad price list or program must not
@@ -124,6 +128,7 @@ impl Pipeline {
             Input::DeadLettersProduced { shard, id } => self.dead_letters_produced(now_ms, shard, id, &mut effects),
             Input::Probe => self.probe(&mut effects),
             Input::Positions { shard, id, generation, positions } => {
+                self.lane(shard).answered_at_ms = Some(now_ms);
                 self.probed(shard, id, generation, &positions, &mut effects);
             }
             Input::NoPositions { shard, id } => self.probe_failed(shard, id),
@@ -139,13 +144,15 @@ impl Pipeline {
                 self.advance(now_ms, shard, &mut effects);
             }
         }
+        self.let_go_of_silent(now_ms, &mut effects);
         effects
     }
 
     /// Whether the worker should go on reading a topic. Usage that waits for commands must not keep them out.
     pub fn wants_more(&self, input: Topic) -> bool {
-        let queued: usize = self.lanes.iter().map(|lane| lane.queued_of(input)).sum();
-        queued < self.settings.queue_max
+        // What a silent shard has in hand was counted when it was read, and stays.
+        let lanes = self.lanes.iter().filter(|lane| !lane.reread);
+        lanes.map(|lane| lane.queued_of(input)).sum::<usize>() < self.settings.queue_max
     }
 
     pub fn queued(&self) -> usize {

@@ -186,6 +186,7 @@ actions = ["reveal"]
             queue_max: 100,
             dead_limit: DeadLimit { records: 10, among: 10 },
             late_after_ms: 0,
+            silent_ms: 1_000,
         };
         Pipeline::new(settings, Arc::new(stamp), Arc::new(catalogue))
     }

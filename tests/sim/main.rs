@@ -84,6 +84,7 @@ fn every_event_is_charged_once_whatever_happens() {
         "dead",
         "rewind",
         "old_answer",
+        "let_go",
         "late_call",
         "rollback",
         "zombie",
@@ -134,6 +135,8 @@ struct World {
     faulty: bool,
     /// Seconds that a shard takes to say where it is.
     slow: u32,
+    /// A shard whose calls have no answer, though some arrive.
+    silent: Option<usize>,
     met: BTreeMap<&'static str, u64>,
 }
 
@@ -241,6 +244,7 @@ impl World {
             starts: Vec::new(),
             faulty: true,
             slow,
+            silent: None,
             met: BTreeMap::new(),
         };
         world.add_worker();
@@ -256,9 +260,10 @@ impl World {
         let settings = Settings {
             shards: SHARDS,
             bounds,
-            queue_max: 100,
+            queue_max: self.rng.random_range(20..100),
             dead_limit: DeadLimit { records: 1_000, among: 1_000 },
             late_after_ms: 259_200_000,
+            silent_ms: 100,
         };
         self.workers.push(Worker {
             pipeline: Pipeline::new(settings, self.stamp.clone(), self.catalogue.clone()),
@@ -311,6 +316,10 @@ impl World {
                 // The group believes that the first is gone; it does not.
                 self.meet("zombie");
                 self.add_worker();
+            }
+            94 if self.faulty && self.rng.random_bool(0.2) => {
+                let shard = self.rng.random_range(0..self.shards.len());
+                self.silent = self.silent.is_none().then_some(shard);
             }
             94..97 => {
                 let shard = self.rng.random_range(0..self.shards.len());
@@ -372,7 +381,14 @@ impl World {
             return;
         }
         let index = self.rng.random_range(0..self.calls.len());
-        let lot = if self.faulty { self.rng.random_range(0..10) } else { 9 };
+        let silent = self.faulty && self.silent == Some(self.calls[index].shard as usize);
+        let lot = if silent {
+            0
+        } else if self.faulty {
+            self.rng.random_range(0..10)
+        } else {
+            9
+        };
         if lot == 0 && !self.calls[index].given_up {
             // Given up before it arrives: it may arrive at any time from now on.
             self.calls[index].given_up = true;
@@ -474,6 +490,7 @@ impl World {
                     self.meet("rewind");
                     self.workers[worker].cursors.insert(partition, Cursor { next: offset, epoch });
                 }
+                Effect::LetGo { .. } => self.meet("let_go"),
                 Effect::OtherCatalogue { .. } => self.workers[worker].other_catalogue = true,
                 Effect::Halted { shard, reason } => panic!("seed {}: shard {shard} halted: {reason}", self.seed),
                 Effect::HaltedPartition { reason, .. } => panic!("seed {}: {reason}", self.seed),
