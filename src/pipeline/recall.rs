@@ -146,7 +146,7 @@ impl Pipeline {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -157,7 +157,7 @@ mod tests {
     use crate::pipeline::record::{Body, Record};
     use crate::pipeline::{Answer, DeadLimit, Input, Settings};
 
-    const PARTITION: Partition = Partition { input: Topic::Usage, index: 0 };
+    pub const PARTITION: Partition = Partition { input: Topic::Usage, index: 0 };
     const CATALOGUE: &str = r#"
 version = 1
 [credit_types.email]
@@ -169,7 +169,7 @@ allowance = { email = 10 }
 actions = ["reveal"]
 "#;
 
-    fn pipeline(shards: u32) -> Pipeline {
+    pub fn pipeline(shards: u32) -> Pipeline {
         let catalogue = Catalogue::parse(CATALOGUE).unwrap();
         let stamp = Stamp {
             generation: "g".into(),
@@ -192,7 +192,7 @@ actions = ["reveal"]
     }
 
     /// Usage of an account of a shard, of two or of three.
-    fn record(offset: i64, (shard, of_shards): (u32, u32)) -> Record {
+    pub fn record(offset: i64, (shard, of_shards): (u32, u32)) -> Record {
         let of = |account: String| Record {
             partition: PARTITION,
             offset,
@@ -220,7 +220,7 @@ actions = ["reveal"]
     }
 
     /// Has these records read, and gives the calls that go out.
-    fn read(pipeline: &mut Pipeline, now_ms: u64, epoch: u32, records: Vec<Record>) -> BTreeMap<u32, u64> {
+    pub fn read(pipeline: &mut Pipeline, now_ms: u64, epoch: u32, records: Vec<Record>) -> BTreeMap<u32, u64> {
         let mut effects = pipeline.on(now_ms, Input::Records { partition: PARTITION, epoch, records });
         effects.extend(pipeline.on(now_ms + 10, Input::Tick));
         let call = |effect: &Effect| match effect {
@@ -230,12 +230,12 @@ actions = ["reveal"]
         effects.iter().filter_map(call).collect()
     }
 
-    fn recall(effects: &[Effect]) -> Option<u64> {
+    pub fn recall(effects: &[Effect]) -> Option<u64> {
         effects.iter().find_map(|effect| if let Effect::Recall { id, .. } = effect { Some(*id) } else { None })
     }
 
     /// The shards that are asked where they are.
-    fn asked(effects: &[Effect]) -> BTreeMap<u32, u64> {
+    pub fn asked(effects: &[Effect]) -> BTreeMap<u32, u64> {
         let asked = |effect: &Effect| match effect {
             Effect::AskPositions { shard, id } => Some((*shard, *id)),
             _ => None,
@@ -243,7 +243,7 @@ actions = ["reveal"]
         effects.iter().filter_map(asked).collect()
     }
 
-    fn recalled(pipeline: &mut Pipeline, id: u64) {
+    pub fn recalled(pipeline: &mut Pipeline, id: u64) {
         pipeline.on(0, Input::Recalled { id, published: Vec::new(), commands_end: 0 });
     }
 

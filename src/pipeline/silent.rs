@@ -23,3 +23,76 @@ impl Pipeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::recall::tests::{PARTITION, asked, pipeline, read, recall, recalled, record};
+    use super::*;
+    use crate::ledger::call::Reply;
+    use crate::pipeline::{Answer, Input};
+
+    /// Two shards, of which the first has not answered since 20 ms, and a queue that is full for it.
+    fn full() -> Pipeline {
+        let mut pipeline = pipeline(2);
+        let effects = pipeline.on(0, Input::Assigned(vec![(PARTITION, vec![10, 10])]));
+        recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
+        let calls = read(&mut pipeline, 0, 0, vec![record(10, (0, 2)), record(11, (1, 2))]);
+        pipeline.on(20, Input::Answered { shard: 1, id: calls[&1], answer: Answer::Apply(Reply::DoneBefore) });
+        pipeline.on(20, Input::Answered { shard: 0, id: calls[&0], answer: Answer::None });
+        let records = (12..112).map(|offset| record(offset, (0, 2))).collect();
+        pipeline.on(30, Input::Records { partition: PARTITION, epoch: 0, records });
+        assert!(!pipeline.wants_more(Topic::Usage));
+        pipeline
+    }
+
+    fn call(effects: &[Effect], of: u32) -> Option<u64> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Call { shard, id, .. } if *shard == of => Some(*id),
+            _ => None,
+        })
+    }
+
+    fn let_go(effects: &[Effect]) -> Option<(u32, usize)> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::LetGo { shard, records } => Some((*shard, *records)),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn what_waits_for_a_silent_shard_is_let_go_and_read_again_once_it_answers() {
+        let mut pipeline = full();
+        let effects = pipeline.on(900, Input::Probe);
+        let id = call(&effects, 0).expect("it goes out again");
+        let (generation, positions) = (Some("g".into()), BTreeMap::from([(PARTITION, 12)]));
+        let told = Input::Positions { shard: 1, id: asked(&effects)[&1], generation, positions };
+        assert_eq!(let_go(&pipeline.on(910, told)), None, "it may answer yet");
+        let effects = pipeline.on(1_020, Input::Tick);
+        assert_eq!(let_go(&effects), Some((0, 100)));
+        assert!(pipeline.wants_more(Topic::Usage), "others are read for");
+        let sweep = call(&effects, 1).expect("the other is told how far was read");
+        let told = Input::Answered { shard: 1, id: sweep, answer: Answer::Apply(Reply::DoneBefore) };
+        assert_eq!(let_go(&pipeline.on(1_030, told)), None, "once");
+        let more = vec![record(112, (0, 2)), record(113, (1, 2))];
+        assert_eq!(read(&mut pipeline, 1_040, 0, more).keys().collect::<Vec<_>>(), [&1]);
+
+        let answer = Answer::Apply(Reply::DoneBefore);
+        let effects = pipeline.on(2_000, Input::Answered { shard: 0, id, answer });
+        let rewind = effects.iter().find_map(|effect| match effect {
+            Effect::Rewind { offset, .. } => Some(*offset),
+            _ => None,
+        });
+        assert_eq!(rewind, Some(12), "from behind the range that it had in hand");
+    }
+
+    #[test]
+    fn nothing_is_let_go_where_no_shard_answers() {
+        let mut pipeline = full();
+        for second in 1..60 {
+            assert_eq!(let_go(&pipeline.on(1_000 * second, Input::Probe)), None);
+        }
+        assert!(!pipeline.wants_more(Topic::Usage));
+    }
+}
