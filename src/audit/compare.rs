@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::attempts::Reading;
 use super::fold::{Folded, Kept, unexplained};
 use super::look::FirstLook;
-use super::once::{Once, Way};
+use super::once::{Once, WAYS_MAX, Way};
+use super::point::{Point, PointError};
 use super::recorded::{DeadLetters, Decision, Denials};
 use super::report::{Difference, Named, RECORDS_MAX, Report, Topics};
 use super::resolve::{Between, Item, Priced, Resolver, Sums, early_ways};
+use super::save::{Below, Saver};
 use super::slices::Slice;
 use super::totals::Totals;
 use crate::ledger::account::{AccountView, Life};
@@ -33,18 +35,27 @@ pub struct Comparison<'a> {
     pub topics: &'a Topics,
     pub first: &'a FirstLook,
     pub totals: &'a mut Totals,
+    /// Of usage below the cut of the point that is saved.
+    pub settled: &'a mut Totals,
+    pub point: Option<&'a Point>,
+    pub saver: Option<&'a mut Saver>,
+    /// Records whose denials may be undone with the outbox that they are in.
+    pub unpublished: FxHashSet<(i32, i64)>,
     pub report: &'a mut Report,
 }
 
 impl Comparison<'_> {
     /// Compares all accounts of a slice, and holds the denials against what was found.
-    pub fn slice(mut self, slice: Slice, mut accounts: FxHashMap<Arc<str>, Folded>) {
+    pub fn slice(mut self, slice: Slice, mut accounts: FxHashMap<Arc<str>, Folded>) -> Result<(), PointError> {
         let mut order: Vec<_> = accounts.keys().cloned().collect();
         order.sort_unstable();
         for name in &order {
             let folded = accounts.get_mut(name).expect("it is a key");
             follow(self.resolver.catalogue, folded);
             folded.attempts.sort_unstable_by_key(|kept| (kept.identity.member, kept.partition, kept.offset));
+            if let (Some(point), Some(cycle)) = (self.point, Point::cycle_again(folded)) {
+                return Err(PointError::CycleAgain { path: point.path.clone(), account: name.to_string(), cycle });
+            }
             self.account(name, folded);
         }
         for ((index, offset), told) in self.denials.unfounded() {
@@ -74,10 +85,14 @@ impl Comparison<'_> {
                 records: Vec::new(),
             });
         }
+        Ok(())
     }
 
     fn account(&mut self, name: &str, folded: &Folded) {
-        let sums = self.sum(name, folded);
+        let (sums, below) = self.sum(name, folded);
+        if let Some(saver) = &mut self.saver {
+            saver.account(name, folded, &below, self.resolver.kinds, self.denials);
+        }
         self.report.ambiguous += sums.ambiguous;
         self.report.collisions += folded.commanded.collisions;
         let Some(stored) = &folded.stored else {
@@ -107,13 +122,23 @@ impl Comparison<'_> {
         }
     }
 
-    /// Adds an account's usage up, and tells of records that are explained twice or not at all.
-    fn sum(&mut self, name: &str, folded: &Folded) -> Sums {
+    /// Adds an account's usage up, and tells of records that are explained twice or not at all. Also what a point saves
+    /// of it.
+    fn sum(&mut self, name: &str, folded: &Folded) -> (Sums, Below) {
         let generations = folded.stored.as_ref().map(|stored| stored.generations.clone()).unwrap_or_default();
-        let mut sums = Sums { generations, ..Sums::default() };
+        let mut sums = Sums { generations: generations.clone(), ..Sums::default() };
+        let mut below = Below::of(&folded.base, folded.commanded.view.as_ref());
+        below.sums.generations = generations;
+        let set = below.marks.clone();
         let first = &self.first.positions[folded.shard as usize];
         let early = |kept: &Kept| kept.offset < first.at(Partition::usage(kept.partition));
         let (topics, totals, report) = (self.topics, &mut *self.totals, &mut *self.report);
+        let (saver, settled) = (self.saver.as_deref(), &mut *self.settled);
+        let settles = |attempts: &mut dyn Iterator<Item = &Priced>| {
+            saver.is_some_and(|saver| saver.settles(folded.shard, &self.unpublished, attempts))
+        };
+        let folds = |attempt: &&Priced| saver.is_some_and(|saver| saver.folds(attempt));
+        let mut settled_collisions = 0;
         let tolerance_ms = self.first.shards[folded.shard as usize].restamp_tolerance_ms;
         let mut once = Once::default();
         self.resolver.each(name, folded, early, tolerance_ms, self.denials, |resolver, item| match item {
@@ -136,7 +161,10 @@ impl Comparison<'_> {
                     records: vec![named],
                 });
             }
-            Item::Collision => report.collisions += 1,
+            Item::Collision(attempts) => {
+                report.collisions += 1;
+                settled_collisions += u64::from(settles(&mut attempts.iter()));
+            }
             Item::Event(attempts, readings) => {
                 let fallback;
                 let readings = if readings.is_empty() {
@@ -149,6 +177,13 @@ impl Comparison<'_> {
                 if once.keep(resolver, folded, attempts, readings) {
                     return sums.remember(attempts, readings);
                 }
+                let (sums, totals) = match settles(&mut attempts.iter()) {
+                    true => (&mut below.sums, &mut *settled),
+                    false => {
+                        below.kept.extend(attempts.iter().filter(folds));
+                        (&mut sums, &mut *totals)
+                    }
+                };
                 sums.add(resolver, attempts, readings);
                 if let ([attempt], [reading]) = (attempts, readings) {
                     if attempt.early {
@@ -168,7 +203,19 @@ impl Comparison<'_> {
                 }
             }
         });
-        once.each(&self.resolver, |ways| {
+        once.each(&self.resolver, &set, |events, ways| {
+            let attempts = || events.iter().flat_map(|event| &event.attempts);
+            let same_marks = ways.len() < WAYS_MAX && ways.windows(2).all(|pair| pair[0].set == pair[1].set);
+            let (sums, totals) = match same_marks && settles(&mut attempts()) {
+                true => {
+                    below.marks.extend(ways.iter().flat_map(|way| &way.set));
+                    (&mut below.sums, &mut *settled)
+                }
+                false => {
+                    below.kept.extend(attempts().filter(folds));
+                    (&mut sums, &mut *totals)
+                }
+            };
             sums.add_ways(&self.resolver, ways);
             let mut early: Vec<_> = ways.iter().map(Way::early).collect();
             early.sort_unstable();
@@ -180,7 +227,12 @@ impl Comparison<'_> {
                 _ => totals.add_one_of(folded.shard, &early),
             }
         });
-        sums
+        sums.plus(&below.sums);
+        if let Some(saver) = &mut self.saver {
+            saver.end.ambiguous += below.sums.ambiguous;
+            saver.end.collisions += settled_collisions;
+        }
+        (sums, below)
     }
 
     fn configuration(&mut self, name: &str, folded: &Folded, view: &AccountView, stored: &LookedAccount) {
@@ -285,7 +337,9 @@ impl Comparison<'_> {
     fn remembered(&mut self, name: &str, folded: &Folded, stored: &LookedAccount, sums: &Sums) {
         // A day that the floor has passed may be forgotten, or be about to be.
         let tolerance_ms = self.first.shards[folded.shard as usize].restamp_tolerance_ms;
-        let may_be_gone = |day: i64| forgettable(day, folded.floor_ms, tolerance_ms);
+        let point = self.point.map(|point| &point.header.shards[folded.shard as usize]);
+        let may_be_gone =
+            |day: i64| forgettable(day, folded.floor_ms, tolerance_ms) || point.is_some_and(|shard| shard.forgot(day));
         let mut days: Vec<i64> = sums.remembered.keys().chain(stored.remembered.keys()).copied().collect();
         days.sort_unstable();
         days.dedup();

@@ -1,7 +1,7 @@
 //! One account's usage, event by event: how each ended and what it took, with the audit's own pieces. Memory holds the
 //! events of that account only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -12,7 +12,8 @@ use super::compare::follow;
 use super::fold::{Folded, Kept, Kinds};
 use super::look::{self, FirstLook};
 use super::once::Once;
-use super::recorded::{Decision, Denials, Names, dead_letter};
+use super::point::Base;
+use super::recorded::{Decision, Denials, Heard, Names, dead_letter};
 use super::resolve::{self, Item, Priced, Resolver};
 use super::slices::Slice;
 use super::{AuditError, TELL_EVERY, Watch, raw};
@@ -118,7 +119,7 @@ pub async fn of_account(
     let mut denials = Denials::default();
     let keep = |entry: OutboxEntry| {
         if entry.output == Output::Denied && entry.account == account {
-            denials.add(&names, ALL, account, &entry.data);
+            denials.add(&names, ALL, Heard::Outbox, account, &entry.data);
         }
     };
     store.outbox(shard, keep).await?;
@@ -140,6 +141,7 @@ pub async fn of_account(
             attempts: Vec::new(),
             once: BTreeMap::new(),
             voids: BTreeMap::new(),
+            base: Base::default(),
         },
         denials,
         dead: FxHashMap::default(),
@@ -276,7 +278,8 @@ impl Teller<'_> {
     fn denied(&mut self, record: &LogRecord<'_>) {
         // The relay keys by account.
         if record.key == Some(self.account.as_bytes()) {
-            self.denials.publish(&self.names, ALL, record.value.unwrap_or_default());
+            let heard = Heard::Topic { partition: record.partition, offset: record.offset };
+            self.denials.publish(&self.names, ALL, heard, record.value.unwrap_or_default());
         }
     }
 
@@ -374,7 +377,7 @@ impl Teller<'_> {
         };
         let mut resolver = Resolver::new(catalogue, &self.kinds);
         resolver.each(&self.account, &self.folded, |_| true, tolerance_ms, &mut self.denials, each);
-        once.each(&resolver, |ways| {
+        once.each(&resolver, &BTreeSet::new(), |_, ways| {
             tell(&resolver, &ways.iter().map(|way| way.ended.as_slice()).collect::<Vec<_>>());
         });
     }

@@ -7,11 +7,12 @@ use rustc_hash::FxHashMap;
 
 use super::commands::Commanded;
 use super::look::{FirstLook, Positions, Seen};
+use super::point::{Base, Point, PointError, SavedAccount};
 use super::recorded::DeadLetters;
 use super::report::{Difference, Named, Report, Topics};
 use super::slices::Slice;
 use super::totals::Totals;
-use crate::ledger::call::Partition;
+use crate::ledger::call::{Input, Partition};
 use crate::ledger::catalogue::{Catalogue, Field};
 use crate::ledger::command::Command;
 use crate::ledger::event::{Identity, UsageEvent};
@@ -28,9 +29,15 @@ pub struct Fold<'a> {
     pub first: &'a FirstLook,
     pub dead: &'a mut DeadLetters,
     pub totals: &'a mut Totals,
+    /// Of usage below the cut of the point that is saved.
+    pub settled: &'a mut Totals,
+    pub cut: Option<&'a Positions>,
+    pub point: Option<&'a Point>,
     pub report: &'a mut Report,
     pub accounts: FxHashMap<Arc<str>, Folded>,
     pub kinds: Kinds,
+    /// Usage that the saved point cannot judge.
+    pub fault: Option<PointError>,
 }
 
 /// What the log tells of an account up to its positions.
@@ -47,6 +54,8 @@ pub struct Folded {
     pub once: BTreeMap<(i32, i64), Identity>,
     /// Which event a void takes back, by the void's partition and offset.
     pub voids: BTreeMap<(i32, i64), Identity>,
+    /// What a saved point says of it.
+    pub base: Base,
 }
 
 impl Folded {
@@ -60,6 +69,23 @@ impl Folded {
             attempts: Vec::new(),
             once: BTreeMap::new(),
             voids: BTreeMap::new(),
+            base: Base::default(),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn nobody() -> Folded {
+        Folded::new(0, Arc::default(), 0)
+    }
+
+    fn attempt(&mut self, kept: Kept, event: &UsageEvent) {
+        let place = (kept.partition, kept.offset);
+        self.attempts.push(kept);
+        if let Some(once) = event.once {
+            self.once.insert(place, once);
+        }
+        if let Some(voids) = event.voids {
+            self.voids.insert(place, voids);
         }
     }
 }
@@ -108,6 +134,28 @@ impl<'a> Fold<'a> {
         }
     }
 
+    /// Goes on from what a saved point says. `None`: it is none that this program writes.
+    pub fn restore(&mut self, saved: &SavedAccount) -> Option<()> {
+        let shard = self.shard_of(&saved.account);
+        let positions = &self.first.positions[shard as usize];
+        let unseen = || Folded::new(shard, Arc::new(positions.clone()), 0);
+        let folded = self.accounts.entry(saved.account.as_str().into()).or_insert_with(unseen);
+        folded.base = Base::of(saved);
+        for record in &saved.records {
+            let event = record.event()?;
+            let kept = Kept {
+                identity: event.identity,
+                append_ms: record.append_ms,
+                time_ms: event.time_ms,
+                offset: record.offset,
+                partition: record.partition,
+                kind: self.kinds.of(&event),
+            };
+            folded.attempt(kept, &event);
+        }
+        Some(())
+    }
+
     fn shard_of(&self, account: &str) -> u32 {
         shard_of(account, self.first.positions.len() as u32)
     }
@@ -154,21 +202,24 @@ impl<'a> Fold<'a> {
         if self.dead.take(record.partition, record.offset) {
             return self.count_dead(record, self.shard_of(&event.account));
         }
-        let kind = self.kinds.of(event);
+        let (kind, point) = (self.kinds.of(event), self.point);
+        let first = self.first;
         let Some(account) = self.account(&event.account, record) else { return };
-        account.attempts.push(Kept {
+        let (partition, offset, shard) = (record.partition, record.offset, account.shard);
+        let kept = Kept {
             identity: event.identity,
             append_ms: record.append_ms,
             time_ms: event.time_ms,
-            offset: record.offset,
-            partition: record.partition.index,
+            offset,
+            partition: partition.index,
             kind,
-        });
-        if let Some(once) = event.once {
-            account.once.insert((record.partition.index, record.offset), once);
-        }
-        if let Some(voids) = event.voids {
-            account.voids.insert((record.partition.index, record.offset), voids);
+        };
+        account.attempt(kept, event);
+        let tolerance_ms = first.shards[shard as usize].restamp_tolerance_ms;
+        let judges = |point: &&Point| point.judges(shard, partition, offset, event.time_ms, tolerance_ms);
+        if let Some(point) = point.filter(|point| !judges(point)) {
+            let path = point.path.clone();
+            self.fault.get_or_insert(PointError::DatedBefore { path, partition, offset });
         }
     }
 
@@ -198,8 +249,11 @@ impl<'a> Fold<'a> {
     }
 
     fn count_dead(&mut self, record: &Record, shard: u32) {
-        if self.is_early(shard, record.partition, record.offset) {
-            self.totals.add(shard, record.partition, Outcome::DeadLettered);
+        let (partition, offset) = (record.partition, record.offset);
+        let folds = partition.input == Input::Usage && self.cut.is_some_and(|cut| offset < cut.at(partition));
+        if self.is_early(shard, partition, offset) {
+            let totals = if folds { &mut *self.settled } else { &mut *self.totals };
+            totals.add(shard, partition, Outcome::DeadLettered);
         }
     }
 }

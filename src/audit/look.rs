@@ -52,6 +52,15 @@ impl Positions {
         }
     }
 
+    /// Of the usage topic, by partition.
+    pub fn of_usage(usage: Vec<i64>) -> Positions {
+        Positions { usage, commands: 0 }
+    }
+
+    pub fn usage(&self) -> &[i64] {
+        &self.usage
+    }
+
     /// Those that have a position.
     pub fn partitions(&self) -> Vec<Partition> {
         let usage = (0..self.usage.len()).map(|index| Partition::usage(index as i32));

@@ -4,7 +4,7 @@
 //! nobody knows it afterwards, so that all *ways* count that the records allow. Where only some of an event's attempts ask
 //! for a mark, or for different ones, what they ask for is looked at together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -54,7 +54,7 @@ pub struct Once {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Way {
     pub ended: Vec<(Priced, Ended)>,
-    pub set: BTreeMap<Option<i32>, u64>,
+    pub set: BTreeSet<Mark>,
 }
 
 impl Once {
@@ -90,8 +90,8 @@ impl Once {
         asks
     }
 
-    /// For what hangs together, each way in which it may have ended.
-    pub fn each(self, resolver: &Resolver<'_>, mut visit: impl FnMut(&[Way])) {
+    /// For what hangs together, each way in which it may have ended. Marks that are set already stay so.
+    pub fn each(self, resolver: &Resolver<'_>, set: &BTreeSet<Mark>, mut visit: impl FnMut(&[&Asking], &[Way])) {
         let mut part_of: Vec<usize> = (0..self.events.len()).collect();
         let mut first: FxHashMap<Tie, usize> = FxHashMap::default();
         for (index, event) in self.events.iter().enumerate() {
@@ -108,7 +108,7 @@ impl Once {
         }
         for events in parts.values() {
             let any_void = events.iter().any(|event| event.is_void);
-            visit(&if any_void { voids::ways(resolver, events) } else { ways(resolver, events) });
+            visit(events, &if any_void { voids::ways(resolver, events, set) } else { ways(resolver, events, set) });
         }
     }
 }
@@ -123,7 +123,7 @@ fn root(part_of: &mut [usize], mut index: usize) -> usize {
 }
 
 /// All ways of some events: by how their attempts are read, and which of those that ask for a mark came first.
-fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
+fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Vec<Way> {
     let mut ways = Vec::new();
     let mut chosen = vec![0; events.len()];
     loop {
@@ -140,8 +140,9 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
             }
         }
         let mut found = vec![others];
-        for ((cycle, _), attempts) in &asking {
-            let firsts = firsts(attempts);
+        for (mark, attempts) in &asking {
+            let was_set = set.contains(mark);
+            let firsts = if was_set { vec![None] } else { firsts(attempts) };
             let mut longer = Vec::new();
             for (way, first) in found.iter().flat_map(|way| firsts.iter().map(move |first| (way, *first))) {
                 let mut way = way.clone();
@@ -150,7 +151,7 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
                     let free = free.then_some(Ended { outcome: Outcome::Free, charged: Credits::ZERO });
                     (**attempt, free.unwrap_or_else(|| resolver.ended(attempt, true)))
                 }));
-                *way.set.entry(*cycle).or_default() += 1;
+                way.set.extend((!was_set).then_some(*mark));
                 longer.push(way);
                 if ways.len() + longer.len() >= WAYS_MAX {
                     break;

@@ -28,6 +28,10 @@ pub struct Report {
     pub ambiguous: u64,
     /// Events that were taken for others: of the two halves of their identity only the remembered one is the same.
     pub collisions: u64,
+    /// Usage records that were read of the log, over all passes.
+    pub records_read: u64,
+    /// Usage records that the point stands for that was saved; `None`: none was.
+    pub saved: Option<u64>,
     /// Usage records that lay beyond those positions at the end of the audit.
     pub lag_records: u64,
     /// How often the log was read.

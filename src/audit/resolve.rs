@@ -35,8 +35,8 @@ pub enum Item<'a> {
     BadDenial(&'a Kept, &'a Class, Told),
     /// Attempts at one event, and how they can be read; no reading fits if there is none.
     Event(&'a [Priced], &'a [Reading]),
-    /// Two events whose remembered halves are the same.
-    Collision,
+    /// Two events whose remembered halves are the same: the attempts at both.
+    Collision(&'a [Priced]),
 }
 
 /// Prices of one account after the other.
@@ -95,7 +95,7 @@ impl<'a> Resolver<'a> {
                 attempts.push(Priced { kept: *kept, class, days, early: early(kept), decision });
             }
             if attempts.iter().any(|attempt| attempt.kept.identity != attempts[0].kept.identity) {
-                visit(self, Item::Collision);
+                visit(self, Item::Collision(&attempts));
             }
             match attempts.as_slice() {
                 [] => {}
@@ -187,7 +187,7 @@ impl<T: Copy + Ord + std::ops::Add<Output = T>> Between<T> {
         self.min <= value && value <= self.max
     }
 
-    fn add(&mut self, min: T, max: T) {
+    pub fn add(&mut self, min: T, max: T) {
         *self = Between { min: self.min + min, max: self.max + max };
     }
 }
@@ -235,9 +235,10 @@ impl Sums {
     /// Adds events that are charged once. Of several ways the least and the most of each sum count.
     pub fn add_ways(&mut self, resolver: &Resolver<'_>, ways: &[Way]) {
         self.charge_one_of(resolver, &ways.iter().map(|way| way.ended.as_slice()).collect::<Vec<_>>());
-        let cycles: BTreeSet<Option<i32>> = ways.iter().flat_map(|way| way.set.keys().copied()).collect();
+        let cycles: BTreeSet<Option<i32>> = ways.iter().flat_map(|way| &way.set).map(|(cycle, _)| *cycle).collect();
         for cycle in cycles {
-            let set = || ways.iter().map(|way| way.set.get(&cycle).copied().unwrap_or(0));
+            let of_cycle = |way: &Way| way.set.iter().filter(|(own, _)| *own == cycle).count() as u64;
+            let set = || ways.iter().map(of_cycle);
             let (min, max) = (set().min().unwrap_or(0), set().max().unwrap_or(0));
             self.marks.entry(cycle).or_default().add(min, max);
         }
@@ -284,6 +285,15 @@ impl Sums {
             let most = on_day.min(self.generations.get(&day).copied().unwrap_or(1));
             self.remembered.entry(day).or_default().add(u64::from(certain), most);
         }
+    }
+
+    /// Adds what other events come to.
+    pub fn plus(&mut self, other: &Sums) {
+        let Sums { charged, remembered, marks, ambiguous, generations: _ } = other;
+        charged.iter().for_each(|(key, sum)| self.charged.entry(key.clone()).or_default().add(sum.min, sum.max));
+        remembered.iter().for_each(|(day, sum)| self.remembered.entry(*day).or_default().add(sum.min, sum.max));
+        marks.iter().for_each(|(cycle, sum)| self.marks.entry(*cycle).or_default().add(sum.min, sum.max));
+        self.ambiguous += ambiguous;
     }
 
     fn charge(&mut self, resolver: &Resolver<'_>, attempt: &Priced, min: Credits, max: Credits) {

@@ -11,7 +11,7 @@ use crate::pipeline::record::{Body, Record};
 use crate::store::ShardState;
 use crate::store::look::LookedAccount;
 
-const CATALOGUE: &str = r#"
+pub(super) const CATALOGUE: &str = r#"
 version = 1
 [credit_types.email]
 [actions.reveal]
@@ -30,7 +30,7 @@ actions = ["reveal", "phone"]
 "#;
 
 /// 2026-11-24T12:00:00Z.
-const NOON_MS: i64 = 1_795_521_600_000;
+pub(super) const NOON_MS: i64 = 1_795_521_600_000;
 const TODAY: i64 = NOON_MS / DAY_MS;
 
 /// One shard with the account acme, and a log of usage.
@@ -137,7 +137,7 @@ impl Case {
         let slice = Slice { number: 0, of: 1 };
         let mut denials = Denials::default();
         for data in &self.denied {
-            denials.add(&names, slice, "acme", data);
+            denials.add(&names, slice, Heard::Outbox, "acme", data);
         }
         let mut dead = DeadLetters::default();
         for (partition, offset) in &self.dead {
@@ -161,9 +161,13 @@ impl Case {
             first: &first,
             dead: &mut dead,
             totals: &mut sums,
+            settled: &mut Totals::new(1),
+            cut: None,
+            point: None,
             report: &mut report,
             accounts: FxHashMap::default(),
             kinds: Kinds::default(),
+            fault: None,
         };
         let state = ShardState { positions: at(&self.positions), ..ShardState::default() };
         let positions = Positions::of(&state).into();
@@ -179,9 +183,14 @@ impl Case {
             topics: &topics,
             first: &first,
             totals: &mut sums,
+            settled: &mut Totals::new(1),
+            point: None,
+            saver: None,
+            unpublished: Default::default(),
             report: &mut report,
         }
-        .slice(slice, accounts);
+        .slice(slice, accounts)
+        .unwrap();
         compare::whole(&first, &dead, &sums, &topics, &mut report);
         report
     }
@@ -223,7 +232,7 @@ impl Case {
     }
 }
 
-fn config() -> AccountConfig {
+pub(super) fn config() -> AccountConfig {
     AccountConfig {
         plan: "basic".into(),
         anchor: "2026-11-01".parse().unwrap(),
@@ -236,7 +245,7 @@ fn config() -> AccountConfig {
     }
 }
 
-fn put() -> Record {
+pub(super) fn put() -> Record {
     let command = Command {
         account: "acme".into(),
         id: "put".into(),

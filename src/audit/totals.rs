@@ -2,10 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::report::{Difference, Report};
 use crate::ledger::call::{Input, Partition};
 use crate::ledger::outcome::Outcome;
 use crate::store::ShardState;
+
+/// A shard's totals of usage, as a saved point has them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SavedTotals {
+    certain: Vec<(i32, String, u64)>,
+    open: Vec<(i32, String, u64, u64)>,
+    open_sums: Vec<(String, u64, u64)>,
+    open_records: Vec<(i32, u64)>,
+}
 
 /// How often an outcome came: at least and at most. Which of two attempts in different partitions was the
 /// duplicate is not known.
@@ -15,7 +26,7 @@ struct Bounds {
     max: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Totals {
     shards: Vec<ShardTotals>,
 }
@@ -48,6 +59,64 @@ impl Totals {
         }
         add_bounds(&mut totals.open, ways, |&(partition, outcome)| (partition, outcome));
         add_bounds(&mut totals.open_sums, ways, |&(partition, outcome)| (partition.input, outcome));
+    }
+
+    /// Adds other records.
+    pub fn plus(&mut self, other: &Totals) {
+        for (own, other) in self.shards.iter_mut().zip(&other.shards) {
+            for (partition, counts) in &other.certain {
+                let sums = own.certain.entry(*partition).or_default();
+                sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+            }
+            other.open.iter().for_each(|(key, bounds)| own.open.entry(*key).or_default().add(*bounds));
+            other.open_sums.iter().for_each(|(key, bounds)| own.open_sums.entry(*key).or_default().add(*bounds));
+            other.open_records.iter().for_each(|(key, records)| *own.open_records.entry(*key).or_default() += records);
+        }
+    }
+
+    /// As a saved point has them. They are of usage alone.
+    pub fn to_saved(&self) -> Vec<SavedTotals> {
+        let saved = |totals: &ShardTotals| {
+            let counts = totals.certain.iter().flat_map(|(partition, counts)| {
+                Outcome::ALL.into_iter().map(|outcome| (partition.index, outcome, counts[outcome as usize]))
+            });
+            let counts = counts.filter(|(_, _, records)| *records > 0);
+            let open = totals.open.iter();
+            let sums = totals.open_sums.iter();
+            SavedTotals {
+                certain: counts.map(|(index, outcome, records)| (index, outcome.name().to_owned(), records)).collect(),
+                open: open
+                    .map(|((partition, outcome), Bounds { min, max })| {
+                        (partition.index, outcome.name().to_owned(), *min, *max)
+                    })
+                    .collect(),
+                open_sums: sums
+                    .map(|((_, outcome), Bounds { min, max })| (outcome.name().to_owned(), *min, *max))
+                    .collect(),
+                open_records: totals.open_records.iter().map(|(partition, n)| (partition.index, *n)).collect(),
+            }
+        };
+        self.shards.iter().map(saved).collect()
+    }
+
+    /// `None`: an outcome has a name that is none.
+    pub fn from_saved(saved: &[SavedTotals]) -> Option<Totals> {
+        let mut totals = Totals::new(saved.len() as u32);
+        for (own, saved) in totals.shards.iter_mut().zip(saved) {
+            for (index, name, records) in &saved.certain {
+                let counts = own.certain.entry(Partition::usage(*index)).or_default();
+                counts[Outcome::from_name(name)? as usize] = *records;
+            }
+            for (index, name, min, max) in &saved.open {
+                let key = (Partition::usage(*index), Outcome::from_name(name)?);
+                own.open.insert(key, Bounds { min: *min, max: *max });
+            }
+            for (name, min, max) in &saved.open_sums {
+                own.open_sums.insert((Input::Usage, Outcome::from_name(name)?), Bounds { min: *min, max: *max });
+            }
+            own.open_records = saved.open_records.iter().map(|(index, n)| (Partition::usage(*index), *n)).collect();
+        }
+        Some(totals)
     }
 
     /// Compares with what a shard has counted.
@@ -136,6 +205,11 @@ impl ShardTotals {
 }
 
 impl Bounds {
+    fn add(&mut self, other: Bounds) {
+        self.min += other.min;
+        self.max += other.max;
+    }
+
     fn shown(self) -> String {
         if self.min == self.max { self.min.to_string() } else { format!("{} to {}", self.min, self.max) }
     }
@@ -161,8 +235,6 @@ fn add_bounds<K: Ord + Copy>(
         }
     }
     for (key, own) in each {
-        let sum = bounds.entry(key).or_default();
-        sum.min += own.min;
-        sum.max += own.max;
+        bounds.entry(key).or_default().add(own);
     }
 }

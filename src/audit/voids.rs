@@ -42,6 +42,8 @@ struct State {
 
 struct Search<'a> {
     resolver: &'a Resolver<'a>,
+    /// Marks that are set already.
+    set: &'a BTreeSet<Mark>,
     /// By partition, in order.
     lanes: Vec<Vec<Step>>,
     steps: usize,
@@ -49,7 +51,7 @@ struct Search<'a> {
 }
 
 /// All ways of some events, voids among them.
-pub fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
+pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Vec<Way> {
     let mut found = Vec::new();
     let mut chosen = vec![0; events.len()];
     let mut steps = 0;
@@ -70,7 +72,7 @@ pub fn ways(resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
             lane.sort_unstable_by_key(|step| step.attempt.kept.offset);
         }
         let at = vec![0; lanes.len()];
-        let mut search = Search { resolver, lanes: lanes.into_values().collect(), steps, found };
+        let mut search = Search { resolver, set, lanes: lanes.into_values().collect(), steps, found };
         search.go(at, state);
         (steps, found) = (search.steps, search.found);
         if found.len() >= WAYS_MAX || steps >= STEPS_MAX || !next(&mut chosen, events) {
@@ -106,10 +108,7 @@ impl Search<'_> {
     }
 
     fn end(&mut self, state: State) {
-        let mut way = Way { ended: state.ended, ..Way::default() };
-        for (cycle, _) in state.marks {
-            *way.set.entry(cycle).or_default() += 1;
-        }
+        let mut way = Way { ended: state.ended, set: state.marks };
         way.ended.sort_unstable_by_key(|(attempt, _)| (attempt.kept.partition, attempt.kept.offset));
         if !self.found.contains(&way) {
             self.found.push(way);
@@ -139,7 +138,7 @@ impl Search<'_> {
         }
         let ended = self.resolver.ended(attempt, true);
         let takes = matches!(ended.outcome, Outcome::Charged | Outcome::Capped);
-        let is_marked = step.mark.is_some_and(|mark| state.marks.contains(&mark));
+        let is_marked = step.mark.is_some_and(|mark| state.marks.contains(&mark) || self.set.contains(&mark));
         if takes && is_marked && attempt.decision.is_none() {
             return state.ended.push((*attempt, Ended { outcome: Outcome::Free, charged: Credits::ZERO }));
         }

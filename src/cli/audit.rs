@@ -1,5 +1,6 @@
 //! Whether Redis holds what the log comes to.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,12 @@ pub struct AuditArgs {
     /// What folded records and accounts may take; with less, the log is read more often
     #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = values::bytes)]
     pub memory: u64,
+    /// Go on from a saved point: usage below it is not read
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// Save a point for later audits to go on from, if there is no difference; with --follow each goes on from the last
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
     /// Audit again and again, and serve /metrics on http.listen
     #[arg(long)]
     pub follow: bool,
@@ -38,16 +45,29 @@ pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Re
     if args.follow {
         return follow(args, config, output).await;
     }
-    let report = once(&args, config).await?;
+    let report = once(&args, args.from.clone(), config).await?;
     output.answer(&report, || text(&report))?;
+    tell_saved(&args, &report);
     Ok(if report.mismatches == 0 { Ended::Well } else { Ended::Badly })
 }
 
-async fn once(args: &AuditArgs, config: &Config) -> anyhow::Result<Report> {
+/// Says what became of `--save`.
+fn tell_saved(args: &AuditArgs, report: &Report) {
+    let Some(path) = args.save.as_deref().map(Path::display) else { return };
+    match report.saved {
+        Some(records) => eprintln!("saved to {path}: {records} usage records need not be read again"),
+        None => eprintln!(
+            "not saved to {path}: a point must be without differences, this audit found {}; mend them and audit again",
+            report.mismatches
+        ),
+    }
+}
+
+async fn once(args: &AuditArgs, from: Option<PathBuf>, config: &Config) -> anyhow::Result<Report> {
     let catalogue = read_catalogue(config)?;
     let (store, root) = state::open_with_root(config).await?;
     let mut progress = Progress { bar: output::progress(0) };
-    let options = Options { memory_bytes: args.memory };
+    let options = Options { memory_bytes: args.memory, from, save: args.save.clone() };
     let audited = audit::run(config, &catalogue, &store, &root, &options, &mut progress).await;
     progress.bar.finish_and_clear();
     Ok(audited?)
@@ -61,9 +81,11 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     tokio::spawn(app::stop_on_signal(stop.clone()));
     let serving = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
+    // Started again, it goes on from what it has saved.
+    let mut from = args.from.clone().or(args.save.clone().filter(|path| path.exists()));
     loop {
         let audited = tokio::select! {
-            audited = once(&args, config) => audited,
+            audited = once(&args, from.clone(), config) => audited,
             () = stop.cancelled() => break,
         };
         match &audited {
@@ -72,6 +94,8 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
                 let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 metrics::record_audit(accounts_checked, mismatches, lag_records, ended);
                 output.answer(report, || text(report))?;
+                tell_saved(&args, report);
+                from = args.save.clone().filter(|_| report.saved.is_some()).or(from);
             }
             Err(error) => {
                 metrics::record_audit_failure();

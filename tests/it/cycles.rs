@@ -31,8 +31,7 @@ pub struct Past {
 
 impl Past {
     pub async fn new(test: &str) -> Past {
-        let topics = Arc::new(Topics::stamped(test, 2, "CreateTime").await);
-        topics.remake("commands", 1, &[("message.timestamp.type", "CreateTime"), ("retention.ms", "-1")]).await;
+        let topics = Arc::new(Topics::of_the_past(test, 2).await);
         let mut meter = Meter::new(&topics, CATALOGUE);
         meter.set("EVENTS__AGE_FROM", "create");
         meter.set("TIME__TICK_EVERY", "200ms");
@@ -45,7 +44,7 @@ impl Past {
         running
     }
 
-    async fn command(&self, account: &str, kind: &str, id: &str, time: &str, data: Value) {
+    pub async fn command(&self, account: &str, kind: &str, id: &str, time: &str, data: Value) {
         self.topics.send_at("commands", &command(account, kind, id, time, data), at(time)).await;
     }
 
@@ -73,7 +72,7 @@ impl Past {
     }
 
     /// Time passes in all partitions.
-    async fn tick(&self, time: &str) {
+    pub async fn tick(&self, time: &str) {
         for partition in 0..2 {
             let event = json!({
                 "specversion": "1.0", "id": format!("tick-{time}"), "source": "tests", "type": "credits.tick.v1",
@@ -84,7 +83,7 @@ impl Past {
         }
     }
 
-    async fn meter_time(&self, time: &str) {
+    pub async fn meter_time(&self, time: &str) {
         until("meter time is there", || async {
             let states = self.meter.states().await;
             states.iter().all(|state| state.meter_time_ms >= at(time)).then_some(())

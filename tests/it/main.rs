@@ -26,6 +26,7 @@ mod outage;
 mod rebuild;
 mod redis_answers;
 mod renewals;
+mod saved_point;
 mod start;
 mod support;
 mod tables;

@@ -39,15 +39,21 @@ impl Topics {
 
     /// In a Kafka of the test's own.
     pub async fn create_in(brokers: &str, test: &str, partitions: i32) -> Topics {
-        Topics::make(brokers, test, partitions, "LogAppendTime").await
+        Topics::make(brokers, test, partitions, ["LogAppendTime"; 2]).await
     }
 
     /// With `CreateTime`, records carry their producer's clock.
     pub async fn stamped(test: &str, partitions: i32, timestamps: &str) -> Topics {
-        Topics::make(&service("KAFKA_BROKERS"), test, partitions, timestamps).await
+        Topics::make(&service("KAFKA_BROKERS"), test, partitions, [timestamps, "LogAppendTime"]).await
     }
 
-    async fn make(brokers: &str, test: &str, partitions: i32, timestamps: &str) -> Topics {
+    /// Usage and commands carry their producer's clock.
+    pub async fn of_the_past(test: &str, partitions: i32) -> Topics {
+        Topics::make(&service("KAFKA_BROKERS"), test, partitions, ["CreateTime"; 2]).await
+    }
+
+    /// `timestamps` of usage and of commands.
+    async fn make(brokers: &str, test: &str, partitions: i32, timestamps: [&str; 2]) -> Topics {
         let prefix = own_prefix(test);
         let admin: AdminClient<DefaultClientContext> = client(brokers).create().expect("an admin client");
         let name = |role: &str| format!("{prefix}.{role}");
@@ -56,15 +62,14 @@ impl Topics {
         let append =
             |topic| NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
         let ticks = name("ticks");
-        let mut topics = vec![append(&commands), append(&ticks)];
-        let mut of_usage =
-            append(&usage).set("max.message.bytes", "20000000").set("message.timestamp.type", timestamps);
-        if timestamps == "CreateTime" {
+        let stamped = |topic, timestamps| {
+            let topic = NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("message.timestamp.type", timestamps);
             // Kafka would delete what a producer dates months back.
-            of_usage = of_usage.set("retention.ms", "-1");
-        }
+            if timestamps == "CreateTime" { topic.set("retention.ms", "-1") } else { topic }
+        };
+        let mut of_usage = stamped(&usage, timestamps[0]).set("max.message.bytes", "20000000");
         of_usage.num_partitions = partitions;
-        topics.push(of_usage);
+        let mut topics = vec![stamped(&commands, timestamps[1]), append(&ticks), of_usage];
         let others = ["denied", "alerts", "cycles", "ledger", "dead-letter"].map(name);
         for topic in &others {
             topics.push(append(topic).set("max.message.bytes", "20100000"));
