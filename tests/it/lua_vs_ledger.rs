@@ -1,16 +1,23 @@
 //! The project's conscience: the scripts in a real Redis and the ledger give the same answers and end in the
 //! same state, over random histories of commands, batches, duplicates, restamped retries, resends, overlaps,
-//! gaps, stale versions, dead notes and full outboxes, over renewals, lots that begin and end, late use, restatements.
+//! gaps, stale versions, dead notes and full outboxes, over renewals, lots that begin and end, late use, restatements, voids,
+//! limits of members and other settings. `large.rs` has calls as large as they come, `poison.rs` keys of another type.
 
 /// What has occurred, of what must not be rare.
 #[path = "lua_vs_ledger/counts.rs"]
 mod counts;
+/// Calls as large as they come.
+#[path = "lua_vs_ledger/large.rs"]
+mod large;
 /// Events and commands of a history.
 #[path = "lua_vs_ledger/made_up.rs"]
 mod made_up;
 /// Calls that are neither usage nor commands.
 #[path = "lua_vs_ledger/other_calls.rs"]
 mod other_calls;
+/// Keys of another type.
+#[path = "lua_vs_ledger/poison.rs"]
+mod poison;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,11 +40,13 @@ use credit_meter::store::keys::{Key, Keys};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use redis::aio::MultiplexedConnection;
 
+use self::counts::Held;
 use crate::support::redis::shared;
 use crate::support::{dump, own_prefix, service};
 
-const HISTORIES: u64 = 2_500;
+const HISTORIES: u64 = 1_500;
 const STEPS: usize = 16;
 /// 10 March 2026: the midnight around which events lie.
 const MIDNIGHT_MS: i64 = 1_773_100_800_000;
@@ -105,6 +114,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         let prefix = own_prefix("lua");
         let store = RedisStore::new(&url, &prefix, 1, Duration::from_secs(60)).expect("an address");
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
+        history.accounts_first().await;
         for _ in 0..STEPS {
             history.step(&mut connection).await;
             history.check_books();
@@ -153,6 +163,11 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "void_came_late",
         "void_too_late",
         "refund",
+        "void_unmarks",
+        "void_frees_a_member",
+        "void_leaves_usage",
+        "void_refunds",
+        "void_refunds_a_closed_cycle",
         "member_limit",
         "member_limit_late",
         "member_limit_stands",
@@ -200,6 +215,10 @@ struct History<'a> {
     last: Option<Call>,
     published: Vec<String>,
     replies: BTreeMap<&'static str, u64>,
+    /// Each call is tried first with each key of another type.
+    poisons: Option<(MultiplexedConnection, String)>,
+    /// How often a script refused a kind of key.
+    refused_poison: BTreeMap<(&'static str, String), u64>,
 }
 
 impl<'a> History<'a> {
@@ -247,6 +266,19 @@ impl<'a> History<'a> {
             last: None,
             published: Vec::new(),
             replies: BTreeMap::new(),
+            poisons: None,
+            refused_poison: BTreeMap::new(),
+        }
+    }
+
+    /// Most histories begin with accounts that have something to use.
+    async fn accounts_first(&mut self) {
+        for account in ["a", "b", "c"] {
+            if self.rng.random_bool(0.7) {
+                let command = self.first_put(account);
+                let record = self.command_record(self.positions[&Partition::COMMANDS], command);
+                self.submit(vec![record]).await;
+            }
         }
     }
 
@@ -295,6 +327,11 @@ impl<'a> History<'a> {
         }
         if self.rng.random_bool(0.15) {
             self.accounts.clear(); // another worker, which knows nothing
+        }
+        if self.rng.random_bool(0.05) {
+            let stamp = Arc::make_mut(&mut self.stamp); // with other settings
+            stamp.breakdown = !stamp.breakdown;
+            stamp.restamp_tolerance_ms = self.rng.random_range(1..12) * MINUTE_MS;
         }
     }
 
@@ -417,10 +454,7 @@ impl<'a> History<'a> {
             let reply = self.send(&call).await;
             self.last = Some(call);
             match reply {
-                Reply::Applied(()) => {
-                    self.positions.extend(ends);
-                    return;
-                }
+                Reply::Applied(()) => return,
                 Reply::Stale(stale) => {
                     let many = |view: &AccountView| view.days.values().any(|layout| layout.generations() > 1);
                     let grown = stale.iter().filter(|each| each.view.as_ref().is_some_and(many)).count();
@@ -439,7 +473,7 @@ impl<'a> History<'a> {
                     let late = notes.iter().filter(|note| note.reason == DeadReason::VoidTooLate).count();
                     *self.replies.entry("void_too_late").or_insert(0) += late as u64;
                     self.dead.extend(notes.iter().map(|note| ((note.partition, note.offset), note.reason)));
-                    if self.rng.random_bool(0.3) {
+                    if self.rng.random_bool(0.1) {
                         // The worker dies here. The next one knows nothing, and finds other records alive.
                         self.dead.clear();
                         return;
@@ -512,16 +546,20 @@ impl<'a> History<'a> {
     /// The same call to Redis and to the ledger.
     async fn send(&mut self, call: &Call) -> Reply<()> {
         let seed = self.seed;
+        self.poison(call).await;
         let (kind, reply) = match call {
             Call::Apply(call) => {
+                let before = Held::by(&self.shard);
                 let stored = self.store.apply(0, call).await.expect("redis answers");
                 let expected = self.shard.apply(call);
                 assert_eq!(stored, expected, "seed {seed}: {call:#?}");
                 if let Reply::Applied(applied) = &stored {
+                    self.positions.extend(call.ranges.iter().map(|range| (range.partition, range.to)));
                     *self.replies.entry("grown_ahead").or_insert(0) += applied.grown.len() as u64;
                     *self.replies.entry("marks_grown_ahead").or_insert(0) += applied.grown_marks.len() as u64;
                     self.count_once(call, &applied.verdicts);
                     self.count_members(call, &applied.verdicts);
+                    self.count_given_back(before);
                     for verdict in &applied.verdicts {
                         *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
                     }
@@ -566,6 +604,7 @@ impl<'a> History<'a> {
                 let expected = self.shard.command(call);
                 assert_eq!(stored, expected, "seed {seed}: {call:#?}");
                 if let Reply::Applied(commanded) = &stored {
+                    self.positions.insert(call.range.partition, call.range.to);
                     let refused = commanded.outcome == credit_meter::ledger::outcome::Outcome::Refused;
                     *self.replies.entry(if refused { "refused_command" } else { "command" }).or_insert(0) += 1;
                 }

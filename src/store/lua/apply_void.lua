@@ -87,7 +87,10 @@ end
 
 -- An account that late events and voids change is read whole, once.
 local function whole_account(group)
-  group.whole = group.whole or read_account(group.key, group.account)
+  if not group.whole then
+    redis.call('ZCARD', KEYS[4]) -- an error if it is no sorted set: it is written with the account
+    group.whole = read_account(group.key, group.account)
+  end
   return group.whole
 end
 

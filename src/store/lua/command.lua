@@ -65,7 +65,9 @@ if account.version ~= tonumber(version) and not duplicate then
   show(reply, 0, shown_of(account))
   return reply
 end
-if not account.exists and redis.call('ZSCORE', KEYS[6], account.name) then
+-- Asked in any case: what is no sorted set is found out before anything is written.
+local is_listed = redis.call('ZSCORE', KEYS[6], account.name)
+if is_listed and not account.exists then
   return { 'account_lost', account.name }
 end
 local notes = redis.call('HGETALL', KEYS[2])

@@ -41,6 +41,7 @@ local outbox_entries = redis.call('XLEN', KEYS[2])
 if outbox_entries >= outbox_max then
   return { 'outbox_full', text(outbox_entries) }
 end
+redis.call('ZCARD', KEYS[3]) -- an error if it is no sorted set: it is written last, and must not fail then
 local meter_time, floor = tonumber(fence[4]), tonumber(fence[5])
 local types, is_type = {}, {}
 for i = 1, take_number() do

@@ -1,12 +1,59 @@
 use std::collections::BTreeSet;
 
 use credit_meter::ledger::call::ApplyCall;
+use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::once::mark_of;
 use credit_meter::ledger::outcome::{Denial, Verdict};
+use credit_meter::ledger::shard::Shard;
 
 use super::History;
 
+/// What voids take out of a shard.
+#[derive(Clone, Copy)]
+pub struct Held {
+    marks: usize,
+    members: Credits,
+    usage: Credits,
+    open: Credits,
+    closed: Credits,
+}
+
+impl Held {
+    pub fn by(shard: &Shard) -> Held {
+        let sum = |sum: Credits, more: Credits| sum + more;
+        let accounts = || shard.accounts.values();
+        Held {
+            marks: shard.marks.values().flat_map(|cycle| cycle.sets.values()).map(|set| set.len()).sum(),
+            members: shard.members.values().flat_map(|cycle| cycle.values()).copied().fold(Credits::ZERO, sum),
+            usage: shard.usage.values().flat_map(|day| day.values()).map(|used| used.credits).fold(Credits::ZERO, sum),
+            open: accounts()
+                .flat_map(|account| account.counters.values())
+                .map(|counter| counter.charged)
+                .fold(Credits::ZERO, sum),
+            closed: accounts()
+                .flat_map(|account| account.closed.values())
+                .flat_map(|closed| closed.counters.values())
+                .map(|counter| counter.charged)
+                .fold(Credits::ZERO, sum),
+        }
+    }
+}
+
 impl History<'_> {
+    /// Calls after which less is held.
+    pub fn count_given_back(&mut self, before: Held) {
+        let after = Held::by(&self.shard);
+        for (kind, less) in [
+            ("void_unmarks", after.marks < before.marks),
+            ("void_frees_a_member", after.members < before.members),
+            ("void_leaves_usage", after.usage < before.usage),
+            ("void_refunds", after.open < before.open),
+            ("void_refunds_a_closed_cycle", after.closed < before.closed),
+        ] {
+            *self.replies.entry(kind).or_insert(0) += u64::from(less);
+        }
+    }
+
     /// Events that were free since another was charged for the same.
     pub fn count_once(&mut self, call: &ApplyCall, verdicts: &[Verdict]) {
         let events = call.groups.iter().flat_map(|group| group.events.iter().map(move |event| (group, event)));

@@ -74,19 +74,13 @@ impl History<'_> {
             }
             return Arc::new(event);
         }
-        let account = *["a", "b", "c", "d \"}{", "nobody"].choose(rng).expect("not empty");
-        let action = *[
-            "reveal_email",
-            "reveal_email",
-            "reveal_email",
-            "reveal_phone",
-            "enrich",
-            "enrich",
-            "verify",
-            "unheard_of",
-        ]
-        .choose(rng)
-        .expect("not empty");
+        // Few accounts, so that they meet again; what is dead before it is judged is rare, since it holds its call up.
+        let account = *["a", "a", "a", "b", "b", "c", "d \"}{"].choose(rng).expect("not empty");
+        let account = if rng.random_bool(0.02) { "nobody" } else { account };
+        let action = *["reveal_email", "reveal_email", "reveal_phone", "reveal_phone", "enrich", "verify"]
+            .choose(rng)
+            .expect("not empty");
+        let action = if rng.random_bool(0.02) { "unheard_of" } else { action };
         let time_ms = match rng.random_range(0..40) {
             0 => MIDNIGHT_MS + 40 * DAY_MS,
             1 => MIDNIGHT_MS - 40 * DAY_MS,
@@ -104,7 +98,13 @@ impl History<'_> {
             time_ms,
             dated_ms: time_ms - ahead,
             action: action.into(),
-            quantity: *[1, 1, 1, 2, 3, 100_000_000, 1_000_000_000].choose(rng).expect("not empty"),
+            quantity: match rng.random_range(0..50) {
+                0 => 1_000_000_000, // beyond what an event may cost
+                1..4 => 100_000_000,
+                4..10 => 3,
+                10..18 => 2,
+                _ => 1,
+            },
             outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
             user: USERS.choose(rng).expect("not empty").map(Arc::from),
             fields: Box::default(),
@@ -150,9 +150,39 @@ impl History<'_> {
             void.time_ms += rng.random_range(-8..=8) * MINUTE_MS;
             void.dated_ms = void.time_ms.min(MIDNIGHT_MS + 12 * MINUTE_MS);
         }
+        if rng.random_bool(0.3) {
+            void.dated_ms = void.time_ms; // its event was appended before the time that it bears, the void is later
+        }
+        if rng.random_bool(0.1) {
+            void.once = once(&void.action, rng); // it names another contact, or none
+        }
         let void = Arc::new(void);
         self.sent.push(void.clone());
         void
+    }
+
+    /// A put that opens a cycle.
+    pub fn first_put(&mut self, account: &str) -> Command {
+        let body = self.put();
+        let CommandBody::Put(mut config) = body else { unreachable!("it is one") };
+        config.addons.retain(|addon| addon.credit_type != "fax");
+        if config.plan == "none" {
+            config.plan = "large".into();
+        }
+        if config.member_limits.iter().any(|limit| limit.credit_type == "fax") {
+            config.member_limits = Arc::default();
+        }
+        let id = format!("first {account}");
+        let command = Command {
+            account: account.into(),
+            identity: Identity::of("cli", &id),
+            id,
+            time_ms: MIDNIGHT_MS - 12 * MINUTE_MS,
+            command_type: ACCOUNT_PUT,
+            body: Ok(CommandBody::Put(config)),
+        };
+        self.commands.push(command.clone());
+        command
     }
 
     pub fn command(&mut self) -> Command {

@@ -1,0 +1,116 @@
+//! Whatever key of a shard is of another type: a call that meets it writes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use credit_meter::ledger::catalogue::Catalogue;
+use credit_meter::pipeline::batch::Call;
+use credit_meter::store::RedisStore;
+use redis::aio::MultiplexedConnection;
+
+use super::{CATALOGUE, History, STEPS};
+use crate::support::redis::shared;
+use crate::support::{dump, own_prefix, service};
+
+const HISTORIES: u64 = 40;
+
+/// All keys of a state, as Redis serializes them.
+type Snapshot = BTreeMap<String, Vec<u8>>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_meets_a_key_of_another_type_writes_nothing() {
+    let mut connection = shared().await;
+    let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
+    let mut refused: BTreeMap<(&str, String), u64> = BTreeMap::new();
+    for seed in 0..HISTORIES {
+        let prefix = own_prefix("poison");
+        let store = RedisStore::new(&service("REDIS_URL"), &prefix, 1, Duration::from_secs(60)).expect("an address");
+        let mut history = History::new(seed, &catalogue, &prefix, store).await;
+        history.poisons = Some((connection.clone(), prefix.clone()));
+        for _ in 0..STEPS {
+            history.step(&mut connection).await;
+        }
+        for (met, count) in history.refused_poison {
+            *refused.entry(met).or_default() += count;
+        }
+        restore(&mut connection, &prefix, &Snapshot::new()).await;
+    }
+    // Kinds of keys that each script must have met.
+    let met = [
+        ("apply", "shard notes outbox due a d v u o m"),
+        ("command", "shard notes outbox a c due"),
+        ("roll", "shard outbox due a"),
+    ];
+    for (script, kinds) in met {
+        for kind in kinds.split(' ') {
+            assert!(refused.contains_key(&(script, kind.to_owned())), "{script} never meets {kind}: {refused:?}");
+        }
+    }
+}
+
+impl History<'_> {
+    /// Sends a call again and again, with one poisoned key each time; then the state is as before.
+    pub async fn poison(&mut self, call: &Call) {
+        let Some((mut connection, prefix)) = self.poisons.clone() else { return };
+        let before = snapshot(&mut connection, &prefix).await;
+        carry(&self.store, call).await.expect("nothing is poisoned");
+        let after = snapshot(&mut connection, &prefix).await;
+        let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        for key in keys {
+            restore(&mut connection, &prefix, &before).await;
+            let mut poison = redis::pipe();
+            poison.del(key).cmd("GEOADD").arg(key).arg(1).arg(1).arg("poison");
+            let is_due = key.ends_with(":due");
+            if is_due {
+                poison.del(key).set(key, "poison"); // it is sorted itself
+            }
+            let _: () = poison.query_async(&mut connection).await.expect("redis answers");
+            let poisoned = snapshot(&mut connection, &prefix).await;
+            let answer = carry(&self.store, call).await;
+            let left = snapshot(&mut connection, &prefix).await;
+            if answer.is_err() {
+                let changed: Vec<_> = left.iter().filter(|(key, value)| poisoned.get(*key) != Some(value)).collect();
+                assert!(
+                    left == poisoned,
+                    "seed {}: {key} of another type: {answer:?}, {changed:?}; {call:#?}",
+                    self.seed
+                );
+                let name = key.rsplit_once('}').map_or("", |(_, name)| name).trim_start_matches(':');
+                let kind = name.split(':').next().unwrap_or_default().to_owned();
+                *self.refused_poison.entry((call.script(), kind)).or_default() += 1;
+            } else {
+                assert_eq!(left.get(key), poisoned.get(key), "seed {}: {key} is written over", self.seed);
+            }
+        }
+        restore(&mut connection, &prefix, &before).await;
+    }
+}
+
+async fn carry(store: &RedisStore, call: &Call) -> Result<(), String> {
+    match call {
+        Call::Apply(call) => store.apply(0, call).await.map(drop).map_err(|error| error.to_string()),
+        Call::Command(call) => store.command(0, call).await.map(drop).map_err(|error| error.to_string()),
+        Call::Roll(call) => store.roll(0, call).await.map(drop).map_err(|error| error.to_string()),
+    }
+}
+
+async fn snapshot(connection: &mut MultiplexedConnection, prefix: &str) -> Snapshot {
+    let keys = dump::keys(connection, prefix).await;
+    let mut dumps = redis::pipe();
+    for key in &keys {
+        dumps.cmd("DUMP").arg(key);
+    }
+    let dumps: Vec<Vec<u8>> = dumps.query_async(connection).await.expect("redis answers");
+    keys.into_iter().zip(dumps).collect()
+}
+
+async fn restore(connection: &mut MultiplexedConnection, prefix: &str, snapshot: &Snapshot) {
+    let mut restore = redis::pipe();
+    for key in dump::keys(connection, prefix).await {
+        restore.del(key).ignore();
+    }
+    for (key, value) in snapshot {
+        restore.cmd("RESTORE").arg(key).arg(0).arg(&value[..]).ignore();
+    }
+    let _: () = restore.query_async(connection).await.expect("redis answers");
+}
