@@ -2,9 +2,13 @@
 //!
 //!     cargo bench --bench end_to_end [-- --json] [--events 3000000] [--rounds 3]
 //!
+//! With `--redis-delay-ms 0,2,10` only the meter has its turns, with a Redis that is so many milliseconds away.
+//!
 //! Real Kafka and Redis: those that KAFKA_BROKERS and REDIS_URL name, or a set that `docker/services` starts for the
 //! run. One data set, read in turns by everyone, several rounds; the meter's result is checked each time.
 
+/// A Redis that is further away.
+mod away;
 /// The data set, and what must come of it.
 mod data;
 /// Clients of Kafka.
@@ -31,6 +35,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use away::Away;
 use data::{ACCOUNTS, DataSet, Day};
 use kafka::PARTITIONS;
 use meter::{Meter, SHARDS};
@@ -62,6 +67,9 @@ struct Arguments {
     /// Only the meter and what it is compared with first: reading and parsing
     #[arg(long)]
     quick: bool,
+    /// Only the meter, once a round for each of these milliseconds between it and Redis in either direction
+    #[arg(long, value_delimiter = ',', value_name = "MS,…", value_parser = clap::value_parser!(u64).range(..=1_000))]
+    redis_delay_ms: Vec<u64>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -82,6 +90,14 @@ fn main() -> anyhow::Result<()> {
         }
     });
     let bench = Bench::prepare(&arguments, root, services)?;
+    let delays = &arguments.redis_delay_ms;
+    if !delays.is_empty() {
+        let rounds: Vec<_> =
+            (0..arguments.rounds).map(|index| bench.delayed(index, delays)).collect::<Result<_, _>>()?;
+        let report = if arguments.json { report::delays_json } else { report::delays_text };
+        println!("{}", report(delays, &rounds, &bench.facts()?));
+        return Ok(());
+    }
     let mut rounds = Vec::new();
     for index in 0..arguments.rounds {
         rounds.push(bench.round(index, &runtime)?);
@@ -106,8 +122,9 @@ struct Bench {
     shards: u32,
     usage: String,
     table: data::Table,
-    /// A meter a round, and the bytes that an account of it takes.
+    /// A meter a round (a round and delay), and the bytes that an account of it takes.
     meters: Vec<(Meter, f64)>,
+    away: Option<Away>,
     services: Services,
 }
 
@@ -125,17 +142,21 @@ impl Bench {
         if services.are_own() {
             probe.settle()?;
         }
+        let delays = &arguments.redis_delay_ms;
+        let away = if delays.is_empty() { None } else { Some(Away::before(&services.redis_url)?) };
+        let redis_url = away.as_ref().map_or(&services.redis_url, |away| &away.redis_url);
+        let turns = arguments.rounds as usize * delays.len().max(1);
         let mut meters = Vec::new();
-        for round in 0..arguments.rounds {
-            let own = format!("{name}-{round}");
-            let meter = Meter::new(&services.brokers, &services.redis_url, &name, &own, &work_dir, arguments.shards)?;
+        for turn in 0..turns {
+            let own = format!("{name}-{turn}");
+            let meter = Meter::new(&services.brokers, redis_url, &name, &own, &work_dir, arguments.shards)?;
             meter.create_topics()?;
-            if round == 0 {
+            if turn == 0 {
                 let made = kafka::produce(&services.brokers, &format!("{name}.commands"), data::commands(day))?;
                 say(&format!("{made} commands are in kafka"));
             }
             let bytes = meter.make_accounts(&mut probe)?;
-            say(&format!("accounts of round {} of {}: {bytes:.0} bytes each", round + 1, arguments.rounds));
+            say(&format!("accounts of turn {} of {turns}: {bytes:.0} bytes each", turn + 1));
             meters.push((meter, bytes));
         }
         let mut set = DataSet::new(events, day);
@@ -155,8 +176,32 @@ impl Bench {
             usage,
             table,
             meters,
+            away,
             services,
         })
+    }
+
+    /// The meter's turns of a round, one a delay: what is compared ran within minutes. Each round begins with another
+    /// delay, since the first turn may find a colder machine.
+    fn delayed(&self, index: u32, delays: &[u64]) -> anyhow::Result<Vec<Run>> {
+        let away = self.away.as_ref().context("there is a way to Redis")?;
+        let mut runs = Vec::new();
+        for step in 0..delays.len() {
+            let nth = (index as usize + step) % delays.len();
+            let (meter, _) = &self.meters[index as usize * delays.len() + nth];
+            let mut probe = RedisProbe::open(&self.services.redis_url)?;
+            away.set_delay_ms(delays[nth]);
+            let measured = meter.work_off(self.events, &mut probe);
+            away.set_delay_ms(0);
+            let run = measured?.run;
+            let rate = run.events as f64 / run.seconds;
+            say(&format!("round {} of {}: {} ms away, meter {rate:.0}/s", index + 1, self.rounds, delays[nth]));
+            meter.check(&self.table, self.events, &mut probe).context("the meter has counted wrongly")?;
+            probe.delete(&meter.name)?;
+            runs.push((nth, run));
+        }
+        runs.sort_by_key(|(nth, _)| *nth);
+        Ok(runs.into_iter().map(|(_, run)| run).collect())
     }
 
     fn round(&self, index: u32, runtime: &Runtime) -> anyhow::Result<Round> {

@@ -59,7 +59,7 @@ struct Spread {
 }
 
 impl Spread {
-    fn of(rounds: &[Round], value: impl Fn(&Round) -> f64) -> Spread {
+    fn of<R>(rounds: &[R], value: impl Fn(&R) -> f64) -> Spread {
         let mut values: Vec<f64> = rounds.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
         let middle = values.len() / 2;
@@ -141,12 +141,45 @@ pub fn text(rounds: &[Round], facts: &[(&'static str, Value)]) -> String {
     for (_, what, size) in SIZES {
         add(what, Spread::of(rounds, size), 1);
     }
-    let mut text = format!("events/s, and processor time an event of the reader and of Redis\n{rates}\n\n{others}\n\n");
-    for (name, value) in facts {
-        let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        text.push_str(&format!("{:<14} {shown}\n", name.replace('_', " ")));
+    let facts = measured_on(facts);
+    format!("events/s, and processor time an event of the reader and of Redis\n{rates}\n\n{others}\n\n{facts}")
+}
+
+/// A row a delay: its rate, and that over the first delay's of the same round.
+fn by_delay(delays: &[u64], rounds: &[Vec<Run>]) -> Vec<(u64, Spread, Spread)> {
+    let of = |(nth, &delay_ms): (usize, &u64)| {
+        let rate = Spread::of(rounds, |round| round[nth].rate());
+        (delay_ms, rate, Spread::of(rounds, |round| round[nth].rate() / round[0].rate()))
+    };
+    delays.iter().enumerate().map(of).collect()
+}
+
+pub fn delays_json(delays: &[u64], rounds: &[Vec<Run>], facts: &[(&'static str, Value)]) -> String {
+    let rows = by_delay(delays, rounds).into_iter().map(|(delay_ms, rate, ratio)| {
+        json!({ "redis_delay_ms": delay_ms, "meter": rate.json(0), "over_first": ratio.json(3) })
+    });
+    let mut fields = Map::from_iter([("delays".to_owned(), rows.collect())]);
+    fields.extend(facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    Value::Object(fields).to_string()
+}
+
+pub fn delays_text(delays: &[u64], rounds: &[Vec<Run>], facts: &[(&'static str, Value)]) -> String {
+    let mut rates = table(&["ms to Redis, each way", "events/s", "over the first: min", "median", "max"]);
+    for (delay_ms, rate, ratio) in by_delay(delays, rounds) {
+        let mut row = vec![right(&delay_ms.to_string()), right(&thousands(rate.median))];
+        row.extend([ratio.min, ratio.median, ratio.max].map(|ratio| right(&format!("{ratio:.2}"))));
+        rates.add_row(row);
     }
-    text
+    format!("credit-meter serve on a backlog, by how far Redis is away\n{rates}\n\n{}", measured_on(facts))
+}
+
+/// What the figures were taken on, a line each.
+fn measured_on(facts: &[(&'static str, Value)]) -> String {
+    let line = |(name, value): &(&str, Value)| {
+        let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("{:<14} {shown}\n", name.replace('_', " "))
+    };
+    facts.iter().map(line).collect()
 }
 
 fn table(header: &[&str]) -> Table {
