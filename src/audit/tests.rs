@@ -50,7 +50,7 @@ struct Case {
 }
 
 impl Case {
-    /// Usage records: `partition@offset id quantity`, `!` stands before one that does not decode.
+    /// Usage records: `partition@offset id quantity appended`, the last in ms; `!` stands before one that does not decode.
     fn new(records: &[&str]) -> Case {
         let mut case = Case {
             records: Vec::new(),
@@ -77,7 +77,7 @@ impl Case {
             case.records.push(Record {
                 partition: Partition::usage(partition.parse().unwrap()),
                 offset: offset.parse().unwrap(),
-                append_ms: NOON_MS + 1000,
+                append_ms: NOON_MS + words.next().map_or(1000, |ms| ms.parse().unwrap()),
                 bytes: 100,
                 fingerprint: 0,
                 body,
@@ -322,6 +322,34 @@ fn a_void_takes_back_what_was_charged_in_every_order_that_the_log_allows() {
     case().stored(2, 3, &[(0, Charged, 2), (1, Voided, 1)]).agrees();
     case().stored(2, 3, &[(0, Charged, 1), (0, Voided, 1), (1, Voided, 1)]).agrees();
     case().marked(0).stored(0, 3, &[(0, Charged, 1), (0, Free, 1), (1, Voided, 1)]).agrees();
+}
+
+#[test]
+fn voids_among_many_events_of_one_contact_are_told_apart() {
+    // The voids come right behind the first two, in another partition.
+    let case = |events: i64| {
+        let events = (1..=events).map(|n| format!("0@{n} phone-a{n} 1 {}", 10 * n));
+        let voids = (1..=2).map(|n| format!("1@{n} void-phone-a{n} 1 {}", 10 * n + 5));
+        let records: Vec<String> = events.chain(voids).collect();
+        let mut case = Case::new(&records.iter().map(String::as_str).collect::<Vec<_>>());
+        case.positions = vec![1_000_000, 1_000_000];
+        case
+    };
+    let as_appended =
+        |n: u64| case(n as i64).marked(1).stored(2, n + 2, &[(0, Charged, 3), (0, Free, n - 3), (1, Voided, 2)]);
+    as_appended(100).agrees();
+    // One partition was read long before the other.
+    case(100).stored(0, 102, &[(0, Charged, 1), (0, Free, 99), (1, Voided, 2)]).agrees();
+    case(100).marked(1).stored(2, 102, &[(0, Charged, 1), (0, Free, 97), (0, Voided, 2), (1, Voided, 2)]).agrees();
+    case(100).marked(1).stored(8, 102, &[(0, Charged, 4), (0, Free, 96), (1, Voided, 2)]).differs(&[
+        "email.charged",
+        "total usage:0 free",
+        "total usage:0 charged",
+        "total usage free",
+        "total usage charged",
+    ]);
+    // More than can be tried in all orders.
+    as_appended(20_000).agrees();
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //! the ledger (`ledger/void.rs`, `ledger/once.rs`). With one partition there is one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
+
+use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use super::once::{Asking, Mark, WAYS_MAX, Way, next};
 use super::resolve::{Ended, Priced, Resolver};
@@ -11,6 +14,8 @@ use crate::ledger::outcome::Outcome;
 
 /// Events that are taken in all orders together.
 const STEPS_MAX: usize = 100_000;
+/// Choices on one way: each lies on the stack. From then on the log's own order counts.
+const DEPTH_MAX: usize = 512;
 
 /// An attempt that was decided.
 #[derive(Clone, Copy)]
@@ -24,7 +29,7 @@ struct Step {
 /// What was kept of an event; `None`: its void waits.
 type Kept = Option<Charge>;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Hash)]
 struct Charge {
     class: u32,
     cost: Credits,
@@ -37,7 +42,8 @@ struct State {
     /// By UTC day and event.
     kept: BTreeMap<(i64, i64), Kept>,
     marks: BTreeSet<Mark>,
-    ended: Vec<(Priced, Ended)>,
+    /// Of how the attempts ended so far, whatever their order.
+    ended: u64,
 }
 
 struct Search<'a> {
@@ -47,16 +53,20 @@ struct Search<'a> {
     /// By partition, in order.
     lanes: Vec<Vec<Step>>,
     steps: usize,
+    /// How the attempts ended on the way to where the search is.
+    ended: Vec<(Priced, Ended)>,
+    /// Places and states from which all ways are known.
+    met: FxHashSet<u64>,
     found: Vec<Way>,
 }
 
-/// All ways of some events, voids among them.
+/// All ways of some events, voids among them. The first is the one in which they were appended.
 pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Vec<Way> {
     let mut found = Vec::new();
     let mut chosen = vec![0; events.len()];
     let mut steps = 0;
     loop {
-        let mut state = State::default();
+        let mut ended = Vec::new();
         let mut lanes: BTreeMap<i32, Vec<Step>> = BTreeMap::new();
         for (event, reading) in events.iter().zip(&chosen) {
             let decided = event.readings.get(*reading).map_or(&[][..], |reading| reading);
@@ -64,7 +74,7 @@ pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -
                 let step = Step { attempt: *attempt, mark: *mark, event: event.tied_to.unwrap_or_default() };
                 match decided {
                     true => lanes.entry(attempt.kept.partition).or_default().push(step),
-                    false => state.ended.push((*attempt, resolver.ended(attempt, false))),
+                    false => ended.push((*attempt, resolver.ended(attempt, false))),
                 }
             }
         }
@@ -72,8 +82,9 @@ pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -
             lane.sort_unstable_by_key(|step| step.attempt.kept.offset);
         }
         let at = vec![0; lanes.len()];
-        let mut search = Search { resolver, set, lanes: lanes.into_values().collect(), steps, found };
-        search.go(at, state);
+        let lanes = lanes.into_values().collect();
+        let mut search = Search { resolver, set, lanes, steps, ended, met: FxHashSet::default(), found };
+        search.go(at, State::default(), 0);
         (steps, found) = (search.steps, search.found);
         if found.len() >= WAYS_MAX || steps >= STEPS_MAX || !next(&mut chosen, events) {
             return found;
@@ -82,7 +93,7 @@ pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -
 }
 
 impl Search<'_> {
-    fn go(&mut self, mut at: Vec<usize>, mut state: State) {
+    fn go(&mut self, mut at: Vec<usize>, mut state: State, depth: usize) {
         loop {
             let waiting = |lane: usize| self.lanes[lane].get(at[lane]).map(|step| (lane, *step));
             let mut candidates: Vec<(usize, Step)> = (0..at.len()).filter_map(waiting).collect();
@@ -90,29 +101,46 @@ impl Search<'_> {
             if candidates.iter().any(|(_, step)| step.attempt.early) {
                 candidates.retain(|(_, step)| step.attempt.early);
             }
-            if self.steps >= STEPS_MAX || self.found.len() >= WAYS_MAX {
-                candidates.truncate(1);
+            // The likeliest first, so that it is among what is found where not all can be tried.
+            candidates.sort_by_key(|(lane, step)| (step.attempt.kept.append_ms, *lane));
+            if candidates.len() > 1 {
+                if !self.met.insert(place(&at, &state)) {
+                    return;
+                }
+                if self.steps >= STEPS_MAX || self.found.len() >= WAYS_MAX || depth >= DEPTH_MAX {
+                    candidates.truncate(1);
+                }
             }
             let Some((last, others)) = candidates.split_last() else {
-                return self.end(state);
+                return self.end(&state);
             };
             for (lane, step) in others {
                 let (mut at, mut state) = (at.clone(), state.clone());
+                let ended = self.ended.len();
                 at[*lane] += 1;
                 self.take(&mut state, step);
-                self.go(at, state);
+                self.go(at, state, depth + 1);
+                self.ended.truncate(ended);
             }
             at[last.0] += 1;
             self.take(&mut state, &last.1);
         }
     }
 
-    fn end(&mut self, state: State) {
-        let mut way = Way { ended: state.ended, set: state.marks };
+    fn end(&mut self, state: &State) {
+        let mut way = Way { ended: self.ended.clone(), set: state.marks.clone() };
         way.ended.sort_unstable_by_key(|(attempt, _)| (attempt.kept.partition, attempt.kept.offset));
         if !self.found.contains(&way) {
             self.found.push(way);
         }
+    }
+
+    fn ends(&mut self, state: &mut State, attempt: Priced, ended: Ended) {
+        let place = (attempt.kept.partition, attempt.kept.offset, attempt.class);
+        // Not in their order: the sum is the same for all orders.
+        let hash = FxBuildHasher.hash_one((place, ended.outcome, ended.charged));
+        state.ended = state.ended.wrapping_add(hash);
+        self.ended.push((attempt, ended));
     }
 
     fn take(&mut self, state: &mut State, step: &Step) {
@@ -125,26 +153,26 @@ impl Search<'_> {
         if class.judge == Judge::Void {
             let Some(key) = found else {
                 state.kept.insert((attempt.days.own, step.event), None);
-                return state.ended.push((*attempt, voided));
+                return self.ends(state, *attempt, voided);
             };
-            let Some(charge) = state.kept[&key] else { return state.ended.push((*attempt, voided)) };
+            let Some(charge) = state.kept[&key] else { return self.ends(state, *attempt, voided) };
             state.kept.remove(&key);
             if step.mark.is_some() && step.mark == charge.mark {
                 state.marks.remove(&charge.mark.expect("it is the void's"));
             }
             // It counts against what it takes back, whatever it says of that.
             let against = Priced { class: charge.class, ..*attempt };
-            return state.ended.push((against, Ended { charged: Credits::ZERO - charge.cost, ..voided }));
+            return self.ends(state, against, Ended { charged: Credits::ZERO - charge.cost, ..voided });
         }
         let ended = self.resolver.ended(attempt, true);
         let takes = matches!(ended.outcome, Outcome::Charged | Outcome::Capped);
         let is_marked = step.mark.is_some_and(|mark| state.marks.contains(&mark) || self.set.contains(&mark));
         if takes && is_marked && attempt.decision.is_none() {
-            return state.ended.push((*attempt, Ended { outcome: Outcome::Free, charged: Credits::ZERO }));
+            return self.ends(state, *attempt, Ended { outcome: Outcome::Free, charged: Credits::ZERO });
         }
         if takes && class.voidable && found.is_some_and(|key| state.kept[&key].is_none()) {
             found.map(|key| state.kept.remove(&key));
-            return state.ended.push((*attempt, voided));
+            return self.ends(state, *attempt, voided);
         }
         if takes {
             let mark = step.mark.filter(|_| !is_marked);
@@ -154,6 +182,11 @@ impl Search<'_> {
                 state.kept.insert((attempt.days.own, step.event), Some(charge));
             }
         }
-        state.ended.push((*attempt, ended));
+        self.ends(state, *attempt, ended);
     }
+}
+
+/// What the rest of a way depends on, and how it came there.
+fn place(at: &[usize], state: &State) -> u64 {
+    FxBuildHasher.hash_one((at, &state.kept, &state.marks, state.ended))
 }
