@@ -3,7 +3,8 @@
 //! A charged event of a voidable action leaves its *charge* beside its identity, by account and day. A void names the
 //! event, and is remembered by an identity made from that event's, so that each is voided at most once, whoever asks. It
 //! gives back what was charged, to the cycle and the credit type of the charge, whatever its data say. A void that comes
-//! before its event waits for it, and the event then takes nothing.
+//! before its event waits for it, and the event then takes nothing. The ledger topic tells of each that gave something back, and
+//! of each that found nothing charged: that may wait for ever.
 //!
 //! What comes back to the open cycle covers overage first; what was taken from grants already comes back to the cycle's own
 //! credits, which end with it. A closed cycle lets it expire, and its statement is restated.
@@ -159,12 +160,15 @@ impl Shard {
     ) -> Verdict {
         let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
         let member = event.event.voids.expect("its class says that it is a void").member;
-        let Some((day, kept)) = self.kept_in(&group.account, days, member).map(|(day, kept)| (day, kept.clone()))
-        else {
-            self.charges.entry((group.account.clone(), days.own)).or_default().insert(member, Kept::Waits);
+        let kept = self.kept_in(&group.account, days, member).map(|(day, kept)| (day, kept.clone()));
+        let Some((day, Kept::Charged(charge))) = kept else {
+            if kept.is_none() {
+                self.charges.entry((group.account.clone(), days.own)).or_default().insert(member, Kept::Waits);
+            }
+            let action = format!("\"action\":\"{}\"", call.classes[event.class].action);
+            messages.push(line(call, group, event, "waits", "credits.ledger.void-waits.v1", &action));
             return Verdict::Voided;
         };
-        let Kept::Charged(charge) = kept else { return Verdict::Voided };
         self.forget_charge(&group.account, day, member);
         let asked = mark_of(group, &call.classes[event.class], event);
         if let Some((cycle, mark)) =
@@ -188,25 +192,17 @@ impl Shard {
             account.refund_late(charge.cycle, &charge.credit_type, charge.cost);
             None
         };
-        let topic = &call.stamp.usage_topic;
-        let partition = call.ranges[event.range].partition.index;
         let or_null = |amount: Option<Credits>| amount.map_or("null".to_owned(), |amount| amount.to_string());
         let (before, after) = remaining.unwrap_or_default();
-        messages.push(OutboxEntry {
-            output: Output::Ledger,
-            id: format!("{topic}/{partition}/{}/refund", event.offset),
-            event_type: "credits.ledger.refund.v1".to_owned(),
-            account: group.account.to_string(),
-            data: format!(
-                "{{\"credit_type\":\"{}\",\"amount\":{},\"cycle\":{},\"before\":{},\"after\":{},\"cause\":{{{}}}}}",
-                charge.credit_type,
-                charge.cost,
-                charge.cycle,
-                or_null(before),
-                or_null(after),
-                named(&event.event.source, &event.event.id),
-            ),
-        });
+        let data = format!(
+            "\"credit_type\":\"{}\",\"amount\":{},\"cycle\":{},\"before\":{},\"after\":{}",
+            charge.credit_type,
+            charge.cost,
+            charge.cycle,
+            or_null(before),
+            or_null(after),
+        );
+        messages.push(line(call, group, event, "refund", "credits.ledger.refund.v1", &data));
         if let Some((before, after)) = remaining {
             let risen = before.is_some_and(|before| after.is_none_or(|after| after > before));
             let moved = Moved::Changed { risen };
@@ -230,6 +226,18 @@ impl Shard {
         if *used == Used::default() {
             usage.remove(&own);
         }
+    }
+}
+
+/// What `credits.ledger` says of a void.
+fn line(call: &ApplyCall, group: &Group, event: &CallEvent, kind: &str, event_type: &str, data: &str) -> OutboxEntry {
+    let partition = call.ranges[event.range].partition.index;
+    OutboxEntry {
+        output: Output::Ledger,
+        id: format!("{}/{partition}/{}/{kind}", call.stamp.usage_topic, event.offset),
+        event_type: event_type.to_owned(),
+        account: group.account.to_string(),
+        data: format!("{{{data},\"cause\":{{{}}}}}", named(&event.event.source, &event.event.id)),
     }
 }
 

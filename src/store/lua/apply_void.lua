@@ -178,14 +178,24 @@ function charges.refund_late(account, number, credit_type, cost)
   end
 end
 
+-- What the ledger topic says of a void.
+function charges.tell(group, range, line, kind, event_type, data)
+  local offset, source, id = match(line, '^(%d+) %-?%d+ (%d+) (.*)$')
+  local index = match(partition[range], ':(%d+)$')
+  alerts[#alerts + 1] = { 'ledger', topic .. '/' .. index .. '/' .. offset .. '/' .. kind, event_type, group.account,
+    '{' .. data .. ',"cause":{"source":' .. sources[tonumber(source)] .. ',"id":' .. id .. '}}' }
+end
+
 -- Takes back what the event that a void names was charged, or waits for it.
 function charges.take_back(group, e, class, counter, rows, row, range, line)
   local ask, once = group.asks[e], group.once
   local name, kept = charges.kept_of(ask)
-  if not name then
-    return charges.keep(ask.keys[1], ask.member, '-')
-  elseif kept == '-' then
-    return
+  if not name or kept == '-' then
+    if not name then
+      charges.keep(ask.keys[1], ask.member, '-')
+    end
+    return charges.tell(group, range, line, 'waits', 'credits.ledger.void-waits.v1',
+      '"action":"' .. class_action[class] .. '"')
   end
   charges.keep(name, ask.member, false)
   local credit_type, cost, cycle, mark, usage = match(kept, '^(%S+) (%d+) (%-?%d+) (%S+) ?(.*)$')
@@ -220,12 +230,8 @@ function charges.take_back(group, e, class, counter, rows, row, range, line)
   else
     charges.refund_late(account, number, credit_type, cost)
   end
-  local offset, source, id = match(line, '^(%d+) %-?%d+ (%d+) (.*)$')
-  local index = match(partition[range], ':(%d+)$')
-  alerts[#alerts + 1] = { 'ledger', topic .. '/' .. index .. '/' .. offset .. '/refund', 'credits.ledger.refund.v1',
-    group.account, '{"credit_type":"' .. credit_type .. '","amount":' .. credits(cost) .. ',"cycle":' .. cycle
-      .. ',"before":' .. credits(before) .. ',"after":' .. credits(after) .. ',"cause":{"source":'
-      .. sources[tonumber(source)] .. ',"id":' .. id .. '}}' }
+  charges.tell(group, range, line, 'refund', 'credits.ledger.refund.v1', '"credit_type":"' .. credit_type .. '","amount":'
+    .. credits(cost) .. ',"cycle":' .. cycle .. ',"before":' .. credits(before) .. ',"after":' .. credits(after))
   if c then
     charges.judge_type(group, t, c, before and after > before, false)
     c.judged = c.charged

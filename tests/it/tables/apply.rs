@@ -46,11 +46,15 @@ pub const OUTCOMES: &[Row] = &[
     ("put acme small; use e1 reveal_email; @+1d use e1 reveal_email", "charged", "email 10/2/0/8/0"), // beyond the tolerance it is another
     ("put acme small; use e1 reveal_email; use e1 reveal_email partition=1", "duplicate", "email 10/1/0/9/0"),
     // Voided.
-    ("put acme small; use e1 reveal_email x=3 user=ada; void e1", "voided", "email 10/0/0/10/0, usage.ada 0/0/0/0, said.ledger.refund 1"),
+    ("put acme small; use e1 reveal_email x=3 user=ada; void e1", "voided", "email 10/0/0/10/0, usage.ada 0/0/0/0, said.ledger.refund 1, said.ledger.void-waits 0"),
     ("put acme small; void e1 action=reveal_email; use e1 reveal_email", "voided", "email 10/0/0/10/0, total.voided 2"),
+    // One that finds nothing charged says so: its event was denied, comes later or never, or has another time.
+    ("put acme small; use e1 reveal_email; void e2", "voided", "email 10/1/0/9/0, said.ledger.refund 0, said.ledger.void-waits 1"),
+    ("put acme small; void e1; @+1d void e1", "voided", "total.voided 2, said.ledger.void-waits 2"),
+    ("put acme small; use e1 reveal_email; @+1d void e1 named=+1d; void e1", "voided", "email 10/0/0/10/0, said.ledger.refund 1, said.ledger.void-waits 1"),
     ("put acme small; use e1 reveal_email; void e1; void e1", "duplicate", "email 10/0/0/10/0"),
     ("put acme small; use e1 reveal_email; void e1; use e1 reveal_email", "duplicate", "email 10/0/0/10/0"),
-    ("put acme small; use e1 reveal_email x=11; void e1", "voided", "email 10/0/0/10/0, said.ledger.refund 0"),
+    ("put acme small; use e1 reveal_email x=11; void e1", "voided", "email 10/0/0/10/0, said.ledger.refund 0, said.ledger.void-waits 1"),
     ("put acme small; use e1 reveal_phone contact=c1; void e1; use e2 reveal_phone contact=c1", "charged", "phone 16/8/0/8/0"),
     ("put acme small overage=3; use e1 reveal_email x=12; use e2 reveal_email; void e1", "voided", "email 10/1/0/9/0"),
     ("put acme small; use e1 reveal_email x=3; @+22d use e2 reveal_email; void e1", "voided", "email 10/1/0/9/0, closed0.email 10/0/10/0/0"),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `put acme small addon=email:5 limits=email:2,email:5:ada` | a command, also `grant acme email 5 topup`, `takeback acme g1` (a grant by the id of its command), `adjust acme email -2`, `close acme`; `id=` names it, `times=50` sends so many |
 //! | `use e1 reveal_email x=3 user=ada contact=c1` | a usage event, of acme unless `for=` says otherwise; the same id is the same event |
-//! | `void e1` | the void of an event |
+//! | `void e1` | the void of an event; `named=+1d`: with another time |
 //! | `use … + use …` | events of one call |
 //! | `garbage` | bytes that are no event |
 //! | `again` | the last call is sent once more, as it is |
@@ -158,11 +158,14 @@ impl World<'_> {
                 let voided = self.events.get(id).map(|event| (**event).clone());
                 let voided = voided.unwrap_or_else(|| event(words, appended_ms));
                 let action = words.get("action").map_or(voided.action.clone(), Arc::from);
+                let named = words.get("named").map(time);
                 Body::Usage(Arc::new(UsageEvent {
                     identity: voided.identity.of_its_void(),
                     voids: Some(voided.identity),
                     id: format!("void-of-{id}").into(),
                     action,
+                    time_ms: named.unwrap_or(voided.time_ms),
+                    dated_ms: named.map_or(voided.dated_ms, |time_ms| time_ms.min(appended_ms)),
                     quantity: 1,
                     outcome: None,
                     user: None,
