@@ -22,6 +22,7 @@ use credit_meter::ledger::members::MemberLimit;
 use credit_meter::ledger::outcome::{DeadReason, Outcome};
 use credit_meter::ledger::shard::{Grown, InitCall, InitReply, Shard};
 use credit_meter::ledger::time::rfc3339;
+use credit_meter::ledger::void::Kept;
 use credit_meter::pipeline::batch::Call;
 use credit_meter::pipeline::lane::Bounds;
 use credit_meter::pipeline::record::{Body, Record};
@@ -44,12 +45,15 @@ version = 1
 [actions.reveal_phone]
 prices = [{ credit_type = "email", credits = 2 }]
 charge_once = { by = "contact" }
+[actions.enrich]
+prices = [{ credit_type = "email", credits = 3 }]
+voidable = true
 [actions.reveal_email]
 prices = [{ credit_type = "email", credits = 1.5 }]
 [plans.basic]
 interval = "monthly"
 allowance = { email = 1_000_000 }
-actions = ["reveal_email", "reveal_phone"]
+actions = ["reveal_email", "reveal_phone", "enrich"]
 [plans.tiny]
 interval = "monthly"
 allowance = { email = 10 }
@@ -600,12 +604,17 @@ impl World {
             }
         }
         let mut ids: BTreeMap<Arc<str>, BTreeSet<&str>> = BTreeMap::new();
+        // Of account h.
+        let mut voided: BTreeSet<&str> = BTreeSet::new();
         let mut dead = BTreeSet::new();
         for (partition, records) in &self.log {
             for record in records {
                 match &record.body {
                     Body::Usage(event) if &*event.account == "stranger" => {
                         dead.insert((*partition, record.offset));
+                    }
+                    Body::Usage(event) if event.voids.is_some() => {
+                        voided.insert(&event.id);
                     }
                     Body::Usage(event) => {
                         ids.entry(event.account.clone()).or_default().insert(&event.id);
@@ -650,6 +659,25 @@ impl World {
                     let sum = paid.values().fold(Credits::ZERO, |sum, used| sum + *used);
                     assert_eq!(charged, sum.thousandths(), "seed {seed}: what is denied is not charged");
                 }
+                "h" => {
+                    let shard = self.shards.iter().find(|shard| shard.accounts.contains_key(&account));
+                    let shard = shard.expect("it was made");
+                    let kept: BTreeSet<&str> = ids.iter().copied().filter(|id| !voided.contains(id)).collect();
+                    assert_eq!(charged, 3_000 * kept.len() as i64, "seed {seed}: what is void is charged to nobody");
+                    let sum = |sum: i64, more: &Credits| sum + more.thousandths();
+                    let counts =
+                        shard.members.get(&(account.clone(), 0)).into_iter().flat_map(|counts| counts.values());
+                    assert_eq!(counts.fold(0, sum), charged, "seed {seed}: nor counted for a member");
+                    let days = shard.usage.iter().filter(|((of, _), _)| *of == account);
+                    let used = days.flat_map(|(_, day)| day.values()).map(|used| &used.credits);
+                    assert_eq!(used.fold(0, sum), charged, "seed {seed}: nor broken down");
+                    let days = shard.charges.iter().filter(|((of, _), _)| *of == account);
+                    let (waiting, may_be_voided): (Vec<_>, Vec<_>) =
+                        days.flat_map(|(_, day)| day.values()).partition(|kept| **kept == Kept::Waits);
+                    assert_eq!(may_be_voided.len(), kept.len(), "seed {seed}: each may be voided");
+                    let idle = voided.iter().filter(|id| !ids.contains(*id)).count();
+                    assert_eq!(waiting.len(), idle, "seed {seed}: a void waits only for what never came");
+                }
                 "f" => {
                     let contacts: BTreeSet<usize> = ids.iter().map(|id| contact(id)).collect();
                     assert_eq!(charged, 2_000 * contacts.len() as i64, "seed {seed}: each contact once");
@@ -685,9 +713,9 @@ fn end_of(records: &[Record]) -> i64 {
 }
 
 fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
-    let accounts = ["a", "b", "c", "d", "e", "f", "g"];
+    let accounts = ["a", "b", "c", "d", "e", "f", "g", "h", "h"];
     let mut log = BTreeMap::new();
-    let commands = accounts.iter().enumerate().map(|(index, account)| {
+    let commands = accounts[..8].iter().enumerate().map(|(index, account)| {
         let command = Command {
             account: (*account).into(),
             id: format!("put {account}"),
@@ -706,7 +734,11 @@ fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
                 addons: Vec::new(),
                 thresholds: None,
                 overage: None,
-                member_limits: if *account == "g" { member_limits() } else { Default::default() },
+                member_limits: match *account {
+                    "g" => member_limits(),
+                    "h" => [MemberLimit { amount: Credits::whole(1_000), ..member_limits()[0].clone() }].into(),
+                    _ => Default::default(),
+                },
             }))),
         };
         record(Partition::COMMANDS, 2 * index as i64, Body::Command(Box::new(command)))
@@ -737,7 +769,7 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
     // Few ids, so that many events are repeats: in the same call, in other calls, in other partitions.
     // Attempts at one event have one date, which is not after any of them.
     let id = format!("{}", rng.random_range(0..60.min(number + 1)));
-    Body::Usage(Arc::new(UsageEvent {
+    let event = UsageEvent {
         account: account.into(),
         source: "s".into(),
         identity: Identity::of("s", &id),
@@ -746,12 +778,24 @@ fn event(account: &str, number: i64, rng: &mut SmallRng) -> Body {
         voids: None,
         time_ms: NOW_MS + rng.random_range(-60_000..60_000),
         dated_ms: dated_ms(&id),
-        action: if account == "f" { "reveal_phone".into() } else { "reveal_email".into() },
+        action: match account {
+            "f" => "reveal_phone".into(),
+            "h" => "enrich".into(),
+            _ => "reveal_email".into(),
+        },
         quantity: 1,
         outcome: None,
         user: Some(user(&id).into()),
         id: id.into(),
-    }))
+    };
+    // Many are taken back, wherever: before them and after, and more than once.
+    let void = account == "h" && rng.random_bool(0.4);
+    Body::Usage(Arc::new(if void { void_of(event) } else { event }))
+}
+
+fn void_of(event: UsageEvent) -> UsageEvent {
+    let (identity, voids) = (event.identity.of_its_void(), Some(event.identity));
+    UsageEvent { identity, voids, user: None, ..event }
 }
 
 fn dated_ms(id: &str) -> i64 {
