@@ -41,8 +41,9 @@ local ACTIONS = '\t'
 local function usage_after(group, rows)
   local days, changed = {}, {}
   local day_of, user_of, charged, cost, free, denied = rows.day, rows.user, rows.charged, rows.cost, rows.free, rows.denied
+  local given = rows.given or {} -- back by voids: what a row comes to may then be nothing
   for r = 1, rows.n do
-    if charged[r] ~= 0 or free[r] ~= 0 or denied and denied[r] ~= 0 then
+    if charged[r] ~= 0 or free[r] ~= 0 or denied and denied[r] ~= 0 or given[r] then
       local day = days[day_of[r]]
       if not day then
         day = { key = KEYS[group.used_key + day_of[r]], asked = { ACTIONS }, lists = {} }
@@ -73,7 +74,7 @@ local function usage_after(group, rows)
     day.known = #day.names
   end
   for r = 1, rows.n do
-    if charged[r] ~= 0 or free[r] ~= 0 or denied and denied[r] ~= 0 then
+    if charged[r] ~= 0 or free[r] ~= 0 or denied and denied[r] ~= 0 or given[r] then
       local day = days[day_of[r]]
       local list, action = day.lists[user_of[r]], rows.action[r] or class_action[rows.class[r]]
       if not day.index[action] then

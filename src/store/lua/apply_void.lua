@@ -72,16 +72,25 @@ function charges.uncount_usage(group, rows, row, usage, cost)
       end
     end
   end
-  for r = 1, rows.n do
-    local own = rows.action[r] or class_action[rows.class[r]]
-    if rows.day[r] == rows.day[row] and rows.user[r] == user and own == action then
-      charged, credits_used = charged + rows.charged[r], credits_used + rows.cost[r]
+  -- A row a day, member and action; found by name, since a call may have as many voids as rows.
+  if not rows.place then
+    rows.place, rows.given = {}, {}
+    for r = 1, rows.n do
+      rows.place[rows.day[r] .. ' ' .. class_action[rows.class[r]] .. ' ' .. rows.user[r]] = r
     end
   end
+  local place = rows.day[row] .. ' ' .. action .. ' ' .. user
+  local r = rows.place[place]
+  if r then
+    charged, credits_used = charged + rows.charged[r], credits_used + rows.cost[r]
+  end
   if charged > 0 and credits_used >= cost then
-    local r = rows.n + 1
-    rows.n, rows.day[r], rows.user[r], rows.action[r] = r, rows.day[row], user, action
-    rows.charged[r], rows.cost[r], rows.free[r], rows.denied[r] = -1, -cost, 0, 0
+    if not r then
+      r = rows.n + 1
+      rows.n, rows.place[place], rows.day[r], rows.user[r], rows.action[r] = r, r, rows.day[row], user, action
+      rows.charged[r], rows.cost[r], rows.free[r], rows.denied[r] = 0, 0, 0, 0
+    end
+    rows.charged[r], rows.cost[r], rows.given[r] = rows.charged[r] - 1, rows.cost[r] - cost, true
   end
 end
 
