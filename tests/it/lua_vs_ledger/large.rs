@@ -15,17 +15,19 @@ use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::store::RedisStore;
 
 use super::{CATALOGUE, History, MIDNIGHT_MS, MINUTE_MS};
-use crate::support::redis::shared;
-use crate::support::{dump, own_prefix, service};
+use crate::support::redis::OwnRedis;
+use crate::support::{dump, own_prefix};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scripts_and_ledger_agree_on_calls_as_large_as_they_come() {
-    let mut connection = shared().await;
+    // Of its own: a script that takes seconds on a busy machine would keep other tests waiting.
+    let redis = OwnRedis::start(&[]);
+    let mut connection = redis.connection().await;
     let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
     // With limits all is decided one by one, without them all is added up.
     for (seed, limited) in [(1, false), (2, true)] {
         let prefix = own_prefix("large");
-        let store = RedisStore::new(&service("REDIS_URL"), &prefix, 1, Duration::from_secs(60)).expect("an address");
+        let store = RedisStore::new(&redis.url(), &prefix, 1, Duration::from_secs(60)).expect("an address");
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         let stamp = Arc::make_mut(&mut history.stamp);
         (stamp.breakdown, stamp.outbox_max, stamp.set_members_max) = (true, usize::MAX >> 1, 512);
