@@ -18,6 +18,8 @@ use crate::ledger::steps::{MeterTime, steps_until};
 pub struct Commanded {
     /// What is left of grants is not known here, only what was granted.
     pub view: Option<AccountView>,
+    /// Plans that others replaced within a cycle, by its number: in order, with the append time of what replaced each.
+    pub earlier: BTreeMap<i32, Vec<(i64, String)>>,
     /// Credits that adjustments took as used, by cycle and credit type.
     pub taken: BTreeMap<(i32, String), Credits>,
     /// Commands that were applied, by the half of their identity that is remembered; with the other half.
@@ -36,7 +38,7 @@ impl Commanded {
         }
         // Whatever the log held before a renewal was applied before it.
         self.pass(catalogue, |view| view.next_change_ms().is_some_and(|at_ms| at_ms <= append_ms));
-        if self.change(decide(catalogue, self.view.as_ref(), command), offset).is_none() {
+        if self.change(decide(catalogue, self.view.as_ref(), command), offset, append_ms).is_none() {
             return Outcome::Refused;
         }
         self.applied.insert(identity.member, identity.other);
@@ -57,15 +59,17 @@ impl Commanded {
     }
 
     /// `None`: it is refused.
-    fn change(&mut self, change: Change, offset: i64) -> Option<()> {
+    fn change(&mut self, change: Change, offset: i64, append_ms: i64) -> Option<()> {
         let mut view = self.view.clone();
+        let mut earlier = None;
         match change {
             Change::Refuse(_) => return None,
             Change::Put { config, next, opens, grants, .. } => {
                 let config = *config;
                 let opened = opens.map(|cycle| AccountView::opened(config.clone(), cycle));
                 let account = view.get_or_insert_with(|| opened.expect("the first put opens a cycle"));
-                account.config = config;
+                let replaced = std::mem::replace(&mut account.config, config).plan;
+                earlier = (replaced != account.config.plan).then_some((account.cycle.number, replaced));
                 account.next = next.map(|next| *next);
                 for (credit_type, kind, amount) in grants {
                     grant(account, &credit_type, kind, amount)?;
@@ -94,6 +98,9 @@ impl Commanded {
                 account.cycle.end_ms = at_ms;
                 account.next = None;
             }
+        }
+        if let Some((number, plan)) = earlier {
+            self.earlier.entry(number).or_default().push((append_ms, plan));
         }
         self.view = view;
         Some(())

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::attempts::Reading;
 use super::fold::{Folded, Kept, unexplained};
 use super::look::FirstLook;
 use super::once::{Once, WAYS_MAX, Way};
 use super::point::{Point, PointError};
 use super::recorded::{DeadLetters, Decision, Denials};
 use super::report::{Difference, Named, RECORDS_MAX, Report, Topics};
-use super::resolve::{Between, Item, Priced, Resolver, Sums, early_ways};
+use super::resolve::{Between, Item, Priced, Reading, Resolver, Sums, early_ways};
 use super::save::{Below, Saver};
 use super::slices::Slice;
 use super::totals::Totals;
@@ -169,7 +168,8 @@ impl Comparison<'_> {
                 let fallback;
                 let readings = if readings.is_empty() {
                     report.differs(contradiction(resolver, topics, name, folded.shard, attempts));
-                    fallback = [attempts.iter().map(|attempt| attempt.decision.is_some()).collect::<Reading>()];
+                    fallback =
+                        [attempts.iter().map(|attempt| attempt.decision.map(|_| attempt.class)).collect::<Reading>()];
                     &fallback[..]
                 } else {
                     readings
@@ -420,8 +420,8 @@ impl Comparison<'_> {
                 let Item::Event(attempts, readings) = item else { return };
                 for (index, attempt) in attempts.iter().enumerate() {
                     let class = &resolver.classes[attempt.class as usize];
-                    let decided = readings.first().is_some_and(|reading| reading[index]);
-                    if chosen(class, attempt, decided) {
+                    let decided = readings.first().and_then(|reading| reading[index]);
+                    if chosen(class, attempt, decided.is_some()) {
                         let outcome = resolver.ended(attempt, decided).outcome.name();
                         let partition = Partition::usage(attempt.kept.partition);
                         let named = topics.named(partition, attempt.kept.offset, outcome, Some(class.cost));

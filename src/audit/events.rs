@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::attempts::Reading;
 use super::commands::Commanded;
 use super::compare::follow;
 use super::fold::{Folded, Kept, Kinds};
@@ -368,11 +367,7 @@ impl Teller<'_> {
             if once.keep(resolver, folded, attempts, readings) {
                 return;
             }
-            let ended = |reading: &Reading| {
-                let each = attempts.iter().zip(reading);
-                each.map(|(attempt, decided)| (*attempt, resolver.ended(attempt, *decided))).collect()
-            };
-            let ways: Vec<Vec<(Priced, resolve::Ended)>> = readings.iter().map(ended).collect();
+            let ways: Vec<_> = readings.iter().map(|reading| resolver.all_ended(attempts, reading)).collect();
             tell(resolver, &ways.iter().map(Vec::as_slice).collect::<Vec<_>>());
         };
         let mut resolver = Resolver::new(catalogue, &self.kinds);

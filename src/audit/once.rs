@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::attempts::Reading;
 use super::fold::Folded;
 use super::recorded::Decision;
-use super::resolve::{Ended, Priced, Resolver};
+use super::resolve::{Ended, Priced, Reading, Resolver};
 use super::voids;
 use crate::ledger::call::Partition;
 use crate::ledger::credits::Credits;
@@ -73,12 +72,13 @@ impl Once {
         if self.voided.is_empty() {
             self.voided = voids.values().map(|identity| identity.member).collect();
         }
-        let mark = |attempt: &Priced| {
+        let mark = |(index, attempt): (usize, &Priced)| {
             let class = &resolver.classes[attempt.class as usize];
-            let mark = once.get(&(attempt.kept.partition, attempt.kept.offset)).filter(|_| class.once);
+            let asks = class.once || readings.iter().any(|reading| resolver.asks_once(reading[index]));
+            let mark = once.get(&(attempt.kept.partition, attempt.kept.offset)).filter(|_| asks);
             mark.map(|mark| (class.cycle, *mark))
         };
-        let marks: Vec<Option<Mark>> = attempts.iter().map(mark).collect();
+        let marks: Vec<Option<Mark>> = attempts.iter().enumerate().map(mark).collect();
         let voids = attempts.iter().find_map(|attempt| voids.get(&(attempt.kept.partition, attempt.kept.offset)));
         let own = attempts.first().map(|attempt| attempt.kept.identity.member);
         let tied_to = voids.map(|voided| voided.member).or(own.filter(|own| self.voided.contains(own)));
@@ -127,15 +127,15 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Ve
     let mut ways = Vec::new();
     let mut chosen = vec![0; events.len()];
     loop {
-        let mut asking: BTreeMap<Mark, Vec<&Priced>> = BTreeMap::new();
+        let mut asking: BTreeMap<Mark, Vec<Priced>> = BTreeMap::new();
         let mut others = Way::default();
         for (event, reading) in events.iter().zip(&chosen) {
             let decided = event.readings.get(*reading).map_or(&[][..], |reading| reading);
             for ((attempt, mark), decided) in event.attempts.iter().zip(&event.marks).zip(decided) {
                 let denied = matches!(attempt.decision, Some(Decision::Denied(_)));
-                match mark {
-                    Some(mark) if *decided && !denied => asking.entry(*mark).or_default().push(attempt),
-                    _ => others.ended.push((*attempt, resolver.ended(attempt, *decided))),
+                match mark.filter(|_| resolver.asks_once(*decided)) {
+                    Some(mark) if !denied => asking.entry(mark).or_default().push(attempt.by(*decided)),
+                    _ => others.ended.push((attempt.by(*decided), resolver.ended(attempt, *decided))),
                 }
             }
         }
@@ -149,7 +149,7 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Ve
                 way.ended.extend(attempts.iter().zip(0..).map(|(attempt, index)| {
                     let free = attempt.decision.is_none() && first != Some(index);
                     let free = free.then_some(Ended { outcome: Outcome::Free, charged: Credits::ZERO });
-                    (**attempt, free.unwrap_or_else(|| resolver.ended(attempt, true)))
+                    (*attempt, free.unwrap_or_else(|| resolver.ended(attempt, Some(attempt.class))))
                 }));
                 way.set.extend((!was_set).then_some(*mark));
                 longer.push(way);
@@ -183,17 +183,17 @@ pub fn next(chosen: &mut [usize], events: &[&Asking]) -> bool {
 ///
 /// One that was capped took what was left, and its message stands. After a fall-back another of another partition may be
 /// decided before it, and be charged as well.
-fn firsts(attempts: &[&Priced]) -> Vec<Option<usize>> {
+fn firsts(attempts: &[Priced]) -> Vec<Option<usize>> {
     let any_early = attempts.iter().any(|attempt| attempt.early);
     let place = |attempt: &Priced| (attempt.kept.partition, attempt.kept.offset);
     let mut heads: BTreeMap<i32, i64> = BTreeMap::new();
-    for (partition, offset) in attempts.iter().map(|attempt| place(attempt)) {
+    for (partition, offset) in attempts.iter().map(place) {
         let head = heads.entry(partition).or_insert(offset);
         *head = offset.min(*head);
     }
     let may_be_first =
         |attempt: &Priced| heads[&attempt.kept.partition] == attempt.kept.offset && (attempt.early || !any_early);
-    let capped: Vec<&&Priced> = attempts.iter().filter(|attempt| attempt.decision.is_some()).collect();
+    let capped: Vec<&Priced> = attempts.iter().filter(|attempt| attempt.decision.is_some()).collect();
     let beside = |attempt: &Priced| capped.iter().all(|capped| capped.kept.partition != attempt.kept.partition);
     let whole = attempts.iter().enumerate().filter(|(_, attempt)| attempt.decision.is_none());
     let whole = whole.filter(|(_, attempt)| may_be_first(attempt) && beside(attempt)).map(|(index, _)| Some(index));
@@ -201,7 +201,7 @@ fn firsts(attempts: &[&Priced]) -> Vec<Option<usize>> {
     let mut firsts: Vec<Option<usize>> = whole.chain(none).collect();
     if firsts.is_empty() {
         // What was capped came after another of its own partition: they contradict each other, and both count.
-        firsts.extend(attempts.iter().position(|attempt| may_be_first(attempt)).map(Some));
+        firsts.extend(attempts.iter().position(may_be_first).map(Some));
     }
     firsts
 }

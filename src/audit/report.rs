@@ -23,8 +23,8 @@ pub struct Report {
     pub outcomes: BTreeMap<&'static str, u64>,
     /// The same of commands.
     pub commands: BTreeMap<&'static str, u64>,
-    /// Events of which nobody can tell which of several attempts was charged, and for which the price depends on it:
-    /// each of the prices was accepted.
+    /// Events of which nobody can tell which of several attempts was charged, or by which plan of its cycle, and for which
+    /// the price depends on it: each of the prices was accepted.
     pub ambiguous: u64,
     /// Events that were taken for others: of the two halves of their identity only the remembered one is the same.
     pub collisions: u64,

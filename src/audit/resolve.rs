@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::FxHashMap;
 
-use super::attempts::{Attempt, Reading, Telling, readings};
+use super::attempts::{Attempt, Telling, readings};
 use super::fold::{Folded, Kept, Kinds};
-use super::once::Way;
+use super::once::{WAYS_MAX, Way};
 use super::recorded::{Decision, Denials, Told};
+use crate::ledger::account::AccountView;
 use crate::ledger::call::Partition;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
@@ -18,14 +19,19 @@ use crate::ledger::outcome::{DeadReason, Denial, Outcome};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Priced {
     pub kept: Kept,
+    /// The likeliest, where it is not known by which plan of its cycle it was judged.
     pub class: u32,
     pub days: Days,
     pub early: bool,
     pub decision: Option<Decision>,
 }
 
-/// Prices of an account: by kind, the cycle that holds the date, and the period between changes of prices that does.
-type Prices = FxHashMap<(u32, Result<Option<i32>, DeadReason>, usize), Result<u32, DeadReason>>;
+/// A reading: for each attempt the class by which it was decided; `None`: it is a duplicate.
+pub type Reading = Vec<Option<u32>>;
+
+/// Prices of an account: by kind, the cycle that holds the date, the period between changes of prices that does, and which
+/// of the cycle's plans.
+type Prices = FxHashMap<(u32, Result<Option<i32>, DeadReason>, usize, usize), Result<u32, DeadReason>>;
 
 /// What an account's records are, one after the other.
 pub enum Item<'a> {
@@ -59,7 +65,7 @@ pub struct Ended {
 
 impl<'a> Resolver<'a> {
     pub fn new(catalogue: &'a Catalogue, kinds: &'a Kinds) -> Resolver<'a> {
-        let single = vec![vec![true]];
+        let single = vec![vec![None]];
         Resolver { catalogue, kinds, classes: Vec::new(), index: FxHashMap::default(), single }
     }
 
@@ -76,21 +82,29 @@ impl<'a> Resolver<'a> {
         // Nothing else decides a price.
         let mut prices = Prices::default();
         let mut attempts = Vec::new();
+        let (mut classes, mut others) = (Vec::new(), Vec::new());
         for group in folded.attempts.chunk_by(|a, b| a.identity.member == b.identity.member) {
             attempts.clear();
+            others.clear();
             for kept in group {
                 let told = denials.of(kept.partition, kept.offset, account, kept.identity).cloned();
-                let class = match self.price(folded, kept, &mut prices) {
-                    Ok(class) => class,
-                    Err(reason) => {
-                        visit(self, Item::Unpriced(kept, reason));
-                        continue;
-                    }
-                };
-                let decision = told.as_ref().map(|told| told.decision);
-                if let Some(told) = told.filter(|told| !agrees(told, &self.classes[class as usize])) {
-                    visit(self, Item::BadDenial(kept, &self.classes[class as usize], told));
+                if let Err(reason) = self.price(folded, kept, &mut prices, &mut classes) {
+                    visit(self, Item::Unpriced(kept, reason));
+                    continue;
                 }
+                let decision = told.as_ref().map(|told| told.decision);
+                let likeliest = classes[0];
+                let class_of = |class: &u32| &self.classes[*class as usize];
+                match &told {
+                    Some(told) => classes.retain(|class| agrees(told, class_of(class))),
+                    // A denial would say so.
+                    None => classes.retain(|class| class_of(class).judge != Judge::NotEntitled),
+                }
+                if let Some(told) = told.filter(|_| classes.is_empty()) {
+                    visit(self, Item::BadDenial(kept, class_of(&likeliest), told));
+                }
+                let class = classes.first().copied().unwrap_or(likeliest);
+                others.extend(classes.iter().skip(1).map(|class| (attempts.len(), *class)));
                 let days = Days::of(kept.time_ms, tolerance_ms);
                 attempts.push(Priced { kept: *kept, class, days, early: early(kept), decision });
             }
@@ -99,7 +113,8 @@ impl<'a> Resolver<'a> {
             }
             match attempts.as_slice() {
                 [] => {}
-                [single] if self.telling(single) != Telling::NotDecided => {
+                [single] if others.is_empty() && self.telling(single) != Telling::NotDecided => {
+                    self.single[0][0] = Some(single.class);
                     visit(self, Item::Event(&attempts, &self.single));
                 }
                 several => {
@@ -113,6 +128,8 @@ impl<'a> Resolver<'a> {
                         })
                         .collect();
                     let readings = readings(&known);
+                    let readings: Vec<Reading> =
+                        readings.iter().flat_map(|decided| by_class(several, &others, decided)).collect();
                     visit(self, Item::Event(several, &readings));
                 }
             }
@@ -128,39 +145,122 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn price(&mut self, folded: &Folded, kept: &Kept, prices: &mut Prices) -> Result<u32, DeadReason> {
+    /// The classes by which a record may have been judged, the likeliest first.
+    ///
+    /// Commands and usage come from different partitions: whether a record was judged before or after a command that put
+    /// another plan within its cycle, nobody knows afterwards. So each plan of the cycle counts, for each record by itself;
+    /// that those of one partition were judged in their order is not looked at. The likeliest is the plan in force when it
+    /// was appended.
+    fn price(
+        &mut self,
+        folded: &Folded,
+        kept: &Kept,
+        prices: &mut Prices,
+        classes: &mut Vec<u32>,
+    ) -> Result<(), DeadReason> {
+        classes.clear();
         let view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
         let dated_ms = kept.time_ms.min(kept.append_ms);
         let cycle = terms_at(view, dated_ms).map(|(_, cycle)| cycle);
-        let key = (kept.kind, cycle, self.catalogue.period_at(dated_ms));
-        if let Some(known) = prices.get(&key) {
-            return *known;
+        let number = cycle.map(|cycle| cycle.unwrap_or(view.cycle.number));
+        let earlier = number.ok().and_then(|number| folded.commanded.earlier.get(&number));
+        let earlier = earlier.map_or(&[][..], Vec::as_slice);
+        let at = earlier.iter().position(|(until_ms, _)| kept.append_ms < *until_ms).unwrap_or(earlier.len());
+        let mut dead = None;
+        for plan in [at].into_iter().chain((0..=earlier.len()).filter(|plan| *plan != at)) {
+            let key = (kept.kind, cycle, self.catalogue.period_at(dated_ms), plan);
+            let class = match prices.get(&key) {
+                Some(known) => *known,
+                None => {
+                    let class = match earlier.get(plan) {
+                        None => self.price_for(view, kept.kind, dated_ms),
+                        Some((_, plan)) => self.price_for(&with_plan(view, cycle, plan), kept.kind, dated_ms),
+                    };
+                    prices.insert(key, class);
+                    class
+                }
+            };
+            match class {
+                Ok(class) if !classes.contains(&class) => classes.push(class),
+                Ok(_) => {}
+                Err(reason) => dead = dead.or(Some(reason)),
+            }
         }
-        let mut event = self.kinds.examples[kept.kind as usize].clone();
+        dead.filter(|_| classes.is_empty()).map_or(Ok(()), Err)
+    }
+
+    fn price_for(&mut self, view: &AccountView, kind: u32, dated_ms: i64) -> Result<u32, DeadReason> {
+        let mut event = self.kinds.examples[kind as usize].clone();
         event.dated_ms = dated_ms;
-        let class = price(self.catalogue, view, &event).map(|class| {
+        price(self.catalogue, view, &event).map(|class| {
             *self.index.entry(class).or_insert_with_key(|class| {
                 self.classes.push(class.clone());
                 u32::try_from(self.classes.len() - 1).expect("memory ends earlier")
             })
-        });
-        prices.insert(key, class);
-        class
+        })
     }
 
-    /// How an attempt ended in a reading.
-    pub fn ended(&self, attempt: &Priced, decided: bool) -> Ended {
-        let class = &self.classes[attempt.class as usize];
-        let (outcome, charged) = match (decided, attempt.decision) {
-            (false, _) => (Outcome::Duplicate, Credits::ZERO),
-            (true, Some(Decision::Denied(_))) => (Outcome::Denied, Credits::ZERO),
-            (true, Some(Decision::Capped { uncovered })) => (Outcome::Capped, class.cost - uncovered),
-            (true, None) if class.judge == Judge::Free => (Outcome::Free, Credits::ZERO),
-            (true, None) if class.judge == Judge::Void => (Outcome::Voided, Credits::ZERO),
-            (true, None) => (Outcome::Charged, class.cost),
+    /// How an attempt ended that was decided by a class; without one it is a duplicate.
+    pub fn ended(&self, attempt: &Priced, decided: Option<u32>) -> Ended {
+        let Some(class) = decided.map(|class| &self.classes[class as usize]) else {
+            return Ended { outcome: Outcome::Duplicate, charged: Credits::ZERO };
+        };
+        let (outcome, charged) = match attempt.decision {
+            Some(Decision::Denied(_)) => (Outcome::Denied, Credits::ZERO),
+            Some(Decision::Capped { uncovered }) => (Outcome::Capped, class.cost - uncovered),
+            None if class.judge == Judge::Free => (Outcome::Free, Credits::ZERO),
+            None if class.judge == Judge::Void => (Outcome::Voided, Credits::ZERO),
+            None => (Outcome::Charged, class.cost),
         };
         Ended { outcome, charged }
     }
+
+    /// Whether what was decided by a class is charged only once.
+    pub fn asks_once(&self, decided: Option<u32>) -> bool {
+        decided.is_some_and(|class| self.classes[class as usize].once)
+    }
+
+    /// How the attempts at an event ended in a reading.
+    pub fn all_ended(&self, attempts: &[Priced], reading: &Reading) -> Vec<(Priced, Ended)> {
+        let each = attempts.iter().zip(reading);
+        each.map(|(attempt, decided)| (attempt.by(*decided), self.ended(attempt, *decided))).collect()
+    }
+}
+
+impl Priced {
+    /// As it is in a reading.
+    pub fn by(&self, decided: Option<u32>) -> Priced {
+        Priced { class: decided.unwrap_or(self.class), ..*self }
+    }
+}
+
+/// The account as it was while its cycle (`None`: the open one) had another plan.
+fn with_plan(view: &AccountView, cycle: Result<Option<i32>, DeadReason>, plan: &str) -> AccountView {
+    let mut view = view.clone();
+    match cycle.ok().flatten().and_then(|number| view.closed.get_mut(&number)) {
+        Some(closed) => plan.clone_into(&mut closed.plan),
+        None => plan.clone_into(&mut view.config.plan),
+    }
+    view
+}
+
+/// The readings by which attempts were decided: with each class that those may have beside the likeliest.
+fn by_class(attempts: &[Priced], others: &[(usize, u32)], decided: &[bool]) -> Vec<Reading> {
+    let mut readings = vec![Reading::new()];
+    for (index, (attempt, decided)) in attempts.iter().zip(decided).enumerate() {
+        let mut classes = vec![decided.then_some(attempt.class)];
+        let others = others.iter().filter(|(of, _)| *decided && *of == index).map(|(_, class)| Some(*class));
+        classes.extend(others);
+        if readings.len() * classes.len() > WAYS_MAX {
+            classes.truncate(1);
+        }
+        let longer = |class: &Option<u32>| {
+            let class = *class;
+            readings.iter().map(move |reading| reading.iter().copied().chain([class]).collect())
+        };
+        readings = classes.iter().flat_map(longer).collect();
+    }
+    readings
 }
 
 /// Whether a denial says what the price list says.
@@ -217,18 +317,14 @@ impl Sums {
     /// Adds an event. Of several readings the least and the most of each sum count.
     pub fn add(&mut self, resolver: &Resolver<'_>, attempts: &[Priced], readings: &[Reading]) {
         self.remember(attempts, readings);
-        if let ([attempt], [_]) = (attempts, readings) {
-            let charged = resolver.ended(attempt, true).charged;
+        if let ([attempt], [reading]) = (attempts, readings) {
+            let charged = resolver.ended(attempt, reading[0]).charged;
             if charged > Credits::ZERO {
                 self.charge(resolver, attempt, charged, charged);
             }
             return;
         }
-        let ended = |reading: &Reading| {
-            let each = attempts.iter().zip(reading);
-            each.map(|(attempt, decided)| (*attempt, resolver.ended(attempt, *decided))).collect()
-        };
-        let ways: Vec<Vec<(Priced, Ended)>> = readings.iter().map(ended).collect();
+        let ways: Vec<_> = readings.iter().map(|reading| resolver.all_ended(attempts, reading)).collect();
         self.charge_one_of(resolver, &ways.iter().map(Vec::as_slice).collect::<Vec<_>>());
     }
 
@@ -268,7 +364,7 @@ impl Sums {
 
     /// Counts the identities of an event's attempts, by day.
     pub fn remember(&mut self, attempts: &[Priced], readings: &[Reading]) {
-        if let ([attempt], [_]) = (attempts, readings) {
+        if let ([attempt], [_, ..]) = (attempts, readings) {
             self.remembered.entry(attempt.days.own).or_default().add(1, 1);
             return;
         }
@@ -278,7 +374,7 @@ impl Sums {
         for day in days {
             // What was decided is remembered under its own day; a duplicate too, but for a repeat within a call.
             let decided_on = |reading: &Reading| {
-                attempts.iter().zip(reading).any(|(attempt, decided)| *decided && attempt.days.own == day)
+                attempts.iter().zip(reading).any(|(attempt, decided)| decided.is_some() && attempt.days.own == day)
             };
             let certain = !readings.is_empty() && readings.iter().all(decided_on);
             let on_day = attempts.iter().filter(|attempt| attempt.days.own == day).count() as u64;

@@ -27,6 +27,16 @@ voidable = true
 interval = "monthly"
 allowance = { email = 100 }
 actions = ["reveal", "phone"]
+[plans.pro]
+interval = "monthly"
+allowance = { email = 100 }
+actions = ["reveal", "phone", "enrich"]
+prices = { reveal = 3, phone = 4 }
+[plans.flat]
+interval = "monthly"
+allowance = { email = 100 }
+actions = ["reveal", "phone", "enrich"]
+prices = { reveal = 0, phone = 0 }
 "#;
 
 /// 2026-11-24T12:00:00Z.
@@ -47,6 +57,8 @@ struct Case {
     writes: [u64; 2],
     marks: u64,
     totals: Vec<(i32, Outcome, u64)>,
+    /// Plans that the account had within the cycle; the first is basic.
+    plans: Vec<&'static str>,
 }
 
 impl Case {
@@ -64,6 +76,7 @@ impl Case {
             writes: [1, 1],
             marks: 0,
             totals: Vec::new(),
+            plans: vec!["basic"],
         };
         for text in records {
             let (decodes, text) = text.strip_prefix('!').map_or((true, *text), |text| (false, text));
@@ -109,6 +122,11 @@ impl Case {
         self
     }
 
+    fn upgraded(mut self, plan: &'static str) -> Case {
+        self.plans.push(plan);
+        self
+    }
+
     fn marked(mut self, marks: u64) -> Case {
         self.marks = marks;
         self
@@ -118,14 +136,15 @@ impl Case {
         let catalogue = Catalogue::parse(CATALOGUE).unwrap();
         let names = Names { source: "meter".into(), usage_topic: "usage".into(), commands_topic: "commands".into() };
         let topics = Topics { usage: "usage".into(), commands: "commands".into() };
+        let commands = self.plans.len();
         let at = |usage: &[i64]| {
-            let mut positions: Vec<(Partition, i64)> = vec![(Partition::COMMANDS, 1)];
+            let mut positions: Vec<(Partition, i64)> = vec![(Partition::COMMANDS, commands as i64)];
             positions.extend((0..).zip(usage).map(|(index, at)| (Partition::usage(index), *at)));
             positions
         };
         let mut totals: Vec<_> =
             self.totals.iter().map(|(index, outcome, n)| (Partition::usage(*index), *outcome, *n)).collect();
-        totals.push((Partition::COMMANDS, Outcome::Applied, 1));
+        totals.push((Partition::COMMANDS, Outcome::Applied, commands as u64));
         let shard = ShardState {
             writes: self.writes,
             positions: at(self.first.as_ref().unwrap_or(&self.positions)),
@@ -172,7 +191,9 @@ impl Case {
         let state = ShardState { positions: at(&self.positions), ..ShardState::default() };
         let positions = Positions::of(&state).into();
         fold.see(vec![look::Seen { account: "acme".into(), positions, floor_ms: 0, stored: self.account(&catalogue) }]);
-        fold.record(put());
+        for (offset, plan) in (0..).zip(&self.plans) {
+            fold.record(put_plan(offset, plan));
+        }
         for record in self.records {
             fold.record(record);
         }
@@ -196,8 +217,9 @@ impl Case {
     }
 
     fn account(&self, catalogue: &Catalogue) -> LookedAccount {
-        let config = config();
-        let cycle = config.calendar(&catalogue.plans["basic"]).cycle_at(NOON_MS).unwrap();
+        let plan = *self.plans.last().unwrap();
+        let config = AccountConfig { plan: plan.into(), ..config() };
+        let cycle = config.calendar(&catalogue.plans[plan]).cycle_at(NOON_MS).unwrap();
         let mut fields: BTreeMap<String, String> = config.to_fields().into_iter().collect();
         let mut put = |name: &str, value: String| fields.insert(name.to_owned(), value);
         put("version", "1".into());
@@ -210,7 +232,7 @@ impl Case {
         put("email.c", (self.charged * 1000).to_string());
         LookedAccount {
             fields,
-            commands: 1,
+            commands: self.plans.len() as u64,
             remembered: [(TODAY, self.remembered)].into(),
             generations: [(TODAY, self.generations)].into(),
             marks: [(cycle.number, self.marks)].into(),
@@ -246,16 +268,28 @@ pub(super) fn config() -> AccountConfig {
 }
 
 pub(super) fn put() -> Record {
+    put_plan(0, "basic")
+}
+
+fn put_plan(offset: i64, plan: &str) -> Record {
+    let id = format!("put-{offset}");
     let command = Command {
         account: "acme".into(),
-        id: "put".into(),
-        identity: Identity::of("s", "put"),
+        identity: Identity::of("s", &id),
+        id,
         time_ms: NOON_MS - 1000,
         command_type: ACCOUNT_PUT,
-        body: Ok(CommandBody::Put(Box::new(config()))),
+        body: Ok(CommandBody::Put(Box::new(AccountConfig { plan: plan.into(), ..config() }))),
     };
     let body = Body::Command(Box::new(command));
-    Record { partition: Partition::COMMANDS, offset: 0, append_ms: NOON_MS, bytes: 100, fingerprint: 0, body }
+    Record {
+        partition: Partition::COMMANDS,
+        offset,
+        append_ms: NOON_MS + offset * 2000,
+        bytes: 100,
+        fingerprint: 0,
+        body,
+    }
 }
 
 /// `collision-…` ids all have the same remembered half; `enrich-…` is not on the plan, `old-…` is from the last cycle;
@@ -560,4 +594,73 @@ fn what_was_denied_frees_nothing_and_what_was_capped_does() {
     // Another partition's was free, or charged after a fall-back and before the capped one was read again.
     capped(&["1@1 phone-a3 1"]).stored(1, 3, &[(0, Capped, 1), (0, Free, 1), (1, Free, 1)]).agrees();
     capped(&["1@1 phone-a3 1"]).stored(3, 3, &[(0, Capped, 1), (0, Free, 1), (1, Charged, 1)]).agrees();
+}
+
+#[test]
+fn an_event_was_judged_by_any_one_plan_of_its_cycle() {
+    // 1 on basic, 3 on pro: whether the command came first is not known.
+    let case = || Case::new(&["0@1 a 2", "0@2 b 2"]).upgraded("pro");
+    let totals = [(0, Charged, 2)];
+    assert_eq!(case().stored(4, 2, &totals).agrees().ambiguous, 2);
+    case().stored(8, 2, &totals).agrees();
+    case().stored(12, 2, &totals).agrees();
+    case().stored(3, 2, &totals).differs(&["email.charged"]);
+    case().stored(13, 2, &totals).differs(&["email.charged"]);
+    case().stored(8, 2, &[(0, Charged, 1), (0, Free, 1)]).differs(&["total usage:0 free", "total usage:0 charged"]);
+    // A plan in the middle counts too, the same plan again is none.
+    case().upgraded("flat").stored(12, 2, &totals).agrees();
+    let report = Case::new(&["0@1 a 2"]).upgraded("basic").stored(2, 1, &[(0, Charged, 1)]).agrees();
+    assert_eq!(report.ambiguous, 0);
+    // Only the attempt that was decided is charged, by one of its prices.
+    let twice = || Case::new(&["0@1 a 2", "0@2 a 2"]).upgraded("pro");
+    twice().stored(2, 1, &[(0, Charged, 1), (0, Duplicate, 1)]).agrees();
+    twice().stored(6, 1, &[(0, Charged, 1), (0, Duplicate, 1)]).agrees();
+    twice().stored(8, 1, &[(0, Charged, 1), (0, Duplicate, 1)]).differs(&["email.charged"]);
+    // Free on the other plan.
+    let case = || Case::new(&["0@1 a 2"]).upgraded("flat");
+    case().stored(0, 1, &[(0, Free, 1)]).agrees();
+    case().stored(2, 1, &[(0, Charged, 1)]).agrees();
+}
+
+#[test]
+fn a_denial_was_by_any_one_plan_of_its_cycle() {
+    let enrich = || Case::new(&["0@1 enrich-a 3"]).upgraded("pro");
+    enrich().denied("0@1 enrich-a not_entitled 6").stored(0, 1, &[(0, Denied, 1)]).agrees();
+    enrich().denied("0@1 enrich-a insufficient_credits 6").stored(0, 1, &[(0, Denied, 1)]).agrees();
+    enrich().denied("0@1 enrich-a insufficient_credits 7").stored(0, 1, &[(0, Denied, 1)]).differs(&["denial"]);
+    // Without a denial it was entitled.
+    enrich().stored(6, 1, &[(0, Charged, 1)]).agrees();
+    enrich().stored(0, 1, &[(0, Charged, 1)]).differs(&["email.charged"]);
+    let reveal = |required: u64| {
+        let denied = format!("0@1 a insufficient_credits {required}");
+        Case::new(&["0@1 a 2"]).upgraded("pro").denied(&denied).stored(0, 1, &[(0, Denied, 1)])
+    };
+    reveal(2).agrees();
+    reveal(6).agrees();
+    reveal(4).differs(&["denial"]);
+    // What was capped tells its price.
+    let capped = || Case::new(&["0@1 a 2"]).upgraded("pro").denied("0@1 a capped 6 1");
+    capped().stored(5, 1, &[(0, Capped, 1)]).agrees();
+    capped().stored(1, 1, &[(0, Capped, 1)]).differs(&["email.charged"]);
+}
+
+#[test]
+fn what_is_charged_once_or_taken_back_was_charged_by_any_one_plan_of_its_cycle() {
+    let case = || Case::new(&["0@1 phone-a1 1", "0@2 phone-a2 1"]).upgraded("pro").marked(1);
+    let totals = [(0, Charged, 1), (0, Free, 1)];
+    case().stored(2, 2, &totals).agrees();
+    case().stored(4, 2, &totals).agrees();
+    case().stored(6, 2, &totals).differs(&["email.charged"]);
+    // Free on the other plan, so that the second sets the mark, or none does.
+    let case = || Case::new(&["0@1 phone-a1 1", "0@2 phone-a2 3"]).upgraded("flat");
+    case().marked(1).stored(6, 2, &totals).agrees();
+    case().marked(0).stored(0, 2, &[(0, Free, 2)]).agrees();
+    case().marked(1).stored(8, 2, &totals).differs(&["email.charged"]);
+    // A void takes what was charged, whichever it was.
+    let case = || Case::new(&["0@1 a 2", "0@2 void-a"]).upgraded("pro");
+    case().stored(0, 2, &[(0, Charged, 1), (0, Voided, 1)]).agrees();
+    case().stored(4, 2, &[(0, Charged, 1), (0, Voided, 1)]).differs(&["email.charged"]);
+    // One that is free cannot be voided, and is not charged.
+    let case = Case::new(&["0@1 a 2", "0@2 void-a"]).upgraded("flat");
+    case.stored(0, 2, &[(0, Free, 1), (0, Voided, 1)]).agrees();
 }

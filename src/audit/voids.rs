@@ -71,10 +71,11 @@ pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -
         for (event, reading) in events.iter().zip(&chosen) {
             let decided = event.readings.get(*reading).map_or(&[][..], |reading| reading);
             for ((attempt, mark), decided) in event.attempts.iter().zip(&event.marks).zip(decided) {
-                let step = Step { attempt: *attempt, mark: *mark, event: event.tied_to.unwrap_or_default() };
+                let mark = mark.filter(|_| resolver.asks_once(*decided));
+                let step = Step { attempt: attempt.by(*decided), mark, event: event.tied_to.unwrap_or_default() };
                 match decided {
-                    true => lanes.entry(attempt.kept.partition).or_default().push(step),
-                    false => ended.push((*attempt, resolver.ended(attempt, false))),
+                    Some(_) => lanes.entry(attempt.kept.partition).or_default().push(step),
+                    None => ended.push((*attempt, resolver.ended(attempt, None))),
                 }
             }
         }
@@ -164,7 +165,7 @@ impl Search<'_> {
             let against = Priced { class: charge.class, ..*attempt };
             return self.ends(state, against, Ended { charged: Credits::ZERO - charge.cost, ..voided });
         }
-        let ended = self.resolver.ended(attempt, true);
+        let ended = self.resolver.ended(attempt, Some(attempt.class));
         let takes = matches!(ended.outcome, Outcome::Charged | Outcome::Capped);
         let is_marked = step.mark.is_some_and(|mark| state.marks.contains(&mark) || self.set.contains(&mark));
         if takes && is_marked && attempt.decision.is_none() {

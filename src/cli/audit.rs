@@ -137,7 +137,9 @@ fn text(report: &Report) -> String {
         ),
     ];
     if *ambiguous > 0 {
-        lines.push(format!("{ambiguous} events have attempts at different prices, and any of them was accepted"));
+        lines.push(format!(
+            "{ambiguous} events have attempts at different prices, or were priced by one of several plans: any was accepted"
+        ));
     }
     if *collisions > 0 {
         lines.push(format!("{collisions} events were taken for others whose 64-bit identity is the same"));

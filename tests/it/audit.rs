@@ -137,6 +137,53 @@ async fn the_log_and_redis_agree_while_the_meter_goes_on() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_judged_before_its_account_was_upgraded_agrees() {
+    let topics = Topics::create("audit-upgrade", 1).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("catalogue.toml");
+    let text = std::fs::read_to_string(CATALOGUE).expect("the price list");
+    std::fs::write(&path, text.replacen("[plans.basic]", "[plans.basic]\nprices = { reveal_email = 2 }", 1))
+        .expect("it is written");
+    let meter = Meter::new(&topics, path.to_str().expect("a plain path"));
+    let running = meter.start(&[]);
+    running.ready().await;
+    let phone = |id: &str| {
+        let mut event = reveal_event("acme", id, 1);
+        event["data"]["action"] = json!("reveal_phone"); // only on the second plan
+        Outgoing { key: Some("acme".into()), value: Some(event.to_string().into_bytes()), ..Outgoing::default() }
+    };
+    topics.command(&put("acme", "starter")).await;
+    topics.send("usage", &reveal("acme", "before", 3)).await;
+    topics.send("usage", &phone("denied")).await;
+    meter.caught_up(&topics).await;
+    let mut upgrade = put("acme", "basic");
+    upgrade["id"] = json!("upgrade");
+    topics.command(&upgrade).await;
+    meter.caught_up(&topics).await;
+    topics.send("usage", &reveal("acme", "after", 4)).await;
+    topics.send("usage", &phone("charged")).await;
+    meter.caught_up(&topics).await;
+
+    let balance = meter.json(&["balance", "acme", "--json"]);
+    assert_eq!((&balance["plan"], &balance["balances"]["email"]["used"]), (&json!("basic"), &json!(11)), "{balance}");
+    let report = meter.audit();
+    assert_eq!(report["outcomes"], json!({ "charged": 3, "denied": 1 }), "{report}");
+    meter.published().await;
+    assert_eq!(meter.audit()["mismatches"], 0);
+    // Each is told of by the plan in force when it was appended.
+    let told = meter.json(&["events", "acme", "--json"]);
+    assert_eq!(told["used"], json!({ "email": 11, "phone": 1.5 }), "{told}");
+    for (id, outcome, price) in
+        [("before", "charged", 3.0), ("denied", "denied", 1.5), ("after", "charged", 8.0), ("charged", "charged", 1.5)]
+    {
+        let event = told["events"].as_array().expect("events").iter().find(|event| event["id"] == id);
+        let event = event.unwrap_or_else(|| panic!("no {id}: {told}"));
+        assert_eq!((&event["outcome"], event["price"].as_f64()), (&json!(outcome), Some(price)), "{event}");
+    }
+    assert!(running.terminate().await.success());
+}
+
 /// A state at rest, to be changed by hand.
 struct ByHand {
     topics: Topics,
