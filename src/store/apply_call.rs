@@ -14,7 +14,7 @@ use crate::ledger::call::{Applied, ApplyCall, CallEvent, Group, GrownDay, Reply}
 use crate::ledger::catalogue::Overage;
 use crate::ledger::credits::Credits;
 use crate::ledger::day::{Layout, SetIndex, layouts_of};
-use crate::ledger::event::{CallEvents, Days, Identity, Judge};
+use crate::ledger::event::{CallEvents, Class, Days, Identity, Judge};
 use crate::ledger::members::MemberCount;
 use crate::ledger::once::{GrownMarks, mark_of};
 use crate::ledger::outcome::{Denial, Verdict};
@@ -96,20 +96,23 @@ impl Script for ApplyScript<'_> {
         let outbox = number(&fields.text()?)?;
         let mut verdicts = Vec::with_capacity(self.call.events());
         for group in &self.call.groups {
-            let letters = fields.bytes()?;
-            if letters.is_empty() {
-                verdicts.extend(group.events.iter().map(|event| match self.call.classes[event.class].judge {
-                    Judge::Free => Verdict::Free,
-                    _ => Verdict::Charged,
-                }));
-                continue;
-            }
-            if letters.len() != group.events.len() {
-                return Err(unexpected(Self::NAME, "a verdict is missing"));
-            }
-            for letter in letters {
+            let first = verdicts.len();
+            verdicts.extend(group.events.iter().map(|event| match self.call.classes[event.class].judge {
+                Judge::Free => Verdict::Free,
+                _ => Verdict::Charged,
+            }));
+            let otherwise = fields.bytes()?;
+            let (each, rest) = otherwise.as_chunks::<3>();
+            for &[letter, high, low] in each {
                 let verdict = Verdict::from_code(letter).ok_or_else(|| unexpected(Self::NAME, "unknown verdict"))?;
-                verdicts.push(verdict);
+                let event = usize::from(u16::from_be_bytes([high, low]));
+                *event
+                    .checked_sub(1)
+                    .and_then(|index| verdicts.get_mut(first + index))
+                    .ok_or_else(|| unexpected(Self::NAME, "the verdict of no event"))? = verdict;
+            }
+            if !rest.is_empty() {
+                return Err(unexpected(Self::NAME, "half a verdict"));
             }
         }
         let (mut grown, mut grown_marks) = (Vec::new(), Vec::new());
@@ -251,7 +254,7 @@ impl<'a> Groups<'a> {
             Overage::Cap => ("cap", Credits::ZERO),
             Overage::Allow { limit } => ("allow", limit.unwrap_or(Credits::BALANCE_MAX)),
         };
-        self.packed.list(17);
+        self.packed.list(18);
         self.packed.text(group.account.as_bytes());
         self.packed.decimal(group.version);
         let want = self.want(group);
@@ -262,7 +265,9 @@ impl<'a> Groups<'a> {
         self.packed.decimal(dates().max().unwrap_or(0));
         self.kinds(group);
         self.packed.index(self.lines.len());
+        let mut unentitled = Unentitled::default();
         for event in &group.events {
+            unentitled.add(&self.type_of, &self.call.classes, event, self.lines.len());
             let source = self.sources.place(&event.event.source);
             write_line(&mut self.lines, event, source);
         }
@@ -276,6 +281,8 @@ impl<'a> Groups<'a> {
         self.marks(input, group);
         self.packed.decimal(group.cycle);
         self.members(input, group);
+        self.packed.list(unentitled.told.len());
+        unentitled.told.iter().for_each(|number| self.packed.number(*number));
     }
 
     /// What the group's events come to by day, member and action, if they are charged or free. Gives the days.
@@ -498,6 +505,31 @@ impl<'a> Groups<'a> {
             self.packed.list(of_set.len());
             of_set.iter().for_each(|(_, event)| self.packed.decimal(run[*event].event.identity.member));
             self.packed.text(of_set.iter().flat_map(|(_, event)| two_bytes(*event)).collect::<Vec<u8>>());
+        }
+    }
+}
+
+/// Events of the open cycle that a group's plan is not entitled to, as `apply.lua` describes them.
+#[derive(Default)]
+struct Unentitled {
+    told: Vec<usize>,
+    /// What the events so far cost, by credit type.
+    costs: Vec<usize>,
+    events: usize,
+}
+
+impl Unentitled {
+    fn add(&mut self, type_of: &[usize], classes: &[Class], event: &CallEvent, line_start: usize) {
+        self.events += 1;
+        let Some(class) = classes.get(event.class).filter(|class| class.cycle.is_none()) else { return };
+        let credit_type = type_of[event.class];
+        if self.costs.len() <= credit_type {
+            self.costs.resize(credit_type + 1, 0);
+        }
+        match class.judge {
+            Judge::Charge => self.costs[credit_type] += class.cost.thousandths() as usize,
+            Judge::NotEntitled => self.told.extend([self.events, self.costs[credit_type], line_start + 1]),
+            _ => {}
         }
     }
 }

@@ -70,6 +70,8 @@ prices = [{ credit_type = "email", credits = 0.5 }]
 charge_once = { by = "company" }
 [actions.verify]
 prices = [{ credit_type = "email", credits = 0 }]
+[actions.export]
+prices = [{ credit_type = "email", credits = 0.25 }]
 [plans.small]
 interval = "monthly"
 allowance = { email = 12, phone = 4.5 }
@@ -80,7 +82,7 @@ thresholds = ["80%", "remaining 4", "33%"]
 interval = "monthly"
 allowance = { email = 7.25, phone = 3 }
 thresholds = ["remaining 0", "50%"]
-actions = ["reveal_email", "enrich", "reveal_phone", "verify"]
+actions = ["reveal_email", "enrich", "reveal_phone", "verify", "export"]
 overage = "cap"
 [plans.allowed]
 interval = "monthly"
@@ -92,7 +94,7 @@ overage = { allow = { limit = 6 } }
 interval = "monthly"
 allowance = { email = 30, phone = 9 }
 carry_over_max = { email = 100, phone = 1 }
-actions = ["reveal_email", "enrich", "reveal_phone", "verify"]
+actions = ["reveal_email", "enrich", "reveal_phone", "export"]
 [plans.yearly]
 interval = "annual"
 allowance = { email = 300, phone = 90 }
@@ -168,6 +170,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "void_leaves_usage",
         "void_refunds",
         "void_refunds_a_closed_cycle",
+        "unentitled_beside_others",
         "member_limit",
         "member_limit_late",
         "member_limit_stands",
@@ -560,6 +563,7 @@ impl<'a> History<'a> {
                     self.count_once(call, &applied.verdicts);
                     self.count_members(call, &applied.verdicts);
                     self.count_given_back(before);
+                    self.count_unentitled(call, &applied.verdicts);
                     for verdict in &applied.verdicts {
                         *self.replies.entry(verdict.outcome().name()).or_insert(0) += 1;
                     }

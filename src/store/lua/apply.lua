@@ -30,6 +30,8 @@
 --           members, nothing if the account limits none of what the events cost, and none is a void: two bytes an event:
 --             which count it goes to, 0 = none; counts: cycle, field, limit in thousandths or '' = only counted; numbers of
 --             the cycles
+--           events of the open cycle that its plan is not entitled to, in order: event, what those before it cost in its
+--             type in thousandths, where its line begins
 --         tables, in MessagePack, lists that the groups point into:
 --           types:    name
 --           wants:    the types (of an account) that a group needs
@@ -52,8 +54,8 @@
 --         {'stale', then for each: group, n, n x (field, value) of the account}
 --         {'account_lost', account} {'unknown', position of the commands} {'dead', then for each: 'partition@offset', reason}
 --         {'outbox_full', entries}
---         {'applied', outbox entries, then for each group '' (all charged or free) or a verdict's letter an event,
---           then for each day that gets more sets from now on: group, day, layout; for marks: group, 'o' and cycle, layout}
+--         {'applied', outbox entries, then for each group the events that ended otherwise than free, for classes that
+--           are, or charged, for all others: a verdict's letter and two bytes each, then for each day that gets more sets from now on: group, day, layout; for marks: group, 'o' and cycle, layout}
 local DENIED_EVENTS_MAX = 500
 local DENIED_BYTES_MAX = 262144
 local byte, format, match = string.byte, string.format, string.match
@@ -223,13 +225,13 @@ local floor = tonumber(fence[4])
 local below_floor = false
 for g = 1, group_count do
   local account, version, want, policy, oldest, latest, tally, event_kinds, first_line, used_days, used, row_of, packed_runs,
-    marks, cycles, cycle, members = unpack(packed_groups[g])
+    marks, cycles, cycle, members, unentitled = unpack(packed_groups[g])
   key = key + 1
   local group = {
     account = account, version = version, types = wants[want], overage = policies[policy][1],
     limit = tonumber(policies[policy][2]), levels = levels_of[policy],
     tally = tally, kinds = event_kinds, first_line = first_line, used = used, row_of = row_of, runs = {}, key = KEYS[key],
-    latest = latest, cycle = cycle, used_days = used_days, asks = {},
+    latest = latest, cycle = cycle, used_days = used_days, asks = {}, unentitled = unentitled,
   }
   local event = 0
   for r, packed in ipairs(packed_runs) do

@@ -16,7 +16,90 @@ end
 
 local REASONS = { 'not_entitled', 'insufficient_credits', 'overage_limit', 'capped', 'member_limit' }
 local LETTERS = { 'e', 'i', 'o', [5] = 'm' }
-local messages = {}
+
+-- Messages about events that are denied or capped, and the verdicts that are not as told.
+local denials = { messages = {} }
+function denials.new()
+  return { {}, {}, {}, {}, {} }
+end
+
+function denials.add(by_reason, group, range, class, reason, left, uncovered, line)
+  local offset, source, id = match(line, '^(%d+) %-?%d+ (%d+) (.*)$')
+  local index = match(partition[range], ':(%d+)$')
+  local described = '{"source":' .. sources[tonumber(source)] .. ',"id":' .. id .. ',"topic":' .. topic_text
+    .. ',"partition":' .. index .. ',"offset":' .. offset .. ',"action":"' .. class_action[class]
+    .. '","credit_type":"' .. type_name[class_type[class]]
+    .. '","required":' .. credits(class_cost[class]) .. ',"remaining":' .. credits(left)
+  if reason == 4 then
+    described = described .. ',"uncovered":' .. credits(uncovered)
+  end
+  described = described .. '}'
+  local list = by_reason[reason]
+  local last = list[#list]
+  if not last or #last.events == DENIED_EVENTS_MAX or last.bytes + #described > DENIED_BYTES_MAX then
+    last = {
+      account = group.account, reason = REASONS[reason], events = {},
+      id = topic .. '/' .. index .. '/' .. offset .. '/' .. REASONS[reason],
+    }
+    last.bytes = #('{"reason":"' .. last.reason .. '","events":[') - 1
+    list[#list + 1] = last
+  end
+  last.events[#last.events + 1] = described
+  last.bytes = last.bytes + #described + 1
+end
+
+function denials.tell(by_reason)
+  for _, list in ipairs(by_reason) do
+    for _, message in ipairs(list) do
+      denials.messages[#denials.messages + 1] = message
+    end
+  end
+end
+
+function denials.verdict(verdicts, letter, e)
+  verdicts[#verdicts + 1] = letter .. string.char(math.floor(e / 256), e % 256)
+end
+
+-- Denies what a group's plan is not entitled to, where all else fits: before what that costs is charged. The worker told
+-- what the events before each cost, were all of them charged.
+function denials.deny_unentitled(group, counter, free, verdicts, rows)
+  local not_charged, skipped, at = {}, {}, 1
+  for _, events in ipairs({ group.seen, free or {} }) do
+    for e in pairs(events) do
+      not_charged[#not_charged + 1] = e
+    end
+  end
+  table.sort(not_charged)
+  local by_reason = denials.new()
+  for i = 1, #group.unentitled, 3 do
+    local e, before, first = group.unentitled[i], group.unentitled[i + 1], group.unentitled[i + 2]
+    if not group.seen[e] then
+      while not_charged[at] and not_charged[at] < e do
+        local b1, b2 = byte(group.kinds, 2 * not_charged[at] - 1, 2 * not_charged[at])
+        local class = kind_class[b1 * 256 + b2]
+        if class_judge[class] == 'c' and not class_cycle[class] then
+          skipped[class_type[class]] = (skipped[class_type[class]] or 0) + class_cost[class]
+        end
+        at = at + 1
+      end
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local range, class = kind_range[b1 * 256 + b2], kind_class[b1 * 256 + b2]
+      local t = class_type[class]
+      local c = counter[t]
+      local left = not c.unlimited and math.max(0, c.usable - c.charged - before + (skipped[t] or 0)) or nil
+      c.denied = (c.denied or 0) + 1
+      counts[range].denied = counts[range].denied + 1
+      denials.verdict(verdicts, LETTERS[1], e)
+      denials.add(by_reason, group, range, class, 1, left, 0,
+        string.sub(lines, first, string.find(lines, '\n', first, true) - 1))
+      if rows then
+        b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
+        rows.denied[b1 * 256 + b2] = rows.denied[b1 * 256 + b2] + 1
+      end
+    end
+  end
+  denials.tell(by_reason)
+end
 
 local function charge_row(rows, row, column, cost)
   if rows then
@@ -26,7 +109,7 @@ end
 
 -- Decides a group's events one by one.
 local function one_by_one(group, counter, rows)
-  local verdicts, by_reason = {}, { {}, {}, {}, {}, {} }
+  local verdicts, by_reason = {}, denials.new()
   local line_of = lines_of(group)
   local once = group.once
   for e = 1, group.count do
@@ -34,7 +117,7 @@ local function one_by_one(group, counter, rows)
     local kind = b1 * 256 + b2
     local range, class = kind_range[kind], kind_class[kind]
     local tally = counts[range]
-    local row
+    local row, verdict
     if rows then
       b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
       row = b1 * 256 + b2
@@ -43,18 +126,18 @@ local function one_by_one(group, counter, rows)
     local charged_before = mark and class_judge[class] == 'c' and once.known[mark]
     if group.seen[e] then
       tally.duplicate = tally.duplicate + 1
-      verdicts[e] = 'd'
+      verdict = 'd'
     elseif class_judge[class] == 'v' then
       charges.take_back(group, e, class, counter, rows, row, range, line_of(e))
       tally.voided = tally.voided + 1
-      verdicts[e] = 'v'
+      verdict = 'v'
     elseif class_judge[class] == 'f' or charged_before then
       tally.free = tally.free + 1
       charge_row(rows, row, 'free', 0)
-      verdicts[e] = 'f'
+      verdict = 'f'
     elseif class_voidable[class] and charges.was_voided(group, e) then
       tally.voided = tally.voided + 1
-      verdicts[e] = 'v'
+      verdict = 'v'
     else
       local credit_type = type_name[class_type[class]]
       local cost, c = class_cost[class], counter[class_type[class]]
@@ -100,46 +183,23 @@ local function one_by_one(group, counter, rows)
       end
       if not reason then
         tally.charged = tally.charged + 1
-        verdicts[e] = 'c'
+        verdict = 'c'
       elseif reason == 4 then
         tally.capped = tally.capped + 1
-        verdicts[e] = 'p'
+        verdict = 'p'
       else
         tally.denied = tally.denied + 1
-        verdicts[e] = LETTERS[reason]
+        verdict = LETTERS[reason]
       end
-      local recorded = RECORDED[class_judge[class]]
-      if reason and not recorded then
-        local offset, source, id = match(line_of(e), '^(%d+) %-?%d+ (%d+) (.*)$')
-        local index = match(partition[range], ':(%d+)$')
-        local described = '{"source":' .. sources[tonumber(source)] .. ',"id":' .. id .. ',"topic":' .. topic_text
-          .. ',"partition":' .. index .. ',"offset":' .. offset .. ',"action":"' .. class_action[class]
-          .. '","credit_type":"' .. type_name[class_type[class]]
-          .. '","required":' .. credits(cost) .. ',"remaining":' .. credits(left)
-        if reason == 4 then
-          described = described .. ',"uncovered":' .. credits(uncovered)
-        end
-        described = described .. '}'
-        local list = by_reason[reason]
-        local last = list[#list]
-        if not last or #last.events == DENIED_EVENTS_MAX or last.bytes + #described > DENIED_BYTES_MAX then
-          last = {
-            account = group.account, reason = REASONS[reason], events = {},
-            id = topic .. '/' .. index .. '/' .. offset .. '/' .. REASONS[reason],
-          }
-          last.bytes = #('{"reason":"' .. last.reason .. '","events":[') - 1
-          list[#list + 1] = last
-        end
-        last.events[#last.events + 1] = described
-        last.bytes = last.bytes + #described + 1
+      if reason and not RECORDED[class_judge[class]] then
+        denials.add(by_reason, group, range, class, reason, left, uncovered, line_of(e))
       end
     end
-  end
-  for reason = 1, #REASONS do
-    for _, message in ipairs(by_reason[reason]) do
-      messages[#messages + 1] = message
+    if verdict ~= (class_judge[class] == 'f' and 'f' or 'c') then
+      denials.verdict(verdicts, verdict, e)
     end
   end
+  denials.tell(by_reason)
   return table.concat(verdicts)
 end
 
@@ -185,7 +245,7 @@ for g = 1, group_count do
     end
   end
   -- What is counted for members is decided one by one.
-  local sums, fits = {}, not group.members and not charges.any_waits(group)
+  local sums, fits, denies = {}, not group.members and not charges.any_waits(group), false
   for i = 1, #tally, 2 do
     local new = new_of[tally[i]]
     local class = kind_class[tally[i]]
@@ -193,6 +253,8 @@ for g = 1, group_count do
     if new > 0 and judge == 'c' and not class_cycle[class] then
       local t = class_type[class]
       sums[t] = (sums[t] or 0) + class_cost[class] * new
+    elseif new > 0 and judge == 'e' and not class_cycle[class] and not next(group.asks) then
+      denies = true
     elseif new > 0 and judge ~= 'f' then
       fits = false
     end
@@ -210,45 +272,45 @@ for g = 1, group_count do
     local rows = group.used_days[1] and rows_of(group, false)
     reply[g + 2] = one_by_one(group, counter, rows)
     group.usage = rows and usage_after(group, rows)
-    -- Events that were denied are counted beside the charges.
-    for t, c in pairs(counter) do
-      if c.denied then
-        c.denied = c.denied + tonumber(redis.call('HGET', group.key, type_name[t] .. '.d') or '0')
-      end
-    end
   else
-    for i = 1, #tally, 2 do
-      local kind = tally[i]
-      simple[kind] = simple[kind] + new_of[kind]
+    local verdicts = {}
+    for e in pairs(seen) do
+      local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
+      local tally = counts[kind_range[b1 * 256 + b2]]
+      tally.duplicate = tally.duplicate + 1
+      denials.verdict(verdicts, 'd', e)
     end
     if free then
       group.free, group.once.added = free, marked
-    end
-    local verdicts = (any_seen or free and next(free)) and {}
-    if verdicts then
-      for e = 1, group.count do
+      for e in pairs(free) do
         local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
-        local kind = b1 * 256 + b2
-        if seen[e] then
-          local tally = counts[kind_range[kind]]
-          tally.duplicate = tally.duplicate + 1
-          verdicts[e] = 'd'
-        elseif free and free[e] then
-          local tally = counts[kind_range[kind]]
-          tally.free = tally.free + 1
-          verdicts[e] = 'f'
-        else
-          verdicts[e] = class_judge[kind_class[kind]]
-        end
+        local tally = counts[kind_range[b1 * 256 + b2]]
+        tally.free = tally.free + 1
+        denials.verdict(verdicts, 'f', e)
+      end
+    end
+    local rows = group.used_days[1] and rows_of(group, true, denies)
+    if denies then
+      denials.deny_unentitled(group, counter, free, verdicts, rows)
+    end
+    for i = 1, #tally, 2 do
+      local kind = tally[i]
+      if class_judge[kind_class[kind]] ~= 'e' then
+        simple[kind] = simple[kind] + new_of[kind]
       end
     end
     for t, sum in pairs(sums) do
       counter[t].charged = counter[t].charged + sum
     end
-    reply[g + 2] = verdicts and table.concat(verdicts) or ''
-    local rows = group.used_days[1] and rows_of(group, true)
+    reply[g + 2] = table.concat(verdicts)
     charges.keep_all(group, rows)
     group.usage = rows and usage_after(group, rows)
+  end
+  -- Events that were denied are counted beside the charges.
+  for t, c in pairs(counter) do
+    if c.denied then
+      c.denied = c.denied + tonumber(redis.call('HGET', group.key, type_name[t] .. '.d') or '0')
+    end
   end
   group.counter = counter
   alerts_after_use(group, counter)
@@ -359,7 +421,7 @@ for g = 1, group_count do
   end
 end
 charges.write()
-for _, message in ipairs(messages) do
+for _, message in ipairs(denials.messages) do
   redis.call('XADD', KEYS[3], '*', 'output', 'denied', 'id', message.id, 'type', 'credits.denied.v1',
     'account', message.account,
     'data', '{"reason":"' .. message.reason .. '","events":[' .. table.concat(message.events, ',') .. ']}')
@@ -373,5 +435,5 @@ end
 if begun then
   redis.call('HSET', KEYS[1], 'ended', begun, unpack(moved))
 end
-reply[2] = tostring(outbox_entries + #messages + #alerts)
+reply[2] = tostring(outbox_entries + #denials.messages + #alerts)
 return reply

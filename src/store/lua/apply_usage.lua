@@ -1,10 +1,10 @@
 
 -- Fourth part of apply: usage by day, member and action.
 
--- What the rows of a group come to: as told, if its events are charged or free, else nothing yet. Rows are columns, since a
+-- What the rows of a group come to: as told, if its events are charged or free but for some (`denies`), else nothing yet. Rows are columns, since a
 -- group has nearly as many as events: day, member, class (of the action), events charged, thousandths, events free; `denied`
 -- is there if some may be; `action` has the names that no class gives.
-local function rows_of(group, as_told)
+local function rows_of(group, as_told, denies)
   local told = group.used
   local rows = { n = #told[1], day = told[1], user = told[2], class = told[3], action = {} }
   if not as_told then
@@ -14,7 +14,10 @@ local function rows_of(group, as_told)
     end
     return rows
   end
-  rows.charged, rows.cost, rows.free = told[4], told[5], told[6]
+  rows.charged, rows.cost, rows.free, rows.denied = told[4], told[5], told[6], denies and {}
+  for r = 1, denies and rows.n or 0 do
+    rows.denied[r] = 0
+  end
   local function row_and_class(e)
     local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
     local class = kind_class[b1 * 256 + b2]

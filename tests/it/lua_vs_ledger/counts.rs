@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use credit_meter::ledger::call::ApplyCall;
 use credit_meter::ledger::credits::Credits;
+use credit_meter::ledger::event::Judge;
 use credit_meter::ledger::once::mark_of;
 use credit_meter::ledger::outcome::{Denial, Verdict};
 use credit_meter::ledger::shard::Shard;
@@ -69,6 +70,30 @@ impl History<'_> {
                 Verdict::Free => *self.replies.entry("free_once").or_insert(0) += 1,
                 Verdict::Charged | Verdict::Capped => drop(charged.insert((&group.account, mark))),
                 Verdict::Denied(_) | Verdict::Duplicate | Verdict::Voided => {}
+            }
+        }
+    }
+
+    /// Events that their plan is not entitled to, behind some that were charged and some that were not, where all else fits.
+    pub fn count_unentitled(&mut self, call: &ApplyCall, verdicts: &[Verdict]) {
+        let mut rest = verdicts;
+        for group in &call.groups {
+            let (own, others) = rest.split_at(group.events.len());
+            rest = others;
+            let denial = Verdict::Denied(Denial::NotEntitled);
+            let fits =
+                |verdict: &Verdict| [Verdict::Charged, Verdict::Free, Verdict::Duplicate, denial].contains(verdict);
+            if !own.iter().all(fits) || !group.member_limits.is_empty() {
+                continue;
+            }
+            let (mut charged, mut skipped) = (false, false);
+            for (event, verdict) in group.events.iter().zip(own) {
+                let costs = call.classes[event.class].judge == Judge::Charge;
+                charged |= *verdict == Verdict::Charged;
+                skipped |= costs && *verdict != Verdict::Charged;
+                if charged && skipped && *verdict == denial {
+                    *self.replies.entry("unentitled_beside_others").or_insert(0) += 1;
+                }
             }
         }
     }

@@ -28,6 +28,10 @@ fn once(action: &str, rng: &mut SmallRng) -> Option<Identity> {
     asks.then(|| Identity::of(action, &format!("contact-{of}")))
 }
 
+fn is_plain(event: &UsageEvent, account: &str) -> bool {
+    event.voids.is_none() && &*event.account == account && matches!(&*event.action, "enrich" | "verify" | "export")
+}
+
 impl History<'_> {
     pub fn record(&self, partition: Partition, offset: i64, body: Body) -> Record {
         Record { partition, offset, append_ms: MIDNIGHT_MS, bytes: 100, fingerprint: offset as u64, body }
@@ -42,6 +46,8 @@ impl History<'_> {
     pub fn usage(&mut self) -> Vec<Record> {
         let mut next = self.positions.clone();
         let count = self.rng.random_range(1..25);
+        // Few credits of one account for actions that are not voidable: those are added up, others decided one by one.
+        let plain = self.rng.random_bool(0.3).then(|| *["a", "b"].choose(&mut self.rng).expect("not empty"));
         (0..count)
             .map(|_| {
                 let partition = Partition::usage(self.rng.random_range(0..2));
@@ -50,23 +56,25 @@ impl History<'_> {
                 let body = if self.rng.random_bool(0.02) {
                     Body::Dead { reason: DeadReason::InvalidJson, account: None }
                 } else {
-                    Body::Usage(self.event())
+                    Body::Usage(self.event(plain))
                 };
                 self.record(partition, offset, body)
             })
             .collect()
     }
 
-    fn event(&mut self) -> Arc<UsageEvent> {
-        let voidable: Vec<_> = self.sent.iter().filter(|event| event.voids.is_none()).cloned().collect();
+    fn event(&mut self, plain: Option<&str>) -> Arc<UsageEvent> {
+        let voidable: Vec<_> =
+            self.sent.iter().filter(|event| event.voids.is_none() && plain.is_none()).cloned().collect();
         if let Some(event) = voidable.choose(&mut self.rng)
             && self.rng.random_bool(0.15)
         {
             return self.void(event);
         }
         let rng = &mut self.rng;
-        if !self.sent.is_empty() && rng.random_bool(0.25) {
-            let mut event = (**self.sent.choose(rng).expect("some were sent")).clone();
+        let again: Vec<_> = self.sent.iter().filter(|event| plain.is_none_or(|of| is_plain(event, of))).collect();
+        if !again.is_empty() && rng.random_bool(0.25) {
+            let mut event = (***again.choose(rng).expect("some were sent")).clone();
             event.time_ms += rng.random_range(-8..=8) * MINUTE_MS; // a restamped retry
             event.dated_ms = event.time_ms.min(MIDNIGHT_MS + 12 * MINUTE_MS);
             if rng.random_bool(0.1) {
@@ -75,11 +83,10 @@ impl History<'_> {
             return Arc::new(event);
         }
         // Few accounts, so that they meet again; what is dead before it is judged is rare, since it holds its call up.
-        let account = *["a", "a", "a", "b", "b", "c", "d \"}{"].choose(rng).expect("not empty");
+        let account = plain.unwrap_or_else(|| ["a", "a", "a", "b", "b", "c", "d \"}{"].choose(rng).expect("not empty"));
         let account = if rng.random_bool(0.02) { "nobody" } else { account };
-        let action = *["reveal_email", "reveal_email", "reveal_phone", "reveal_phone", "enrich", "verify"]
-            .choose(rng)
-            .expect("not empty");
+        let actions = ["enrich", "verify", "export", "reveal_email", "reveal_email", "reveal_phone", "reveal_phone"];
+        let action = *actions[..if plain.is_some() { 3 } else { 7 }].choose(rng).expect("not empty");
         let action = if rng.random_bool(0.02) { "unheard_of" } else { action };
         let time_ms = match rng.random_range(0..40) {
             0 => MIDNIGHT_MS + 40 * DAY_MS,
@@ -113,7 +120,7 @@ impl History<'_> {
         });
         self.sent.push(event.clone());
         // Some voids come before their event.
-        if self.rng.random_bool(0.1) { self.void(&event) } else { event }
+        if plain.is_none() && self.rng.random_bool(0.1) { self.void(&event) } else { event }
     }
 
     /// Voids that say that their events came after midnight: they are found on the day before, their cycle may be forgotten.

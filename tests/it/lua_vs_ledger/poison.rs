@@ -6,6 +6,7 @@ use std::time::Duration;
 use credit_meter::ledger::catalogue::Catalogue;
 use credit_meter::pipeline::batch::Call;
 use credit_meter::store::RedisStore;
+use credit_meter::store::keys::Key;
 use redis::aio::MultiplexedConnection;
 
 use super::{CATALOGUE, History, STEPS};
@@ -55,7 +56,13 @@ impl History<'_> {
         let before = snapshot(&mut connection, &prefix).await;
         carry(&self.store, call).await.expect("nothing is poisoned");
         let after = snapshot(&mut connection, &prefix).await;
-        let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let mut keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        // Few accounts get as many commands as make this key.
+        let commands = match call {
+            Call::Command(call) => Some(self.keys.spell(Key::Commands(&call.account))),
+            Call::Apply(_) | Call::Roll(_) => None,
+        };
+        keys.extend(&commands);
         for key in keys {
             restore(&mut connection, &prefix, &before).await;
             let mut poison = redis::pipe();
@@ -65,9 +72,9 @@ impl History<'_> {
                 poison.del(key).set(key, "poison"); // it is sorted itself
             }
             let _: () = poison.query_async(&mut connection).await.expect("redis answers");
-            let poisoned = snapshot(&mut connection, &prefix).await;
+            let poisoned = contents(&mut connection, &prefix).await;
             let answer = carry(&self.store, call).await;
-            let left = snapshot(&mut connection, &prefix).await;
+            let left = contents(&mut connection, &prefix).await;
             if answer.is_err() {
                 let changed: Vec<_> = left.iter().filter(|(key, value)| poisoned.get(*key) != Some(value)).collect();
                 assert!(
@@ -92,6 +99,35 @@ async fn carry(store: &RedisStore, call: &Call) -> Result<(), String> {
         Call::Command(call) => store.command(0, call).await.map(drop).map_err(|error| error.to_string()),
         Call::Roll(call) => store.roll(0, call).await.map(drop).map_err(|error| error.to_string()),
     }
+}
+
+/// What the keys hold, whatever the order in which Redis keeps it: that of a large hash changes while it is read.
+async fn contents(connection: &mut MultiplexedConnection, prefix: &str) -> BTreeMap<String, Vec<String>> {
+    let keys = dump::keys(connection, prefix).await;
+    let mut asks = redis::pipe();
+    for key in &keys {
+        asks.cmd("TYPE").arg(key);
+    }
+    let kinds: Vec<String> = asks.query_async(connection).await.expect("redis answers");
+    let mut reads = redis::pipe();
+    for (key, kind) in keys.iter().zip(&kinds) {
+        match kind.as_str() {
+            "hash" => reads.cmd("HGETALL").arg(key),
+            "set" => reads.cmd("SMEMBERS").arg(key),
+            "zset" => reads.cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES"),
+            "stream" => reads.cmd("XRANGE").arg(key).arg("-").arg("+"),
+            _ => reads.cmd("GET").arg(key),
+        };
+    }
+    let held: Vec<redis::Value> = reads.query_async(connection).await.expect("redis answers");
+    let contents = keys.into_iter().zip(&kinds).zip(held).map(|((key, kind), held)| {
+        let values = held.into_sequence().unwrap_or_else(|single| vec![single]);
+        let each = if matches!(kind.as_str(), "hash" | "zset") { 2 } else { 1 };
+        let mut words: Vec<String> = values.chunks(each).map(|value| format!("{value:?}")).collect();
+        words.sort_unstable();
+        (key, words)
+    });
+    contents.collect()
 }
 
 async fn snapshot(connection: &mut MultiplexedConnection, prefix: &str) -> Snapshot {

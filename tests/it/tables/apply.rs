@@ -28,6 +28,10 @@ pub const OUTCOMES: &[Row] = &[
     ("put acme small; use e1 reveal_phone contact=c1; @+22d use e2 reveal_phone contact=c1", "charged", "cycle 1, phone 16/8/0/8/0, marks 2"),
     // Denied.
     ("put acme small; use e1 export user=ada", "denied not_entitled", "email 10/0/0/10/0, usage.ada 0/0/1/0, said.denied 1"),
+    // What the plan is not entitled to says what remained before it, whatever of that call was seen before.
+    ("put acme small; use e1 enrich + use e2 enrich x=2 + use e3 export + use e4 enrich", "charged, charged, denied not_entitled, charged", "email 10/2/0/8/0, left 8.5"),
+    ("put acme small; use e1 enrich; use e2 enrich + use e1 enrich + use e3 export + use e4 enrich + use e5 export", "charged, duplicate, denied not_entitled, charged, denied not_entitled", "email 10/1.5/0/8.5/0, left 9/8.5"),
+    ("put acme small; use e1 export; use e1 export + use e2 verify user=ada + use e3 export user=ada", "duplicate, free, denied not_entitled", "email 10/0/0/10/0, usage.ada 0/0/1/1, total.denied 2"),
     ("put acme small; use e1 reveal_email x=11", "denied insufficient_credits", "email 10/0/0/10/0, remembered 1"),
     ("put acme small; use e1 reveal_email x=9 + use e2 reveal_email x=2 + use e3 reveal_email", "charged, denied insufficient_credits, charged", "email 10/10/0/0/0"),
     ("put acme small overage=3; use e1 reveal_email x=14", "denied overage_limit", "email 10/0/0/10/0"),

@@ -7,6 +7,7 @@
 //! | `cycle 1`, `plan small`, `next large`, `life open`, `version 3`, `lots 1`, `marks 2` | of acme |
 //! | `ends 2026-04-01T00:00:00Z …` | of acme's closed cycles and its open one |
 //! | `usage.ada 2/3/1/0` | events charged/credits/events denied/free of a member, all days and actions |
+//! | `left 9/8.5` | what remained before each event that was denied or capped |
 //! | `total.denied 1`, `position.usage:0 2`, `notes 1`, `remembered 2`, `accounts 1`, `said.low 1` | of the shard |
 
 use credit_meter::ledger::call::Partition;
@@ -48,6 +49,15 @@ fn fact_of(shard: &Shard, name: &str) -> String {
         ("said", name) => {
             let said = |event_type: &str| event_type.starts_with(&format!("credits.{name}."));
             shard.outbox.iter().filter(|entry| said(&entry.event_type)).count().to_string()
+        }
+        (_, "left") => {
+            let denied = shard.outbox.iter().filter(|entry| entry.event_type == "credits.denied.v1");
+            let left = denied.flat_map(|entry| {
+                let data: serde_json::Value = serde_json::from_str(&entry.data).expect("JSON");
+                let events = data["events"].as_array().expect("events").clone();
+                events.into_iter().map(|event| event["remaining"].to_string())
+            });
+            left.collect::<Vec<_>>().join("/")
         }
         ("usage", member) => {
             let rows = shard.usage.values().flatten().filter(|((user, _), _)| **user == *member);
