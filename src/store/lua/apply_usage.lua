@@ -1,9 +1,9 @@
 
 -- Fourth part of apply: usage by day, member and action.
 
--- What the rows of a group come to: as told, if its events are charged or free but for some (`denies`), else nothing yet. Rows are columns, since a
--- group has nearly as many as events: day, member, class (of the action), events charged, thousandths, events free; `denied`
--- is there if some may be; `action` has the names that no class gives.
+-- What the rows of a group come to: as told, if its events are charged or free but for some (`denies`), else nothing yet.
+-- Rows are columns, since a group has nearly as many as events: day, member, class (of the action), events charged,
+-- thousandths, events free; `denied` is there if some may be; `action` has the names that no class gives.
 local function rows_of(group, as_told, denies)
   local told = group.used
   local rows = { n = #told[1], day = told[1], user = told[2], class = told[3], action = {} }
