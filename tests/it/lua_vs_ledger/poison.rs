@@ -13,7 +13,7 @@ use super::{CATALOGUE, History, STEPS};
 use crate::support::redis::shared;
 use crate::support::{dump, own_prefix, service};
 
-const HISTORIES: u64 = 40;
+const HISTORIES: u64 = 20;
 
 /// All keys of a state, as Redis serializes them.
 type Snapshot = BTreeMap<String, Vec<u8>>;
