@@ -1,8 +1,9 @@
 //! A saved point: what the usage below a cut through its log came to, so that a later audit reads only the rest.
 //!
-//! It holds what was folded from the log, never what was read from Redis. A line an account, between a header and an end
-//! with a checksum. Usage below the cut is added up in it where nothing that comes later can ask for it again, and kept
-//! record by record elsewhere. Commands are not in it: their log is kept for ever, and is folded from its start each time.
+//! Its sums were folded from the log, never read from Redis; that tells only what is forgotten. A line an account, between
+//! a header and an end with a checksum. Usage below the cut is added up in it where nothing that comes later can ask for it
+//! again, and kept record by record elsewhere. Commands are not in it: their log is kept for ever, and is folded from its
+//! start each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

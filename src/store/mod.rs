@@ -2,6 +2,8 @@
 
 /// The call that applies usage events.
 pub mod apply_call;
+/// What names the events of such a call.
+mod apply_lines;
 /// One attempt for all who come while it is under way.
 mod attempt;
 /// How accounts stand.
