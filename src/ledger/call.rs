@@ -3,6 +3,7 @@
 //! The fence: every call carries, for each partition that it touches, the range of offsets that it applies.
 //! A shard applies a range only at its stored position, so that a late, repeated or lost call does no harm.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -149,6 +150,8 @@ pub struct ApplyCall {
     pub found: Vec<Note>,
     /// Records that end as dead letters, which are in Kafka.
     pub dead: Vec<Note>,
+    /// Repeats of events of the same call, by action. The shard is told by range how many there are.
+    pub repeats: BTreeMap<Arc<str>, u64>,
     pub classes: Vec<Class>,
     pub groups: Vec<Group>,
 }
@@ -185,6 +188,7 @@ impl ApplyCall {
             others: Vec::new(),
             found: Vec::new(),
             dead: Vec::new(),
+            repeats: BTreeMap::new(),
             classes: Vec::new(),
             groups,
         })

@@ -117,6 +117,40 @@ pub struct Class {
     pub voidable: bool,
 }
 
+/// A class without the names of its action and credit type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Charge {
+    pub cost: Credits,
+    pub judge: Judge,
+    pub cycle: Option<i32>,
+    pub once: bool,
+    pub voidable: bool,
+}
+
+impl Charge {
+    pub fn class(self, name: Arc<str>, action: &Action) -> Class {
+        let Charge { cost, judge, cycle, once, voidable } = self;
+        Class { action: name, credit_type: action.credit_type.clone(), cost, judge, cycle, once, voidable }
+    }
+}
+
+/// What a plan makes of an action, whatever the event's time and data.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// What beats the general prices.
+    of_plan: &'a [Price],
+    entitled: bool,
+}
+
+impl<'a> Offer<'a> {
+    pub fn of(catalogue: &'a Catalogue, action: &str, plan: &str) -> Offer<'a> {
+        let plan = catalogue.plans.get(plan);
+        let of_plan = plan.and_then(|plan| plan.prices.get(action)).map_or(&[][..], Vec::as_slice);
+        let entitled = plan.is_some_and(|plan| plan.actions.iter().any(|name| name == action));
+        Offer { of_plan, entitled }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Judge {
     Charge,
@@ -148,30 +182,41 @@ impl UsageEvent {
     }
 }
 
-/// The action of an event: all that can be judged without its account.
-pub fn action<'a>(catalogue: &'a Catalogue, event: &UsageEvent) -> Result<&'a Action, DeadReason> {
-    let action = catalogue.actions.get(&*event.action).ok_or(DeadReason::UnknownAction)?;
+/// All that can be judged without the account. `action`: as the catalogue has it.
+pub fn allowed<'a>(action: Option<&'a Action>, event: &UsageEvent) -> Result<&'a Action, DeadReason> {
+    let action = action.ok_or(DeadReason::UnknownAction)?;
     if event.voids.is_some() && !action.voidable {
         return Err(DeadReason::NotVoidable);
     }
     Ok(action)
 }
 
-/// Prices an event for its account, by what was in force at its time. A plan's price beats the general one.
+/// Prices an event for its account.
 pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -> Result<Class, DeadReason> {
-    let action = action(catalogue, event)?;
+    let action = allowed(catalogue.actions.get(&*event.action), event)?;
+    let offer = |plan: &str| Offer::of(catalogue, &event.action, plan);
+    Ok(charge(action, account, event, offer)?.class(event.action.clone(), action))
+}
+
+/// Prices an event for its account, by what was in force at its time. `offer`: what the plan of that time makes of the
+/// action. That it is asked for lets many events share the answer.
+pub fn charge<'a>(
+    action: &'a Action,
+    account: &'a AccountView,
+    event: &UsageEvent,
+    offer: impl FnOnce(&'a str) -> Offer<'a>,
+) -> Result<Charge, DeadReason> {
     if event.voids.is_some() {
         return void(action, account, event);
     }
     let (plan, cycle) = terms_at(account, event.dated_ms)?;
-    let plan = catalogue.plans.get(plan);
+    let Offer { of_plan, entitled } = offer(plan);
     let choose =
-        |prices: &'_ [Price]| choose(prices, event.dated_ms, |name| event.field(name)).map(|price| price.credits);
-    let of_plan = plan.and_then(|plan| plan.prices.get(&*event.action)).and_then(|prices| choose(prices));
-    let unit = of_plan.or_else(|| choose(&action.prices)).expect("some price holds for every event at every time");
+        |prices: &'a [Price]| choose(prices, event.dated_ms, |name| event.field(name)).map(|price| price.credits);
+    let unit = choose(of_plan).or_else(|| choose(&action.prices));
+    let unit = unit.expect("some price holds for every event at every time");
     let cost = unit.checked_mul(event.quantity).filter(|cost| *cost <= Credits::EVENT_MAX);
     let cost = cost.ok_or(DeadReason::CostTooLarge)?;
-    let entitled = plan.is_some_and(|plan| plan.actions.iter().any(|name| **name == *event.action));
     let found_nothing =
         event.outcome.as_deref().is_some_and(|outcome| action.free_outcomes.iter().any(|free| free == outcome));
     let judge = if !entitled {
@@ -184,26 +229,18 @@ pub fn price(catalogue: &Catalogue, account: &AccountView, event: &UsageEvent) -
     let cost = if judge == Judge::Free { Credits::ZERO } else { cost };
     let once = judge == Judge::Charge && action.charge_once.is_some() && event.once.is_some();
     let voidable = action.voidable && judge == Judge::Charge;
-    let (name, credit_type) = (event.action.clone(), action.credit_type.clone());
-    Ok(Class { action: name, credit_type, cost, judge, cycle, once, voidable })
+    Ok(Charge { cost, judge, cycle, once, voidable })
 }
 
-/// The class of a void: what it takes back is what was charged, not what a price list says.
-fn void(action: &Action, account: &AccountView, event: &UsageEvent) -> Result<Class, DeadReason> {
+/// What a void comes to: what it takes back is what was charged, not what a price list says.
+fn void(action: &Action, account: &AccountView, event: &UsageEvent) -> Result<Charge, DeadReason> {
     let terms = terms_at(account, event.dated_ms);
     let (_, cycle) = terms.map_err(|reason| match reason {
         DeadReason::TooLate => DeadReason::VoidTooLate,
         other => other,
     })?;
-    Ok(Class {
-        action: event.action.clone(),
-        credit_type: action.credit_type.clone(),
-        cost: Credits::ZERO,
-        judge: Judge::Void,
-        cycle,
-        once: action.charge_once.is_some() && event.once.is_some(),
-        voidable: false,
-    })
+    let once = action.charge_once.is_some() && event.once.is_some();
+    Ok(Charge { cost: Credits::ZERO, judge: Judge::Void, cycle, once, voidable: false })
 }
 
 /// The plan that an account had at a time, and the closed cycle that holds it; `None`: the open one does.

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::record::{Body, Record};
+use super::record::{Body, Record, runs};
 use super::recorded::{Decision, Recorded};
 use crate::ledger::account::{AccountConfig, AccountView};
 use crate::ledger::call::{ApplyCall, CallEvent, Change, CommandCall, Group, Note, Partition, Range, Stamp};
-use crate::ledger::catalogue::{Catalogue, Overage, Threshold};
+use crate::ledger::catalogue::{Action, Catalogue, Overage, Threshold};
 use crate::ledger::command::{Command, decide};
 use crate::ledger::credits::Credits;
 use crate::ledger::day::{CallDay, Layout};
-use crate::ledger::event::{Class, Days, Judge, UsageEvent, action, price};
+use crate::ledger::event::{Charge, Class, Days, Judge, Offer, UsageEvent, allowed, charge};
 use crate::ledger::once::CallMarks;
 use crate::ledger::outcome::DeadReason;
 use crate::ledger::roll::{RollAccount, RollCall};
@@ -240,7 +240,11 @@ struct Builder<'a> {
     plans: FxHashMap<&'a str, Arc<str>>,
     /// Of each group, as the worker knows it.
     account_of: Vec<Option<&'a AccountView>>,
-    class_of: FxHashMap<Class, usize>,
+    /// What the catalogue has of an action, by where its name lies.
+    action_at: FxHashMap<*const u8, Option<&'a Action>>,
+    /// What each plan makes of an action.
+    offers: FxHashMap<(*const Action, &'a str), Offer<'a>>,
+    class_of: FxHashMap<(*const Action, Charge), usize>,
     /// Group, identity and day of the events that are in the call.
     in_call: FxHashSet<(usize, i64, i64)>,
     due: Due<'a>,
@@ -259,6 +263,7 @@ impl<'a> Builder<'a> {
             others: known.others.clone(),
             found: Vec::new(),
             dead,
+            repeats: BTreeMap::new(),
             classes: Vec::new(),
             groups: Vec::new(),
         };
@@ -272,6 +277,8 @@ impl<'a> Builder<'a> {
             group_at: FxHashMap::default(),
             plans: FxHashMap::default(),
             account_of: Vec::new(),
+            action_at: FxHashMap::default(),
+            offers: FxHashMap::default(),
             class_of: FxHashMap::default(),
             in_call: FxHashSet::default(),
             due: Due::new(),
@@ -279,16 +286,18 @@ impl<'a> Builder<'a> {
     }
 
     fn add(&mut self) {
-        let noted: std::collections::HashSet<_> =
-            self.call.dead.iter().map(|note| (note.partition, note.offset)).collect();
+        let noted: FxHashSet<_> = self.call.dead.iter().map(|note| (note.partition, note.offset)).collect();
         let batch = self.batch;
         self.in_call.reserve(batch.records.len());
-        for record in batch.records.iter().filter(|record| !noted.contains(&(record.partition, record.offset))) {
-            match &record.body {
-                Body::Usage(event) => self.usage(record, event),
-                Body::Dead { reason, .. } => self.found(record, *reason),
-                Body::Command(_) => unreachable!("a command that is not dead has a batch of its own"),
-                Body::Tick => unreachable!("a tick has no lane"),
+        for run in runs(&batch.records) {
+            let range = self.range(run[0].partition);
+            for record in run.iter().filter(|record| !noted.contains(&(record.partition, record.offset))) {
+                match &record.body {
+                    Body::Usage(event) => self.usage(record, range, event),
+                    Body::Dead { reason, .. } => self.found(record, *reason),
+                    Body::Command(_) => unreachable!("a command that is not dead has a batch of its own"),
+                    Body::Tick => unreachable!("a tick has no lane"),
+                }
             }
         }
     }
@@ -308,15 +317,16 @@ impl<'a> Builder<'a> {
         self.call
     }
 
-    fn usage(&mut self, record: &Record, event: &'a Arc<UsageEvent>) {
+    fn usage(&mut self, record: &Record, range: usize, event: &'a Arc<UsageEvent>) {
         // Judged before the account, since it needs none.
-        if let Err(reason) = action(self.catalogue, event) {
-            return self.found(record, reason);
-        }
+        let action = match self.action(event) {
+            Ok(action) => action,
+            Err(reason) => return self.found(record, reason),
+        };
         let group = self.group(event);
-        let class = match self.account_of[group] {
+        let charge = match self.account_of[group] {
             // The shard answers with the account, or says that it has none.
-            None => 0,
+            None => None,
             Some(account) if account.is_due(event.dated_ms) => {
                 // The first one decides how far: what comes between it and the next is judged before that.
                 if self.due.contains_key(&*event.account) {
@@ -328,36 +338,47 @@ impl<'a> Builder<'a> {
                 self.due.insert(&event.account, event.dated_ms);
                 return;
             }
-            Some(account) => match price(self.catalogue, account, event) {
+            Some(account) => match self.charge(action, account, event) {
                 // The group stays, so that the shard checks the account by which this was judged.
                 Err(reason) => return self.found(record, reason),
-                Ok(class) => self.class(self.as_recorded(record, class)),
+                Ok(charge) => Some(self.as_recorded(record, charge)),
             },
         };
-        let range = self.range(record.partition);
-        let known = self.call.groups[group].version > 0;
-        let mut class = class;
-        if known {
-            let repeat = if self.recorded.elsewhere(record, event) { Repeat::Known } else { self.repeat(group, event) };
-            match repeat {
-                Repeat::New => {}
+        let class = match charge {
+            None => 0,
+            Some(charge) => match self.repeat(record, group, event) {
+                Repeat::New => self.class(event, action, charge),
                 Repeat::Known => {
                     self.call.ranges[range].repeats += 1;
+                    *self.call.repeats.entry(event.action.clone()).or_default() += 1;
                     return;
                 }
                 Repeat::OfAnotherDay => {
-                    let judged = self.call.classes[class].clone();
-                    class = self.class(Class {
-                        judge: Judge::Repeat,
-                        cost: Credits::ZERO,
-                        once: false,
-                        voidable: false,
-                        ..judged
-                    });
+                    let (judge, cost) = (Judge::Repeat, Credits::ZERO);
+                    self.class(event, action, Charge { judge, cost, once: false, voidable: false, ..charge })
                 }
-            }
-        }
+            },
+        };
         self.call.groups[group].events.push(CallEvent { range, class, offset: record.offset, event: event.clone() });
+    }
+
+    fn action(&mut self, event: &'a UsageEvent) -> Result<&'a Action, DeadReason> {
+        let catalogue = self.catalogue;
+        let action = self.action_at.entry(event.action.as_ptr());
+        allowed(*action.or_insert_with(|| catalogue.actions.get(&*event.action)), event)
+    }
+
+    fn charge(
+        &mut self,
+        action: &'a Action,
+        account: &'a AccountView,
+        event: &UsageEvent,
+    ) -> Result<Charge, DeadReason> {
+        let catalogue = self.catalogue;
+        charge(action, account, event, |plan| {
+            let offer = self.offers.entry((std::ptr::from_ref(action), plan));
+            *offer.or_insert_with(|| Offer::of(catalogue, &event.action, plan))
+        })
     }
 
     fn group(&mut self, event: &'a UsageEvent) -> usize {
@@ -398,33 +419,34 @@ impl<'a> Builder<'a> {
         index
     }
 
-    fn as_recorded(&self, record: &Record, class: Class) -> Class {
-        if class.judge == Judge::Void {
-            return class;
+    fn as_recorded(&self, record: &Record, charge: Charge) -> Charge {
+        if charge.judge == Judge::Void {
+            return charge;
         }
         match self.recorded.of(record) {
             Some(Decision::Denied(denial)) => {
-                Class { judge: Judge::Denied(*denial), once: false, voidable: false, ..class }
+                Charge { judge: Judge::Denied(*denial), once: false, voidable: false, ..charge }
             }
-            Some(Decision::Capped { uncovered }) if *uncovered <= class.cost => {
-                Class { judge: Judge::Capped, cost: class.cost - *uncovered, ..class }
+            Some(Decision::Capped { uncovered }) if *uncovered <= charge.cost => {
+                Charge { judge: Judge::Capped, cost: charge.cost - *uncovered, ..charge }
             }
-            _ => class,
+            _ => charge,
         }
     }
 
-    fn class(&mut self, class: Class) -> usize {
-        if let Some(&index) = self.class_of.get(&class) {
-            return index;
-        }
-        let index = self.call.classes.len();
-        self.call.classes.push(class.clone());
-        self.class_of.insert(class, index);
-        index
+    fn class(&mut self, event: &UsageEvent, action: &'a Action, charge: Charge) -> usize {
+        *self.class_of.entry((std::ptr::from_ref(action), charge)).or_insert_with(|| {
+            self.call.classes.push(charge.class(event.action.clone(), action));
+            self.call.classes.len() - 1
+        })
     }
 
-    /// Whether the call holds the event already; the rule is the one by which the shard remembers.
-    fn repeat(&mut self, group: usize, event: &UsageEvent) -> Repeat {
+    /// Whether another attempt at the event counts: one that the call holds, by the rule by which the shard remembers, or
+    /// one whose recorded decision is still to come.
+    fn repeat(&mut self, record: &Record, group: usize, event: &UsageEvent) -> Repeat {
+        if self.recorded.elsewhere(record, event) {
+            return Repeat::Known;
+        }
         let days = Days::of(event.time_ms, self.call.stamp.restamp_tolerance_ms);
         let member = event.identity.member;
         if !self.in_call.insert((group, member, days.own)) {
@@ -544,5 +566,6 @@ mod tests {
         let judged: Vec<_> = call.groups[0].events.iter().map(|event| call.classes[event.class].judge).collect();
         assert_eq!(judged, [Judge::Charge, Judge::Repeat]);
         assert_eq!(call.ranges[0].repeats, 1);
+        assert_eq!(call.repeats, [("reveal_email".into(), 1)].into());
     }
 }

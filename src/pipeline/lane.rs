@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::batch::{Batch, Call, DeadNotes};
-use super::record::Record;
+use super::record::{Record, runs};
 use crate::ledger::call::{Input, LastRead, Partition, Range};
 use crate::ledger::catalogue::CatalogueId;
 
@@ -263,7 +263,9 @@ impl Lane {
         let mut partitions = BTreeSet::new();
         while let Some(record) = self.usage.front() {
             let fits = records.is_empty() || bytes + record.bytes <= bounds.max_bytes;
-            partitions.insert(record.partition);
+            if records.last().is_none_or(|last| last.partition != record.partition) {
+                partitions.insert(record.partition);
+            }
             if records.len() >= limit.min(bounds.max_events) || !fits || partitions.len() > RANGES_MAX {
                 break;
             }
@@ -280,8 +282,9 @@ impl Lane {
 
     /// Takes records out of the lane's counts, with a range for each of their partitions.
     fn batch(&mut self, records: Vec<Record>, commands_end: Option<i64>) -> Batch {
-        for record in &records {
-            self.marks.get_mut(&record.partition).expect("a queued record's partition has a mark").queued -= 1;
+        for run in runs(&records) {
+            let mark = self.marks.get_mut(&run[0].partition).expect("a queued record's partition has a mark");
+            mark.queued -= run.len();
         }
         let ranges =
             ends(&records).into_iter().map(|(partition, (to, last))| self.range(partition, to, last)).collect();
@@ -429,7 +432,7 @@ impl Lane {
 /// Where the records of each partition end.
 fn ends(records: &[Record]) -> BTreeMap<Partition, (i64, Option<LastRead>)> {
     let end = |record: &Record| (record.partition, (record.offset + 1, Some(record.last_read())));
-    records.iter().map(end).collect()
+    runs(records).filter_map(|run| run.last().map(end)).collect()
 }
 
 /// How often ranges without records are sent. No reason: round number, well below what anyone watches.

@@ -59,3 +59,9 @@ impl Record {
         }
     }
 }
+
+/// Records in stretches of one partition. A lane gets many of one together, so that what is known of the partition is
+/// looked up once for them all.
+pub fn runs(records: &[Record]) -> impl Iterator<Item = &[Record]> {
+    records.chunk_by(|one, next| one.partition == next.partition)
+}

@@ -1,13 +1,13 @@
 //! What a call has changed, for the metrics.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
 use super::batch::{Batch, Call};
 use super::record::Body;
-use crate::ledger::call::{ApplyCall, Note};
+use crate::ledger::call::Note;
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
 
@@ -30,7 +30,7 @@ impl Report {
         let mut report = Report { records: batch.records.len(), command, ..Report::default() };
         let Call::Apply(call) = call else { return report };
         report.dead(&call.dead);
-        report.repeats(batch, call);
+        report.repeats = call.repeats.clone();
         report.appended(batch);
         // By class and plan first: a call has few of them and many events.
         let mut plans: Vec<&Arc<str>> = Vec::new();
@@ -52,24 +52,6 @@ impl Report {
             }
         }
         report
-    }
-
-    /// What the batch holds and the call does not, and is not dead.
-    fn repeats(&mut self, batch: &Batch, call: &ApplyCall) {
-        if call.ranges.iter().all(|range| range.repeats == 0) {
-            return;
-        }
-        let dead: HashSet<_> = call.dead.iter().map(|note| (note.partition, note.offset)).collect();
-        for record in batch.records.iter().filter(|record| !dead.contains(&(record.partition, record.offset))) {
-            if let Body::Usage(event) = &record.body {
-                *self.repeats.entry(event.action.clone()).or_default() += 1;
-            }
-        }
-        for event in call.groups.iter().flat_map(|group| &group.events) {
-            if let Some(records) = self.repeats.get_mut(&event.event.action) {
-                *records -= 1;
-            }
-        }
     }
 
     fn appended(&mut self, batch: &Batch) {
