@@ -34,14 +34,14 @@ async fn each_bad_record_ends_with_its_own_reason() {
         change(&mut event);
         keyed("acme", event.to_string().into_bytes())
     };
-    let quantity = |text: &str| {
-        let event = reveal_event("acme", &uuid::Uuid::now_v7().to_string(), 777).to_string();
-        keyed("acme", event.replace("777", text).into_bytes())
+    let quantity_of = |account: &str, text: &str| {
+        let event = reveal_event(account, &uuid::Uuid::now_v7().to_string(), 777).to_string();
+        // With the field's name: id and time may hold the number too.
+        let event = event.replace("\"quantity\":777", &format!("\"quantity\":{text}"));
+        keyed(account, event.into_bytes())
     };
-    let unlimited = |text: &str| {
-        let event = reveal_event("wide", &uuid::Uuid::now_v7().to_string(), 777).to_string();
-        keyed("wide", event.replace("777", text).into_bytes())
-    };
+    let quantity = |text: &str| quantity_of("acme", text);
+    let unlimited = |text: &str| quantity_of("wide", text);
     let deep = format!("{{\"specversion\":\"1.0\",\"deep\":{}1{}}}", "[".repeat(5000), "]".repeat(5000));
     let mut no_key = with(&|_| {});
     no_key.key = Some(Vec::new());
