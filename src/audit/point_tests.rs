@@ -363,7 +363,7 @@ fn account(catalogue: &Catalogue, truth: &Truth, off: u64) -> LookedAccount {
     put("version", "1".into());
     put("cycle", format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms));
     put("since", view.since_ms.to_string());
-    put("email.p", "100000 0 0 0 0 0 100000".into());
+    put("email.p", "100000 100000".into());
     put("email.g", "100000".into());
     put("email.c", charged(cycle.number as usize).to_string());
     let marks = |cycle: i32| truth.marks.iter().filter(|(own, _)| *own == cycle).count() as u64 + off;

@@ -227,7 +227,7 @@ impl Case {
         put("days", format!(" {TODAY}:1"));
         put("cycle", format!("{} {} {}", cycle.number, cycle.start_ms, cycle.end_ms));
         put("since", cycle.start_ms.to_string());
-        put("email.p", format!("100000 0 0 0 0 0 {}", 100_000));
+        put("email.p", "100000 100000".into());
         put("email.g", "100000".into());
         put("email.c", (self.charged * 1000).to_string());
         LookedAccount {

@@ -21,7 +21,7 @@ use super::once::{CallMarks, GrownMarks};
 use super::outcome::{DeadReason, Outcome, Verdict};
 
 /// The layout of what is stored. A program refuses a state with another one.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 /// Events of a call. More in a call are more to an account, which costs the same for one event as for many; but a script
 /// keeps everyone else waiting, about 3 µs an event.
 pub const CALL_EVENTS_MAX: usize = 20_000;

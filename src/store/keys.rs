@@ -53,12 +53,12 @@ pub enum Key<'a> {
     /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`, `members` (limits: `email 50000`,
     ///   and behind a tab `email 200000 ada`): what was put; with `>` before the name what waits for the renewal
     /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
-    /// - `<type>.p` granted in the open cycle by plan, add-ons, carried over, adjustments, top-ups, promos, then
-    ///   what is left of the first four; `<type>.d` events denied; `<type>.a` `arming levels`: those that it
-    ///   is below (`p80`, `r10000`, `x`); absent = `0` and none
+    /// - `<type>.p` what is left of the open cycle's plan, add-ons, carried over and adjustments, then what was granted by
+    ///   these four, top-ups and promos, without zeros at the end; `<type>.d` events denied; `<type>.a` `arming levels`:
+    ///   those that it is below (`p80`, `r10000`, `x`); absent = `0` and none
     /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command
     /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;
-    ///   `closed:<number>:<type>` granted as above, then charged, expired, moved on, spare, denied: until nothing can be
+    ///   `closed:<number>:<type>` granted as above, with all zeros, then charged, expired, moved on, spare, denied: until nothing can be
     ///   charged to it any more
     Account(&'a str),
     /// `d:<day>:<account>` set: identities decided whose time is in that UTC day (64-bit members, so that it

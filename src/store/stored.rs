@@ -148,7 +148,9 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
 
 fn parse_pool(text: &str) -> Option<Pool> {
     let mut words = text.split(' ');
-    Some(Pool { granted: Granted::parse(&mut words)?, left: thousandths(words.next()?)? })
+    let left = thousandths(words.next()?)?;
+    // Kinds at the end of which nothing was granted are left out.
+    Some(Pool { left, granted: Granted::parse(&mut words.chain(std::iter::repeat("0")))? })
 }
 
 fn parse_closed(text: &str) -> Option<ClosedCycle> {

@@ -52,7 +52,8 @@ local function words(line)
   return list
 end
 
--- What was granted by kind; a kind that is nil is unlimited.
+-- What was granted by kind; a kind that is nil is unlimited. In a list kinds at the end of which nothing was granted may
+-- be left out.
 local function new_granted()
   local granted = {}
   for _, kind in ipairs(KINDS) do
@@ -64,7 +65,7 @@ end
 local function granted_from(list)
   local granted = {}
   for i, kind in ipairs(KINDS) do
-    granted[kind] = tonumber(list[i])
+    granted[kind] = tonumber(list[i] or 0)
   end
   return granted
 end
@@ -75,6 +76,19 @@ local function granted_text(granted)
     list[i] = granted[kind] and text(granted[kind]) or 'unlimited'
   end
   return table.concat(list, ' ')
+end
+
+-- As short as it can be: each account has one for each type.
+local function pool_from(line)
+  local list = words(line)
+  return { left = tonumber(table.remove(list, 1)), granted = granted_from(list) }
+end
+
+local function pool_text(pool)
+  local short = string.gsub(text(pool.left) .. ' ' .. granted_text(pool.granted), '[ 0]+$', function(zeros)
+    return string.match(zeros, '^0+') or ''
+  end)
+  return short
 end
 
 local function total(granted)
@@ -308,8 +322,7 @@ local function read_account(key, name)
     elseif part == 'e' then
       counter_of(account, credit_type).expired = tonumber(value)
     elseif part == 'p' then
-      local list = words(value)
-      account.pools[credit_type] = { granted = granted_from(list), left = tonumber(list[7]) }
+      account.pools[credit_type] = pool_from(value)
     elseif part == 'a' then
       account.alarms[credit_type] = alarm_from(value)
     elseif part == 'd' then
@@ -457,9 +470,9 @@ local function fields_of(account)
     end
   end
   for credit_type, pool in pairs(account.pools) do
-    local granted = granted_text(pool.granted)
-    if pool.left ~= 0 or granted ~= '0 0 0 0 0 0' then
-      put(credit_type .. '.p', granted .. ' ' .. text(pool.left))
+    local line = pool_text(pool)
+    if line ~= '0' then
+      put(credit_type .. '.p', line)
     end
   end
   for credit_type, alarm in pairs(account.alarms) do
