@@ -16,6 +16,7 @@ use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::day::SET_MEMBERS_MAX;
 use credit_meter::ledger::event::{Identity, UsageEvent};
 use credit_meter::ledger::shard::InitCall;
+use credit_meter::ledger::usage::JOURNAL_BYTES_MAX;
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
 use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::pipeline::recorded::Recorded;
@@ -161,6 +162,7 @@ impl Meter {
             restamp_tolerance_ms: 600_000,
             outbox_max: usize::MAX,
             set_members_max: SET_MEMBERS_MAX,
+            journal_bytes_max: JOURNAL_BYTES_MAX,
             breakdown: false,
         };
         Ok(Meter { store, prefix, stamp: Arc::new(stamp), catalogue, accounts: Accounts::default(), position: 0 })

@@ -44,6 +44,7 @@ use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::Stamp;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::day::SET_MEMBERS_MAX;
+use crate::ledger::usage::JOURNAL_BYTES_MAX;
 use crate::outbox::Relay;
 use crate::outbox::known::Known;
 use crate::pipeline::{self, Pipeline};
@@ -144,6 +145,7 @@ pub async fn run(
         breakdown: config.usage.breakdown,
         outbox_max: config.outbox.max_entries,
         set_members_max: SET_MEMBERS_MAX,
+        journal_bytes_max: JOURNAL_BYTES_MAX,
     });
     let catalogue = Arc::new(catalogue);
     let (in_force, catalogues) = watch::channel(catalogue.clone());

@@ -23,7 +23,7 @@ use crate::ledger::day::Layout;
 use crate::ledger::event::DAY_MS;
 use crate::ledger::steps::MeterTime;
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
-use crate::ledger::usage::{ForgetUsageCall, last_past};
+use crate::ledger::usage::{FoldUsageCall, ForgetUsageCall, last_past};
 use crate::metrics;
 use crate::store::{ShardState, Store, StoreError};
 
@@ -35,6 +35,12 @@ const HELD_LONG: Duration = Duration::from_secs(60);
 const FORGET_ACCOUNTS: usize = 200;
 /// Days of usage that are forgotten at once.
 const FORGET_USAGE_DAYS: i64 = 31;
+/// Days of usage that are looked for journals again, beside those to which events may still come: no worker may have run on
+/// as many; and most that are.
+const FOLD_USAGE_DAYS: i64 = 7;
+const FOLD_USAGE_DAYS_MAX: i64 = 31;
+/// Days of accounts that a script folds.
+const FOLD_USAGE_AT_ONCE: usize = 1000;
 /// Sets that one call deletes, unless one account alone has more.
 const FORGET_SETS: usize = 10_000;
 
@@ -99,6 +105,13 @@ fn in_parts(accounts: Vec<ForgetDays>) -> Vec<Vec<ForgetDays>> {
     parts
 }
 
+/// The last day of each shard whose identities are deleted, and whose usage is without journals.
+#[derive(Default)]
+struct Cleared {
+    forgotten: BTreeMap<u32, i64>,
+    folded: BTreeMap<u32, NaiveDate>,
+}
+
 /// How far a shard has come.
 struct Moved {
     /// Ticks that it has passed.
@@ -111,7 +124,7 @@ struct Moved {
 impl Ticker {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut pending = VecDeque::new();
-        let mut forgotten: BTreeMap<u32, i64> = BTreeMap::new();
+        let mut cleared = Cleared::default();
         let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -124,7 +137,7 @@ impl Ticker {
                 metrics::forget_meter_time();
                 continue;
             }
-            let result = self.turn(&mut pending, &mut forgotten).await;
+            let result = self.turn(&mut pending, &mut cleared).await;
             let quiet = told.is_some_and(|told| told.elapsed() < HELD_LONG);
             match result {
                 Err(error) if !quiet => {
@@ -144,7 +157,7 @@ impl Ticker {
     async fn turn(
         &self,
         pending: &mut VecDeque<Tick>,
-        forgotten: &mut BTreeMap<u32, i64>,
+        cleared: &mut Cleared,
     ) -> Result<Option<(u32, Partition, Duration)>, TickError> {
         if pending.len() == PENDING_MAX {
             pending.remove(1);
@@ -156,7 +169,7 @@ impl Ticker {
         let mut failed = None;
         for shard in 0..self.config.redis.shards {
             // One shard that cannot be reached holds back itself alone.
-            match self.shard(shard, pending, forgotten).await {
+            match self.shard(shard, pending, cleared).await {
                 Ok(moved) => {
                     done = done.min(moved.passed);
                     held = held.or(moved.held.map(|(partition, since)| (shard, partition, since)));
@@ -182,12 +195,7 @@ impl Ticker {
     }
 
     /// Takes a shard as far as its positions allow.
-    async fn shard(
-        &self,
-        shard: u32,
-        pending: &VecDeque<Tick>,
-        forgotten: &mut BTreeMap<u32, i64>,
-    ) -> Result<Moved, TickError> {
+    async fn shard(&self, shard: u32, pending: &VecDeque<Tick>, cleared: &mut Cleared) -> Result<Moved, TickError> {
         let state = self.store.shard_state(shard).await?;
         // Ends only grow: what holds no tick back holds no earlier one back either.
         let passed = pending.iter().take_while(|tick| tick.held_by(&state).is_none()).count();
@@ -207,7 +215,8 @@ impl Ticker {
             }
         }
         self.sweeper.begin(shard, MeterTime { now_ms: moved.meter_time_ms, floor_ms: moved.floor_ms });
-        self.forget(shard, moved.floor_ms, state.restamp_tolerance_ms, forgotten).await?;
+        self.forget(shard, moved.floor_ms, state.restamp_tolerance_ms, &mut cleared.forgotten).await?;
+        self.fold_usage(shard, moved.meter_time_ms, &mut cleared.folded).await?;
         self.forget_usage(shard, moved.meter_time_ms, state.usage_from).await?;
         Ok(moved)
     }
@@ -294,6 +303,40 @@ impl Ticker {
         }
         metrics::record_forgotten(changed);
         forgotten.insert(shard, last_day);
+        Ok(())
+    }
+
+    /// Goes through a shard's accounts when another day has passed: for what has come to it and, late, to those before.
+    async fn fold_usage(
+        &self,
+        shard: u32,
+        meter_time_ms: i64,
+        folded: &mut BTreeMap<u32, NaiveDate>,
+    ) -> Result<(), TickError> {
+        let last = last_past(0, meter_time_ms).filter(|last| folded.get(&shard).is_none_or(|folded| folded < last));
+        let Some(last) = last else { return Ok(()) };
+        let late_days = self.config.events.late_after.as_secs() as i64 / (DAY_MS / 1000);
+        let first = last - TimeDelta::days((late_days + FOLD_USAGE_DAYS).min(FOLD_USAGE_DAYS_MAX));
+        let days: Vec<NaiveDate> = first.iter_days().take_while(|day| *day <= last).collect();
+        let mut journals = 0;
+        let mut cursor = 0;
+        loop {
+            let (next, accounts) = self.store.days(shard, cursor, FORGET_ACCOUNTS).await?;
+            let accounts: Vec<Arc<str>> = accounts.into_iter().map(|(account, _)| account).collect();
+            for accounts in accounts.chunks((FOLD_USAGE_AT_ONCE / days.len()).max(1)) {
+                let accounts = accounts.to_vec();
+                let call = FoldUsageCall { generation: self.generation.clone(), days: days.clone(), accounts };
+                journals += self.store.fold_usage(shard, &call).await?.unwrap_or(0);
+            }
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        if journals > 0 {
+            tracing::debug!(shard, days = journals, "usage of days that have passed is stored by member");
+        }
+        folded.insert(shard, last);
         Ok(())
     }
 

@@ -69,6 +69,7 @@ impl Fold {
             outbox_max: usize::MAX,
             // A set in memory may have any size.
             set_members_max: usize::MAX,
+            journal_bytes_max: 0,
         });
         let mut shard = Shard::default();
         let (generation, catalogue_id) = (GENERATION.to_owned(), catalogue.id.clone());

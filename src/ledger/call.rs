@@ -128,6 +128,8 @@ pub struct Stamp {
     pub outbox_max: usize,
     /// Identities in a set beyond which its day gets more sets.
     pub set_members_max: usize,
+    /// Bytes that the journal of a day's usage may have.
+    pub journal_bytes_max: usize,
     /// Whether usage is broken down by day, member and action.
     pub breakdown: bool,
 }

@@ -15,6 +15,9 @@ use super::event::{Class, DAY_MS};
 use super::outcome::Verdict;
 use super::shard::Shard;
 
+/// Some 150 rows, one a member and action of a call. Longer journals take more memory while a day lasts, shorter ones more time.
+pub const JOURNAL_BYTES_MAX: usize = 2048;
+
 const QUARTER_HOUR_MS: i64 = 15 * 60_000;
 /// A day may end later or earlier than in UTC, by less than this.
 const ZONES_MS: i64 = DAY_MS;
@@ -96,6 +99,15 @@ pub struct ForgetUsageCall {
     pub accounts: Vec<Arc<str>>,
     /// All accounts were asked for: the first day that the shard may still have.
     pub from: Option<NaiveDate>,
+}
+
+/// Asks a store to put some accounts' usage of days into the shape in which it takes least. Changes nothing else: a
+/// shard of the ledger has one shape only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FoldUsageCall {
+    pub generation: String,
+    pub days: Vec<NaiveDate>,
+    pub accounts: Vec<Arc<str>>,
 }
 
 impl Shard {

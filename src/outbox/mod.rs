@@ -311,6 +311,7 @@ mod tests {
             breakdown: false,
             outbox_max: 10,
             set_members_max: 9,
+            journal_bytes_max: 8192,
         };
         let call = CommandCall {
             stamp: Arc::new(stamp),

@@ -179,6 +179,7 @@ actions = ["reveal"]
             breakdown: false,
             outbox_max: 100,
             set_members_max: 8,
+            journal_bytes_max: 8192,
         };
         let settings = Settings {
             shards,

@@ -30,6 +30,7 @@ impl Script for ApplyScript<'_> {
     const NAME: &'static str = "apply";
     const SOURCE: &'static str = concat!(
         include_str!("lua/account.lua"),
+        include_str!("lua/usage.lua"),
         include_str!("lua/apply_once.lua"),
         include_str!("lua/apply_members.lua"),
         include_str!("lua/apply.lua"),
@@ -55,6 +56,7 @@ impl Script for ApplyScript<'_> {
         input.text(call.commands_end.map_or(String::new(), |end| end.to_string()));
         input.text(call.commands_first.map_or(String::new(), |first| first.to_string()));
         input.number(call.stamp.set_members_max);
+        input.number(call.stamp.journal_bytes_max);
         input.text(&call.stamp.usage_topic);
         input.text(json_text(&call.stamp.usage_topic));
         input.number(call.ranges.len());
@@ -157,7 +159,7 @@ struct Groups<'a> {
 struct Row<'a> {
     day: usize,
     user: &'a str,
-    class: usize,
+    action: usize,
     charged: usize,
     /// In thousandths.
     cost: usize,
@@ -167,6 +169,23 @@ struct Row<'a> {
 fn column<'a>(packed: &mut Packed, rows: &[Row<'a>], put: impl Fn(&mut Packed, &Row<'a>)) {
     packed.list(rows.len());
     rows.iter().for_each(|row| put(packed, row));
+}
+
+/// Rows of usage as a journal has them.
+fn told(rows: &[Row], actions: &[&str], days: usize) -> Packed {
+    let mut told = Packed::default();
+    told.list(if days > 1 { 7 } else { 6 });
+    told.list(actions.len());
+    actions.iter().for_each(|action| told.text(action));
+    column(&mut told, rows, |packed, row| packed.text(row.user));
+    column(&mut told, rows, |packed, row| packed.index(row.action));
+    column(&mut told, rows, |packed, row| packed.number(row.charged));
+    column(&mut told, rows, |packed, row| packed.number(row.cost));
+    column(&mut told, rows, |packed, row| packed.number(row.free));
+    if days > 1 {
+        column(&mut told, rows, |packed, row| packed.index(row.day));
+    }
+    told
 }
 
 /// Bytes that an event takes in a call, about: memory that is asked for in one piece is not moved while it grows.
@@ -278,7 +297,10 @@ impl<'a> Groups<'a> {
         for (days, run) in runs {
             self.run(input, group, days, run);
         }
-        days.into_iter().for_each(|day| input.key(self.keys, Key::Usage(&group.account, day)));
+        for day in days {
+            input.key(self.keys, Key::Usage(&group.account, day));
+            input.key(self.keys, Key::Journal(&group.account, day));
+        }
         self.marks(input, group);
         self.packed.decimal(group.cycle);
         self.members(input, group);
@@ -290,11 +312,12 @@ impl<'a> Groups<'a> {
     fn usage(&mut self, group: &Group) -> Vec<NaiveDate> {
         let Some(timezone) = group.breakdown else {
             self.packed.list(0);
-            self.packed.list(0);
+            self.packed.text("");
             self.packed.text("");
             return Vec::new();
         };
         let (mut days, mut rows): (Vec<NaiveDate>, Vec<Row>) = (Vec::new(), Vec::new());
+        let mut actions: Vec<&str> = Vec::new();
         let mut places = FxHashMap::default();
         let mut row_of = Vec::with_capacity(2 * group.events.len());
         for event in &group.events {
@@ -307,9 +330,13 @@ impl<'a> Groups<'a> {
             });
             let user = own.user.as_deref().unwrap_or_default();
             let class = &self.call.classes[event.class];
-            let place = *places.entry((day, user, &*class.action)).or_insert(rows.len());
+            let action = actions.iter().position(|known| *known == &*class.action).unwrap_or_else(|| {
+                actions.push(&class.action);
+                actions.len() - 1
+            });
+            let place = *places.entry((day, user, action)).or_insert(rows.len());
             if place == rows.len() {
-                rows.push(Row { day, user, class: event.class, charged: 0, cost: 0, free: 0 });
+                rows.push(Row { day, user, action, charged: 0, cost: 0, free: 0 });
             }
             match class.judge {
                 Judge::Charge => {
@@ -323,14 +350,7 @@ impl<'a> Groups<'a> {
         }
         self.packed.list(days.len());
         days.iter().for_each(|day| self.packed.decimal(day_number(*day)));
-        self.packed.list(6);
-        let packed = &mut self.packed;
-        column(packed, &rows, |packed, row| packed.index(row.day));
-        column(packed, &rows, |packed, row| packed.text(row.user));
-        column(packed, &rows, |packed, row| packed.index(row.class));
-        column(packed, &rows, |packed, row| packed.number(row.charged));
-        column(packed, &rows, |packed, row| packed.number(row.cost));
-        column(packed, &rows, |packed, row| packed.number(row.free));
+        self.packed.text(told(&rows, &actions, days.len()).into_bytes());
         self.packed.text(row_of);
         days
     }

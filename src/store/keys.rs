@@ -73,6 +73,9 @@ pub enum Key<'a> {
     /// list of numbers in MessagePack: for each action events charged, thousandths, events denied, free. The actions
     /// are those of the field `"\t"`, in their order. Forgotten `usage.keep` after the day. Absent = none.
     Usage(&'a str, NaiveDate),
+    /// `j:<20261125>:<account>` string: what is to be added to that usage, as `usage.lua` describes it. Added when it is
+    /// long, and when the day has passed; forgotten with it. Absent = nothing.
+    Journal(&'a str, NaiveDate),
     /// `o:<cycle>:<account>` set: what the account was charged for in that cycle and is charged for once in it (64-bit
     /// hashes of action and contact or company); `o:<cycle>.<generation>.<set>:<account>` where there is much.
     /// Deleted with the closed cycle. Absent = none.
@@ -140,6 +143,7 @@ impl Keys {
             }
             Key::Charges(account, day) => write!(to, "{prefix}:{{{}}}:v:{day}:{account}", of(account)),
             Key::Usage(account, day) => write!(to, "{prefix}:{{{}}}:u:{}:{account}", of(account), day_number(day)),
+            Key::Journal(account, day) => write!(to, "{prefix}:{{{}}}:j:{}:{account}", of(account), day_number(day)),
             Key::Marks(account, cycle, SetIndex::ONLY) => {
                 write!(to, "{prefix}:{{{}}}:o:{cycle}:{account}", of(account))
             }

@@ -50,7 +50,7 @@ use crate::ledger::outcome::Outcome;
 use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
-use crate::ledger::usage::ForgetUsageCall;
+use crate::ledger::usage::{FoldUsageCall, ForgetUsageCall};
 use crate::metrics;
 
 pub use census::{Counted, CountedBalance};
@@ -222,6 +222,14 @@ impl Store {
 
     pub async fn forget(&self, shard: u32, call: &ForgetCall) -> Result<Option<u64>, StoreError> {
         either!(self, store => store.forget(shard, call))
+    }
+
+    /// Puts usage of days that have passed into as little memory as it can; gives how many of them. `None`: refused.
+    pub async fn fold_usage(&self, shard: u32, call: &FoldUsageCall) -> Result<Option<u64>, StoreError> {
+        match self {
+            Store::Redis(store) => store.fold_usage(shard, call).await,
+            Store::Memory(_) => Ok(Some(0)),
+        }
     }
 
     /// Forgets usage; `None`: refused.

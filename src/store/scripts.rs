@@ -9,7 +9,7 @@ use super::census::CensusScript;
 use super::keys::{Key, Keys};
 use super::look::LookScript;
 use super::stored::{PENDING, number, parse_note, parse_root, parse_view};
-use super::usage::ForgetUsageScript;
+use super::usage::{DayUsageScript, FoldUsageScript, ForgetUsageScript};
 use super::words::{Fields, Input, Words};
 use super::{Root, StoreError, TakeCall, Taken};
 use crate::ledger::account::AccountConfig;
@@ -38,7 +38,7 @@ pub trait Script {
 }
 
 /// All scripts, to be loaded on each connection.
-pub const ALL: [(&str, &str); 12] = [
+pub const ALL: [(&str, &str); 14] = [
     (RootScript::NAME, RootScript::SOURCE),
     (InitScript::NAME, InitScript::SOURCE),
     (ApplyScript::NAME, ApplyScript::SOURCE),
@@ -48,6 +48,8 @@ pub const ALL: [(&str, &str); 12] = [
     (TimeScript::NAME, TimeScript::SOURCE),
     (ForgetScript::NAME, ForgetScript::SOURCE),
     (ForgetUsageScript::NAME, ForgetUsageScript::SOURCE),
+    (FoldUsageScript::NAME, FoldUsageScript::SOURCE),
+    (DayUsageScript::NAME, DayUsageScript::SOURCE),
     (WipeScript::NAME, WipeScript::SOURCE),
     (LookScript::NAME, LookScript::SOURCE),
     (CensusScript::NAME, CensusScript::SOURCE),

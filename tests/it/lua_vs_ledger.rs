@@ -180,6 +180,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "time_moved",
         "time_other_generation",
         "forgotten",
+        "usage_folded",
         "usage_forgotten",
         "usage_kept",
         "rolled",
@@ -234,6 +235,7 @@ impl<'a> History<'a> {
             restamp_tolerance_ms: 10 * MINUTE_MS,
             breakdown: rng.random_bool(0.8),
             set_members_max: *[2, 4, 16, 512].choose(&mut rng).expect("not empty"),
+            journal_bytes_max: *[0, 100, 300, 8192].choose(&mut rng).expect("not empty"),
             outbox_max: if rng.random_bool(0.2) { 3 } else { 1000 },
         };
         let mut positions = BTreeMap::from([(Partition::COMMANDS, 0), (Partition::usage(0), 0)]);
@@ -321,6 +323,7 @@ impl<'a> History<'a> {
             87..90 => self.move_time().await,
             90..91 => self.forget().await,
             91..92 => self.forget_usage().await,
+            98..99 => self.fold_usage().await,
             94..98 => self.sweep().await,
             92..94 => {
                 let floor_ms = MIDNIGHT_MS - self.rng.random_range(0..8) * MINUTE_MS;

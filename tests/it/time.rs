@@ -31,8 +31,12 @@ async fn tick(topics: &Topics, time_ms: i64, partition: i32) {
 }
 
 async fn day_sets(meter: &Meter) -> usize {
+    keys_of(meter, "}:d:").await
+}
+
+async fn keys_of(meter: &Meter, kind: &str) -> usize {
     let mut connection = shared().await;
-    dump::keys(&mut connection, &meter.prefix).await.iter().filter(|key| key.contains("}:d:")).count()
+    dump::keys(&mut connection, &meter.prefix).await.iter().filter(|key| key.contains(kind)).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,6 +64,9 @@ async fn a_retry_is_never_charged_twice_and_old_days_are_forgotten() {
     let totals = meter.totals("usage").await;
     assert_eq!((totals[&Outcome::Charged], totals[&Outcome::Duplicate]), (2, 2), "{totals:?}");
     assert_eq!(day_sets(&meter).await, 2);
+    let usage = || meter.json(&["usage", "acme", "--by", "day,action", "--json"]);
+    let told = usage();
+    assert_eq!((told["usage"][0]["charged"].as_u64(), keys_of(&meter, "}:j:").await), (Some(2), 1), "{told}");
 
     // Days pass in one partition: the other one holds meter time back, and is named.
     let later_ms = noon_ms + 5 * DAY_MS;
@@ -73,6 +80,8 @@ async fn a_retry_is_never_charged_twice_and_old_days_are_forgotten() {
     assert_eq!(day_sets(&meter).await, 2, "partition 1 has not passed");
     tick(&topics, later_ms, 1).await;
     until("the days are forgotten", || async { (day_sets(&meter).await == 0).then_some(()) }).await;
+    until("usage has no journals", || async { (keys_of(&meter, "}:j:").await == 0).then_some(()) }).await;
+    assert_eq!((usage(), keys_of(&meter, "}:u:").await), (told, 1));
 
     // Too late to be remembered, so too late to be charged.
     send(&topics, "a", noon_ms + 1_000, 0).await;

@@ -132,6 +132,7 @@ impl Worker<'_> {
             restamp_tolerance_ms: 600_000,
             outbox_max: usize::MAX,
             set_members_max: 512,
+            journal_bytes_max: 8192,
             breakdown: false,
         };
         Worker { catalogue, stamp: Arc::new(stamp), shard, accounts: Accounts::default() }

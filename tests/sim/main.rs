@@ -213,6 +213,7 @@ impl World {
             breakdown: true,
             outbox_max: usize::MAX,
             set_members_max: 8,
+            journal_bytes_max: 8192,
         });
         let log = make_log(&mut rng);
         let rng_zombies = rng.random_bool(0.5);

@@ -72,6 +72,7 @@ fn call(records: Vec<Record>, catalogue: &Catalogue, accounts: &Accounts) -> Arc
         restamp_tolerance_ms: 600_000,
         outbox_max: 10,
         set_members_max: 512,
+        journal_bytes_max: 8192,
         breakdown: false,
     });
     let to = records.len() as i64;

@@ -1,17 +1,18 @@
 -- apply: usage events of one shard, each at most once, and the ranges of offsets that they come from. Preceded by
--- account.lua, apply_once.lua and apply_members.lua; goes on in apply_late.lua, apply_usage.lua, apply_void.lua and
+-- account.lua, usage.lua, apply_once.lua and apply_members.lua; goes on in apply_late.lua, apply_usage.lua, apply_void.lua and
 -- apply_decide.lua.
 -- KEYS[1] shard   hash    positions, totals, generation, catalogue, floor
 -- KEYS[2] notes   hash    records found dead: 'partition@offset' -> reason
 -- KEYS[3] outbox  stream
 -- KEYS[4] due     zset    every account
 -- KEYS[5..]       for each group its account (hash), then for each of its runs the sets of identities that its probes
---                 touch and the charges of its days, if it asks for them, then the days of its usage, then for each of
---                 its cycles with marks the sets that it touches, then what was charged to members in each cycle that
---                 is asked for (hash)
+--                 touch and the charges of its days, if it asks for them, then its usage of each of its days (hash, and
+--                 its journal, a string), then for each of its cycles with marks the sets that it touches, then what was
+--                 charged to members in each cycle that is asked for (hash)
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         end of the commands topic ('' = not asked), commands that must be applied first ('' = any),
---         members of a set beyond which its day gets more, usage topic, the same as JSON text,
+--         members of a set beyond which its day gets more, bytes of a journal of usage, usage topic,
+--         the same as JSON text,
 --         ranges: n, then n x (partition, from, to, repeats, anchor and time reached of the last record, or '')
 --         others: n, then n x (partition, position that the worker knows)
 --         dead:   n, then n x (range, offset, reason, '1' if its dead letter is in Kafka)
@@ -19,7 +20,7 @@
 --           tally: kind, events, for each kind among its events
 --           kinds: two bytes an event
 --           where its lines begin
---           days of usage, rows of it (see apply_usage.lua), two bytes an event: which row it belongs to
+--           days of usage, what comes to it as told there (see apply_usage.lua), two bytes an event: which row it belongs to
 --           runs:  days, events, members (empty if no probe asks for them all), probes: for each the sets of one
 --                  generation; none = one set for all members, else for each set its members and, in two bytes each,
 --                  which of the run's events they are; charges asked for, or none: members (for a void that of the
@@ -63,7 +64,8 @@ local byte, format, match = string.byte, string.format, string.match
 
 local generation, catalogue_version, catalogue_hash = take(), take(), take()
 local outbox_max, restamp_tolerance = take_number(), take()
-local commands_end, commands_first, set_members_max = take(), take(), take_number()
+local commands_end, commands_first = take(), take()
+local set_members_max, journal_bytes_max = take_number(), take_number()
 local topic, topic_text = take(), take()
 
 local range_count = take_number()
@@ -253,7 +255,7 @@ for g = 1, group_count do
   end
   group.count = event
   group.used_key = key
-  key = key + #used_days
+  key = key + 2 * #used_days
   local stored = redis.call('HMGET', group.key, unpack(wanted_of[want]))
   group.stored = stored
   local is_stale = (stored[1] or '0') ~= group.version

@@ -93,18 +93,11 @@ function denials.deny_unentitled(group, counter, free, verdicts, rows)
       denials.add(by_reason, group, range, class, 1, left, 0,
         string.sub(lines, first, string.find(lines, '\n', first, true) - 1))
       if rows then
-        b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
-        rows.denied[b1 * 256 + b2] = rows.denied[b1 * 256 + b2] + 1
+        usage.count(rows, usage.row_of(group, e), 0, 0, 1, 0)
       end
     end
   end
   denials.tell(by_reason)
-end
-
-local function charge_row(rows, row, column, cost)
-  if rows then
-    rows[column][row], rows.cost[row] = rows[column][row] + 1, rows.cost[row] + cost
-  end
 end
 
 -- Decides a group's events one by one.
@@ -117,11 +110,7 @@ local function one_by_one(group, counter, rows)
     local kind = b1 * 256 + b2
     local range, class = kind_range[kind], kind_class[kind]
     local tally = counts[range]
-    local row, verdict
-    if rows then
-      b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
-      row = b1 * 256 + b2
-    end
+    local row, verdict = rows and usage.row_of(group, e), nil
     local mark = once and once.mark_of[e]
     local charged_before = mark and class_judge[class] == 'c' and once.known[mark]
     if group.seen[e] then
@@ -133,7 +122,9 @@ local function one_by_one(group, counter, rows)
       verdict = 'v'
     elseif class_judge[class] == 'f' or charged_before then
       tally.free = tally.free + 1
-      charge_row(rows, row, 'free', 0)
+      if rows then
+        usage.count(rows, row, 0, 0, 0, 1)
+      end
       verdict = 'f'
     elseif class_voidable[class] and charges.was_voided(group, e) then
       tally.voided = tally.voided + 1
@@ -173,13 +164,14 @@ local function one_by_one(group, counter, rows)
       if class_voidable[class] and (not reason or reason == 4) then
         charges.keep_of(group, e, class, cost - uncovered, is_set and mark, count, rows, row)
       end
-      if not reason or reason == 4 then
-        charge_row(rows, row, 'charged', cost - uncovered)
-        if count then
-          count.used = count.used + cost - uncovered
-        end
-      else
-        charge_row(rows, row, 'denied', 0)
+      local is_charged = not reason or reason == 4
+      if rows and is_charged then
+        usage.count(rows, row, 1, cost - uncovered, 0, 0)
+      elseif rows then
+        usage.count(rows, row, 0, 0, 1, 0)
+      end
+      if count and is_charged then
+        count.used = count.used + cost - uncovered
       end
       if not reason then
         tally.charged = tally.charged + 1
@@ -269,9 +261,9 @@ for g = 1, group_count do
     end
   end
   if not fits then
-    local rows = group.used_days[1] and rows_of(group, false)
+    local rows = group.used_days[1] and usage.rows_of(group, false)
     reply[g + 2] = one_by_one(group, counter, rows)
-    group.usage = rows and usage_after(group, rows)
+    group.usage = rows and usage.after(group, rows)
   else
     local verdicts = {}
     for e in pairs(seen) do
@@ -289,7 +281,11 @@ for g = 1, group_count do
         denials.verdict(verdicts, 'f', e)
       end
     end
-    local rows = group.used_days[1] and rows_of(group, true, denies)
+    local rows, has_one_day = nil, #group.used_days == 1
+    if group.used_days[1] then
+      rows = has_one_day and usage.differences(group) or usage.rows_of(group, true)
+      usage.count_otherwise(group, rows)
+    end
     if denies then
       denials.deny_unentitled(group, counter, free, verdicts, rows)
     end
@@ -304,7 +300,7 @@ for g = 1, group_count do
     end
     reply[g + 2] = table.concat(verdicts)
     charges.keep_all(group, rows)
-    group.usage = rows and usage_after(group, rows)
+    group.usage = rows and (has_one_day and usage.journalled or usage.after)(group, rows)
   end
   -- Events that were denied are counted beside the charges.
   for t, c in pairs(counter) do
@@ -409,7 +405,7 @@ for g = 1, group_count do
     limits.write(group.members)
   end
   for _, day in ipairs(group.usage or {}) do
-    write_sliced('HSET', day.key, day.set)
+    usage.write(day)
   end
   if group.whole then
     for i = 1, #changed, 2 do

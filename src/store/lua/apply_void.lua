@@ -14,12 +14,12 @@ function charges.keep_of(group, e, class, cost, mark, count, rows, row)
   if mark then
     _, member = name_of(group.once, mark)
   end
-  local usage = count and ' - - ' .. count.user or ''
+  local place = count and ' - - ' .. count.user or ''
   if rows then
-    usage = ' ' .. group.used_days[rows.day[row]] .. ' ' .. class_action[class] .. ' ' .. rows.user[row]
+    place = ' ' .. group.used_days[rows.day[row] or 1] .. ' ' .. class_action[class] .. ' ' .. rows.user[row]
   end
   charges.keep(ask.keys[1], ask.member,
-    table.concat({ type_name[class_type[class]], text(cost), cycle, (member or '-') .. (count and 'm' or '') }, ' ') .. usage)
+    table.concat({ type_name[class_type[class]], text(cost), cycle, (member or '-') .. (count and 'm' or '') }, ' ') .. place)
 end
 
 -- The same where all of a group's events are charged or free as told.
@@ -28,9 +28,8 @@ function charges.keep_all(group, rows)
     if not group.seen[e] and not (group.free and group.free[e]) then
       local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
       local class = kind_class[b1 * 256 + b2]
-      b1, b2 = byte(group.row_of, 2 * e - 1, 2 * e)
       local mark = group.once and group.once.mark_of[e]
-      charges.keep_of(group, e, class, class_cost[class], mark, nil, rows, rows and b1 * 256 + b2)
+      charges.keep_of(group, e, class, class_cost[class], mark, nil, rows, rows and usage.row_of(group, e))
     end
   end
 end
@@ -56,41 +55,21 @@ function charges.was_voided(group, e)
 end
 
 -- Takes a charge out of the usage of its day, unless that was forgotten. After a change of zone it stays.
-function charges.uncount_usage(group, rows, row, usage, cost)
-  local day, action, user = match(usage, '^(%d+) (%S+) (.*)$')
-  if day ~= group.used_days[rows.day[row]] then
+function charges.uncount_usage(group, rows, row, place, cost)
+  local number, action, user = match(place, '^(%d+) (%S+) (.*)$')
+  local d = rows.day[row] or 1
+  if number ~= group.used_days[d] then
     return
   end
-  local charged, credits_used = 0, 0
-  local key = KEYS[group.used_key + rows.day[row]]
-  local stored = redis.call('HMGET', key, ACTIONS, user)
-  if stored[1] and stored[2] then
-    local list = cmsgpack.unpack(stored[2])
-    for i, name in ipairs(words(stored[1])) do
-      if name == action then
-        charged, credits_used = list[4 * i - 3] or 0, list[4 * i - 2] or 0
-      end
-    end
-  end
-  -- A row a day, member and action; found by name, since a call may have as many voids as rows.
-  if not rows.place then
-    rows.place, rows.given = {}, {}
-    for r = 1, rows.n do
-      rows.place[rows.day[r] .. ' ' .. class_action[rows.class[r]] .. ' ' .. rows.user[r]] = r
-    end
-  end
-  local place = rows.day[row] .. ' ' .. action .. ' ' .. user
-  local r = rows.place[place]
+  local charged, credits_used = usage.stored(group, rows, d, action, user)
+  local r = usage.find(rows, d, action, user)
   if r then
     charged, credits_used = charged + rows.charged[r], credits_used + rows.cost[r]
   end
   if charged > 0 and credits_used >= cost then
-    if not r then
-      r = rows.n + 1
-      rows.n, rows.place[place], rows.day[r], rows.user[r], rows.action[r] = r, r, rows.day[row], user, action
-      rows.charged[r], rows.cost[r], rows.free[r], rows.denied[r] = 0, 0, 0, 0
-    end
-    rows.charged[r], rows.cost[r], rows.given[r] = rows.charged[r] - 1, rows.cost[r] - cost, true
+    r = r or usage.new_row(rows, d, action, user)
+    usage.count(rows, r, -1, -cost, 0, 0)
+    rows.given[r] = true
   end
 end
 
@@ -207,13 +186,13 @@ function charges.take_back(group, e, class, counter, rows, row, range, line)
       '"action":"' .. class_action[class] .. '"')
   end
   charges.keep(name, ask.member, false)
-  local credit_type, cost, cycle, mark, usage = match(kept, '^(%S+) (%d+) (%-?%d+) (%S+) ?(.*)$')
+  local credit_type, cost, cycle, mark, place = match(kept, '^(%S+) (%d+) (%-?%d+) (%S+) ?(.*)$')
   local counted
   mark, counted = match(mark, '^(%-?%d*)(m?)$')
   cost = tonumber(cost)
   local own_cycle = class_cycle[class] and text(class_cycle[class]) or group.cycle
   if counted == 'm' and own_cycle == cycle then
-    limits.give_back(group, cycle, credit_type, match(usage, '^%S+ %S+ (.*)$'), cost)
+    limits.give_back(group, cycle, credit_type, match(place, '^%S+ %S+ (.*)$'), cost)
   end
   local asked = once and once.mark_of[e]
   if asked then
@@ -222,8 +201,8 @@ function charges.take_back(group, e, class, counter, rows, row, range, line)
       once.known[asked], once.added[asked], once.removed[asked] = nil, nil, true
     end
   end
-  if rows and usage ~= '' then
-    charges.uncount_usage(group, rows, row, usage, cost)
+  if rows and place ~= '' then
+    charges.uncount_usage(group, rows, row, place, cost)
   end
   if cost == 0 then
     return

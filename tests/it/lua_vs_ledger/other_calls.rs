@@ -8,7 +8,7 @@ use credit_meter::ledger::roll::{RollAccount, RollCall};
 use credit_meter::ledger::shard::{Grown, InitCall, InitReply};
 use credit_meter::ledger::steps::{MeterTime, Step, steps_until};
 use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
-use credit_meter::ledger::usage::{ForgetUsageCall, local_day};
+use credit_meter::ledger::usage::{FoldUsageCall, ForgetUsageCall, local_day};
 use credit_meter::pipeline::batch::{Call, thresholds};
 use credit_meter::store::keys::Key;
 use credit_meter::store::{TakeCall, Taken};
@@ -46,6 +46,19 @@ impl History<'_> {
             TimeReply::At { .. } => "time_moved",
         };
         *self.replies.entry(kind).or_insert(0) += 1;
+    }
+
+    /// The store's own affair: the next comparison must find what it was before.
+    pub async fn fold_usage(&mut self) {
+        let today = local_day(MIDNIGHT_MS, chrono_tz::UTC);
+        let call = FoldUsageCall {
+            generation: if self.rng.random_bool(0.1) { "g2".into() } else { "g1".into() },
+            days: [-1, 0, 1].map(|days| today + chrono::TimeDelta::days(days)).to_vec(),
+            accounts: ["a", "b", "d \"}{", "nobody"].map(Arc::from).to_vec(),
+        };
+        let folded = self.store.fold_usage(0, &call).await.expect("redis answers");
+        assert_eq!(folded.is_none(), call.generation == "g2", "seed {}: {call:?}", self.seed);
+        *self.replies.entry(if folded > Some(0) { "usage_folded" } else { "usage_not_folded" }).or_insert(0) += 1;
     }
 
     pub async fn forget_usage(&mut self) {

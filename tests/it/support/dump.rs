@@ -74,11 +74,15 @@ pub async fn shard(connection: &mut MultiplexedConnection, prefix: &str) -> Shar
                 });
                 shard.charges.insert((account.into(), day.parse().expect("a day")), kept.collect());
             }
-            ("u", Some(rest)) => {
+            (part @ ("u" | "j"), Some(rest)) => {
                 let (day, account) = rest.split_once(':').expect("a day and an account");
                 let day = day_of_number(day.parse().expect("a number")).expect("a day");
-                let fields = redis::cmd("HGETALL").arg(&key).query_async(connection).await.expect("redis answers");
-                shard.usage.insert((account.into(), day), parse_usage(fields).expect("usage"));
+                let named = |kind: &str| key.replacen(&format!(":{part}:"), &format!(":{kind}:"), 1);
+                let fields =
+                    redis::cmd("HGETALL").arg(named("u")).query_async(connection).await.expect("redis answers");
+                let journal: Vec<u8> =
+                    redis::cmd("GET").arg(named("j")).query_async(connection).await.expect("redis answers");
+                shard.usage.insert((account.into(), day), parse_usage(fields, &journal).expect("usage"));
             }
             ("m", Some(rest)) => {
                 let (cycle, account) = rest.split_once(':').expect("a cycle and an account");

@@ -100,6 +100,7 @@ impl<'a> World<'a> {
                 restamp_tolerance_ms: 10 * 60_000,
                 breakdown: true,
                 set_members_max: 512,
+                journal_bytes_max: 200,
                 outbox_max: 1000,
             },
             accounts: Accounts::default(),
