@@ -117,7 +117,7 @@ function usage.sums(journal)
     local own = sums[name] or { 0, 0 }
     sums[name] = { own[1] + charged, own[2] + cost }
   end
-  usage.each(journal, function(told)
+  usage.each({ cmsgpack.unpack(journal) }, function(told)
     for r = 1, #told[2] do
       add(told, r, told[4][r], told[5][r])
     end

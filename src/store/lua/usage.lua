@@ -73,10 +73,10 @@ function usage.finish(day)
   return day
 end
 
--- Calls `told` with each table of rows of a journal, and `otherwise` with each that corrects the one before it.
-function usage.each(journal, told, otherwise)
+-- Calls `told` with each table of rows of a journal, unpacked, and `otherwise` with each that corrects the one before it.
+function usage.each(parts, told, otherwise)
   local before
-  for _, part in ipairs({ cmsgpack.unpack(journal) }) do
+  for _, part in ipairs(parts) do
     if type(part[2][1]) == 'string' then
       before = part
       told(part)
@@ -88,14 +88,15 @@ end
 
 -- A day with everything that a journal has.
 function usage.folded(day, journal)
-  usage.each(journal, function(told)
+  local parts = { cmsgpack.unpack(journal) }
+  usage.each(parts, function(told)
     for _, user in ipairs(told[2]) do
       usage.ask(day, user)
     end
   end, function() end)
   usage.read(day)
   local places
-  usage.each(journal, function(told)
+  usage.each(parts, function(told)
     places = usage.places(day, told[1])
     local user, action, charged, cost, free = told[2], told[3], told[4], told[5], told[6]
     for r = 1, #user do
