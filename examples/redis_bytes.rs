@@ -16,7 +16,7 @@ use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::day::SET_MEMBERS_MAX;
 use credit_meter::ledger::event::{Identity, UsageEvent};
 use credit_meter::ledger::shard::InitCall;
-use credit_meter::ledger::usage::JOURNAL_BYTES_MAX;
+use credit_meter::ledger::usage::{FoldUsageCall, JOURNAL_BYTES_MAX, local_day};
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
 use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::pipeline::recorded::Recorded;
@@ -72,25 +72,30 @@ async fn main() -> anyhow::Result<()> {
     let mut usage = Vec::new();
     for members in MEMBERS {
         let accounts = 10_000 / members;
-        let bytes = |breakdown| alone(&url, accounts, 3 * members, Of::Members(members), breakdown);
-        usage.push((members, (bytes(true).await? - bytes(false).await?) / (accounts * members) as f64));
+        let bytes = |usage| alone(&url, accounts, 3 * members, Of::Members(members), usage);
+        let none = bytes(Usage::None).await?;
+        let more = |bytes: f64| (bytes - none) / (accounts * members) as f64;
+        usage.push((members, more(bytes(Usage::Past).await?), more(bytes(Usage::Today).await?)));
     }
     let mut contacts = Vec::new();
     for (number, accounts) in CONTACTS {
         // The same events, with a contact and without one.
-        let bytes = |of| alone(&url, accounts, number, of, false);
+        let bytes = |of| alone(&url, accounts, number, of, Usage::None);
         let more = bytes(Of::Contacts).await? - bytes(Of::Members(1)).await?;
         contacts.push((number, more / (accounts * number) as f64));
     }
     if json {
         let rows: Vec<_> = rows.iter().map(|(events, bytes)| serde_json::json!([events, bytes])).collect();
+        let past: Vec<_> = usage.iter().map(|(members, past, _)| serde_json::json!([members, past])).collect();
+        let today: Vec<_> = usage.iter().map(|(members, _, today)| serde_json::json!([members, today])).collect();
         let contacts: Vec<_> = contacts.iter().map(|(number, bytes)| serde_json::json!([number, bytes])).collect();
         println!(
             "{}",
             serde_json::json!({
                 "redis_bytes_per_account": per_account,
                 "events_a_day_and_bytes_per_event": rows,
-                "members_and_bytes_per_day_and_member": usage,
+                "members_and_bytes_per_day_and_member": past,
+                "members_and_bytes_per_day_and_member_while_it_lasts": today,
                 "contacts_charged_once_and_bytes_per_contact": contacts,
             })
         );
@@ -101,8 +106,9 @@ async fn main() -> anyhow::Result<()> {
     for (events, bytes) in rows {
         println!("| a remembered event, of {events} a day in its account | {bytes:.1} |");
     }
-    for (members, bytes) in usage {
-        println!("| a day of usage of a member with three actions, of {members} in its account | {bytes:.0} |");
+    for (members, past, today) in usage {
+        let what = format!("a day of usage of a member with three actions, of {members} in its account");
+        println!("| {what} | {past:.0}, while it lasts {today:.0} |");
     }
     for (number, bytes) in contacts {
         println!("| a contact that is charged once, of {number} in its account and cycle | {bytes:.1} |");
@@ -110,13 +116,27 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether usage by day is kept, and if so, whether the day has passed.
+#[derive(Clone, Copy, PartialEq)]
+enum Usage {
+    None,
+    Today,
+    Past,
+}
+
 /// The bytes that events take of accounts that have no others.
-async fn alone(url: &str, accounts: usize, events: usize, of: Of, breakdown: bool) -> anyhow::Result<f64> {
+async fn alone(url: &str, accounts: usize, events: usize, of: Of, usage: Usage) -> anyhow::Result<f64> {
     let mut meter = Meter::open(url).await?;
     meter.put_accounts(accounts).await?;
-    Arc::make_mut(&mut meter.stamp).breakdown = breakdown;
+    Arc::make_mut(&mut meter.stamp).breakdown = usage != Usage::None;
     let before = meter.used().await?;
     meter.apply_events(0, 0..accounts, events, of).await?;
+    if usage == Usage::Past {
+        let day = local_day(NOON_MS, chrono_tz::Europe::Paris);
+        let call =
+            FoldUsageCall { generation: "g".into(), days: vec![day], accounts: (0..accounts).map(name).collect() };
+        meter.store.fold_usage(0, &call).await?.context("the state is the example's own")?;
+    }
     let bytes = meter.used().await? - before;
     meter.clean_up().await?;
     Ok(bytes)

@@ -208,11 +208,10 @@ impl Overage {
 
 impl AccountConfig {
     pub fn to_fields(&self) -> Vec<(String, String)> {
-        let mut fields = vec![
-            ("plan".to_owned(), self.plan.clone()),
-            ("anchor".to_owned(), self.anchor.to_string()),
-            ("timezone".to_owned(), self.timezone.name().to_owned()),
-        ];
+        let mut fields = vec![("plan".to_owned(), self.plan.clone()), ("anchor".to_owned(), self.anchor.to_string())];
+        if self.timezone != Tz::UTC {
+            fields.push(("timezone".to_owned(), self.timezone.name().to_owned()));
+        }
         if let Some(interval) = self.interval {
             fields.push(("interval".to_owned(), interval.name().to_owned()));
         }
@@ -253,7 +252,7 @@ impl AccountConfig {
             plan: field("plan").ok_or_else(|| bad("plan"))?.to_owned(),
             anchor: field("anchor").and_then(|date| date.parse().ok()).ok_or_else(|| bad("anchor"))?,
             interval: interval.transpose()?,
-            timezone: field("timezone").and_then(|zone| zone.parse().ok()).ok_or_else(|| bad("timezone"))?,
+            timezone: field("timezone").map_or(Ok(Tz::UTC), |zone| zone.parse().map_err(|_| bad("timezone")))?,
             addons,
             thresholds: thresholds.transpose()?,
             overage: overage.transpose()?,

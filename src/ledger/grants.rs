@@ -89,6 +89,12 @@ impl Granted {
         GrantKind::ALL.into_iter().fold(Credits::ZERO, |sum, kind| sum + self.credits(kind))
     }
 
+    /// What plan, add-ons, what was carried over and adjustments gave in numbers.
+    pub fn own(&self) -> Credits {
+        let lots = [GrantKind::Topup, GrantKind::Promo].map(|kind| self.credits(kind));
+        self.counted() - lots[0] - lots[1]
+    }
+
     pub fn add(&mut self, kind: GrantKind, amount: Amount) {
         self.0[kind as usize] = self.of(kind).plus(amount);
     }

@@ -51,10 +51,10 @@ pub enum Key<'a> {
     /// - `<type>.g` granted, in thousandths or `unlimited`; `<type>.c` charged; `<type>.e` expired; absent = 0
     /// - `ids` identities of the first commands that were applied to it, for ever
     /// - `plan`, `anchor`, `timezone`, `interval`, `thresholds`, `overage`, `addon:<type>`, `members` (limits: `email 50000`,
-    ///   and behind a tab `email 200000 ada`): what was put; with `>` before the name what waits for the renewal
-    /// - `cycle` `number start end` in ms: the open one; `since` start of the first; `life` absent = open
-    /// - `<type>.p` what is left of the open cycle's plan, add-ons, carried over and adjustments, then what was granted by
-    ///   these four, top-ups and promos, without zeros at the end; `<type>.d` events denied; `<type>.a` `arming levels`:
+    ///   and behind a tab `email 200000 ada`): what was put, and no `timezone` = UTC; with `>` before the name what waits for the renewal
+    /// - `cycle` `number start end` in ms: the open one; `since` start of the first, absent = of this one; `life` absent = open
+    /// - `<type>.p` what is left of the open cycle's plan, add-ons, carried over and adjustments (`=`: all), then what was
+    ///   granted by these four, top-ups and promos, without zeros at the end; `<type>.d` events denied; `<type>.a` `arming levels`:
     ///   those that it is below (`p80`, `r10000`, `x`); absent = `0` and none
     /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command
     /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;

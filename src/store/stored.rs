@@ -136,7 +136,7 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
         config: AccountConfig::from_fields(fields).map_err(StoreError::Broken)?,
         next: next.transpose().map_err(StoreError::Broken)?,
         life: Life::from_name(life).ok_or_else(|| StoreError::Broken(format!("life `{life}`")))?,
-        since_ms: number(field("since"))?,
+        since_ms: if field("since").is_empty() { cycle.start_ms } else { number(field("since"))? },
         cycle,
         pools,
         lots,
@@ -148,9 +148,11 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
 
 fn parse_pool(text: &str) -> Option<Pool> {
     let mut words = text.split(' ');
-    let left = thousandths(words.next()?)?;
+    let left = words.next()?;
     // Kinds at the end of which nothing was granted are left out.
-    Some(Pool { left, granted: Granted::parse(&mut words.chain(std::iter::repeat("0")))? })
+    let granted = Granted::parse(&mut words.chain(std::iter::repeat("0")))?;
+    let left = if left == "=" { granted.own() } else { thousandths(left)? };
+    Some(Pool { left, granted })
 }
 
 fn parse_closed(text: &str) -> Option<ClosedCycle> {

@@ -78,14 +78,23 @@ local function granted_text(granted)
   return table.concat(list, ' ')
 end
 
--- As short as it can be: each account has one for each type.
+-- What plan, add-ons, what was carried over and adjustments gave; nil is unlimited.
+local function own_total(granted)
+  return granted.plan and granted.addon and granted.carried and granted.adjusted
+    and granted.plan + granted.addon + granted.carried + granted.adjusted
+end
+
+-- As short as it can be, since each account has one for each type: '=' if all of that is left.
 local function pool_from(line)
   local list = words(line)
-  return { left = tonumber(table.remove(list, 1)), granted = granted_from(list) }
+  local left = table.remove(list, 1)
+  local granted = granted_from(list)
+  return { left = left == '=' and own_total(granted) or tonumber(left), granted = granted }
 end
 
 local function pool_text(pool)
-  local short = string.gsub(text(pool.left) .. ' ' .. granted_text(pool.granted), '[ 0]+$', function(zeros)
+  local left = pool.left == own_total(pool.granted) and '=' or text(pool.left)
+  local short = string.gsub(left .. ' ' .. granted_text(pool.granted), '[ 0]+$', function(zeros)
     return string.match(zeros, '^0+') or ''
   end)
   return short
@@ -471,7 +480,7 @@ local function fields_of(account)
   end
   for credit_type, pool in pairs(account.pools) do
     local line = pool_text(pool)
-    if line ~= '0' then
+    if line ~= '=' then
       put(credit_type .. '.p', line)
     end
   end

@@ -111,7 +111,7 @@ function CHANGES.put()
   local opens = take() == '1'
   if opens then
     account.number, account.from, account.to = take_number(), take_number(), take_number()
-    account.set.since = text(account.from)
+    account.cleared.since = true
   end
   for _ = 1, take_number() do
     local field = take()

@@ -182,6 +182,9 @@ end
 
 local function open(account)
   local number = take_number()
+  if not account.fields.since then
+    account.set.since = account.set.since or text(account.from)
+  end
   account.number, account.from, account.to = number, take_number(), take_number()
   local cycle_text, plan, levels = take(), take(), codes_from(take())
   for _ = 1, take_number() do
