@@ -36,11 +36,11 @@ const FORGET_ACCOUNTS: usize = 200;
 /// Days of usage that are forgotten at once.
 const FORGET_USAGE_DAYS: i64 = 31;
 /// Days of usage that are looked for journals again, beside those to which events may still come: no worker may have run on
-/// as many; and most that are.
+/// as many; and most that are at once.
 const FOLD_USAGE_DAYS: i64 = 7;
 const FOLD_USAGE_DAYS_MAX: i64 = 31;
-/// Days of accounts that a script folds.
-const FOLD_USAGE_AT_ONCE: usize = 1000;
+/// Days of accounts that a script folds: Redis takes up to half a millisecond for the journal of one.
+const FOLD_USAGE_AT_ONCE: usize = 100;
 /// Sets that one call deletes, unless one account alone has more.
 const FORGET_SETS: usize = 10_000;
 
@@ -316,10 +316,29 @@ impl Ticker {
         let last = last_past(0, meter_time_ms).filter(|last| folded.get(&shard).is_none_or(|folded| folded < last));
         let Some(last) = last else { return Ok(()) };
         let late_days = self.config.events.late_after.as_secs() as i64 / (DAY_MS / 1000);
-        let first = last - TimeDelta::days((late_days + FOLD_USAGE_DAYS).min(FOLD_USAGE_DAYS_MAX));
+        let mut first = last - TimeDelta::days((late_days + FOLD_USAGE_DAYS).min(FOLD_USAGE_DAYS_MAX));
+        let mut journals = self.fold_days(shard, first, last).await?;
+        if folded.get(&shard).and_then(NaiveDate::succ_opt) != Some(last) {
+            // A log may have been applied since that goes back for longer.
+            let mut found = journals;
+            while found > 0 {
+                let before = first - TimeDelta::days(1);
+                first -= TimeDelta::days(FOLD_USAGE_DAYS_MAX);
+                found = self.fold_days(shard, first, before).await?;
+                journals += found;
+            }
+        }
+        if journals > 0 {
+            tracing::debug!(shard, days = journals, "usage of days that have passed is stored by member");
+        }
+        folded.insert(shard, last);
+        Ok(())
+    }
+
+    /// Folds usage of some days of all of a shard's accounts; gives how many journals there were.
+    async fn fold_days(&self, shard: u32, first: NaiveDate, last: NaiveDate) -> Result<u64, TickError> {
         let days: Vec<NaiveDate> = first.iter_days().take_while(|day| *day <= last).collect();
-        let mut journals = 0;
-        let mut cursor = 0;
+        let (mut journals, mut cursor) = (0, 0);
         loop {
             let (next, accounts) = self.store.days(shard, cursor, FORGET_ACCOUNTS).await?;
             let accounts: Vec<Arc<str>> = accounts.into_iter().map(|(account, _)| account).collect();
@@ -330,14 +349,9 @@ impl Ticker {
             }
             cursor = next;
             if cursor == 0 {
-                break;
+                return Ok(journals);
             }
         }
-        if journals > 0 {
-            tracing::debug!(shard, days = journals, "usage of days that have passed is stored by member");
-        }
-        folded.insert(shard, last);
-        Ok(())
     }
 
     /// Goes through a shard's accounts when another day of usage is past.

@@ -126,3 +126,31 @@ async fn meter_time_follows_the_brokers_clock_once_everything_is_applied() {
     assert!(states.iter().all(|state| state.floor_ms == state.meter_time_ms - 72 * 3_600_000));
     assert!(running.terminate().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_of_a_long_log_is_stored_by_member_once_its_days_have_passed() {
+    let topics = Topics::stamped("days", 1, "CreateTime").await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("EVENTS__AGE_FROM", "create");
+    meter.set("TIME__TICK_EVERY", "200ms");
+    meter.set("BATCH__MAX_EVENTS", "1"); // an event of another day in a call would keep it out of the journal
+    // Days of one cycle, as a meter finds them that was down, or whose state is counted anew.
+    let now_ms = Utc::now().timestamp_millis();
+    let mut account = put("acme", "organization");
+    account["data"]["anchor"] = (Utc::now() - chrono::Duration::days(27)).date_naive().to_string().into();
+    topics.command(&account).await;
+    for (id, days) in [("a", 26), ("b", 25), ("c", 5)] {
+        send(&topics, id, now_ms - days * DAY_MS, 0).await;
+    }
+    tick(&topics, now_ms, 0).await;
+    let running = meter.start(&[]);
+    running.ready().await;
+    meter.caught_up(&topics).await;
+    until("usage has no journals", || async {
+        (keys_of(&meter, "}:u:").await == 3 && keys_of(&meter, "}:j:").await == 0).then_some(())
+    })
+    .await;
+    let told = meter.json(&["usage", "acme", "--json"]);
+    assert_eq!(told["usage"][0]["charged"].as_u64(), Some(3), "{told}");
+    assert!(running.terminate().await.success());
+}
