@@ -93,7 +93,7 @@ fn only_keys_rs_spells_a_key() {
     let others = files("src", ".rs").into_iter().filter(|path| !path.ends_with("store/keys.rs"));
     refuse(
         others.collect(),
-        &["}}:shard", "}}:outbox", ":root\"", "}}:a:", "}}:d:", "}}:o:", "}}:c:", "}}:m:"],
+        &["}}:shard", "}}:outbox", ":root\"", "}}:a:", "}}:d:", "}}:v:", "}}:u:", "}}:j:", "}}:o:", "}}:c:", "}}:m:"],
         "keys are spelled once",
     );
 }
@@ -116,14 +116,20 @@ fn scripts_take_keys_from_keys_and_never_read_a_clock() {
 
 #[test]
 fn scripts_write_last() {
-    for (name, parts) in
-        [("apply", &["apply", "apply_late", "apply_decide"][..]), ("command", &["command"]), ("roll", &["roll"])]
-    {
+    let scripts: [(&str, &[&str]); 5] = [
+        ("apply", &["apply", "apply_late", "apply_decide"]),
+        ("command", &["command"]),
+        ("roll", &["roll"]),
+        ("fold_usage", &["fold_usage"]),
+        ("forget_usage", &["forget_usage"]),
+    ];
+    for (name, parts) in scripts {
         let part = |name: &&str| text(Path::new(&format!("src/store/lua/{name}.lua")));
         let text: String = parts.iter().map(part).collect();
         let (before, after) = text.split_once("\n-- Write. Nothing below can fail").expect("the write phase is marked");
-        let commands = ["'SADD'", "'ZADD'", "'XADD'", "'HDEL'", "'DEL'", "'UNLINK'", "'XDEL'", "'SET'"];
-        for word in commands.into_iter().chain(["write_account(", "write_marks(", "limits.write(", "publish("]) {
+        let commands = ["'SADD'", "'ZADD'", "'XADD'", "'HDEL'", "'DEL'", "'UNLINK'", "'XDEL'", "'SET'", "'APPEND'"];
+        let helpers = ["write_account(", "write_marks(", "limits.write(", "usage.write(", "publish("];
+        for word in commands.into_iter().chain(helpers) {
             assert!(!before.contains(word), "{name}.lua writes with {word} before its write phase");
         }
         // Notes and the layout of a day that is full are the writes of refused calls; each stands right before its return.

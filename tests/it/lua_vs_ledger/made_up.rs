@@ -45,9 +45,11 @@ impl History<'_> {
 
     pub fn usage(&mut self) -> Vec<Record> {
         let mut next = self.positions.clone();
-        let count = self.rng.random_range(1..25);
         // Few credits of one account for actions that are not voidable: those are added up, others decided one by one.
-        let plain = self.rng.random_bool(0.3).then(|| *["a", "b"].choose(&mut self.rng).expect("not empty"));
+        let plain = self.rng.random_bool(0.45).then(|| *["a", "b"].choose(&mut self.rng).expect("not empty"));
+        // And few events of one day, which usage has a journal for.
+        let calm = plain.filter(|_| self.rng.random_bool(0.5));
+        let count = self.rng.random_range(1..if calm.is_some() { 6 } else { 25 });
         (0..count)
             .map(|_| {
                 let partition = Partition::usage(self.rng.random_range(0..2));
@@ -56,7 +58,10 @@ impl History<'_> {
                 let body = if self.rng.random_bool(0.02) {
                     Body::Dead { reason: DeadReason::InvalidJson, account: None }
                 } else {
-                    Body::Usage(self.event(plain))
+                    Body::Usage(match calm {
+                        Some(account) => self.calm_event(account),
+                        None => self.event(plain),
+                    })
                 };
                 self.record(partition, offset, body)
             })
@@ -121,6 +126,40 @@ impl History<'_> {
         self.sent.push(event.clone());
         // Some voids come before their event.
         if plain.is_none() && self.rng.random_bool(0.1) { self.void(&event) } else { event }
+    }
+
+    /// After midnight, and nothing that an account that has something left denies.
+    fn calm_event(&mut self, account: &str) -> Arc<UsageEvent> {
+        let is_calm = |event: &&Arc<UsageEvent>| {
+            event.voids.is_none() && &*event.account == account && event.dated_ms >= MIDNIGHT_MS
+        };
+        let again: Vec<_> = self.sent.iter().filter(is_calm).cloned().collect();
+        let rng = &mut self.rng;
+        if let Some(event) = again.choose(rng)
+            && rng.random_bool(0.25)
+        {
+            return event.clone();
+        }
+        let time_ms = MIDNIGHT_MS + rng.random_range(0..12) * MINUTE_MS;
+        let action = *["enrich", "reveal_email", "reveal_phone"].choose(rng).expect("not empty");
+        let id = format!("calm-{}", rng.random_range(0..10_000));
+        let event = Arc::new(UsageEvent {
+            account: account.into(),
+            source: "s/1".into(),
+            identity: Identity::of("s/1", &id),
+            id: id.into(),
+            time_ms,
+            dated_ms: time_ms,
+            action: action.into(),
+            quantity: 1,
+            outcome: if rng.random_bool(0.2) { Some("not_found".into()) } else { None },
+            user: USERS.choose(rng).expect("not empty").map(Arc::from),
+            fields: Box::default(),
+            once: once(action, rng),
+            voids: None,
+        });
+        self.sent.push(event.clone());
+        event
     }
 
     /// Voids that say that their events came after midnight: they are found on the day before, their cycle may be forgotten.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use credit_meter::ledger::catalogue::Catalogue;
+use credit_meter::ledger::usage::FoldUsageCall;
 use credit_meter::pipeline::batch::Call;
 use credit_meter::store::RedisStore;
 use credit_meter::store::keys::Key;
@@ -28,8 +29,11 @@ async fn a_call_that_meets_a_key_of_another_type_writes_nothing() {
         let store = RedisStore::new(&service("REDIS_URL"), &prefix, 1, Duration::from_secs(60)).expect("an address");
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         history.poisons = Some((connection.clone(), prefix.clone()));
-        for _ in 0..STEPS {
+        for step in 0..STEPS {
             history.step(&mut connection).await;
+            if step % 2 == 0 {
+                history.fold_usage().await;
+            }
         }
         for (met, count) in history.refused_poison {
             *refused.entry(met).or_default() += count;
@@ -38,9 +42,10 @@ async fn a_call_that_meets_a_key_of_another_type_writes_nothing() {
     }
     // Kinds of keys that each script must have met.
     let met = [
-        ("apply", "shard notes outbox due a d v u o m"),
+        ("apply", "shard notes outbox due a d v u j o m"),
         ("command", "shard notes outbox a c due"),
         ("roll", "shard outbox due a"),
+        ("fold_usage", "shard u j"),
     ];
     for (script, kinds) in met {
         for kind in kinds.split(' ') {
@@ -50,19 +55,34 @@ async fn a_call_that_meets_a_key_of_another_type_writes_nothing() {
 }
 
 impl History<'_> {
-    /// Sends a call again and again, with one poisoned key each time; then the state is as before.
     pub async fn poison(&mut self, call: &Call) {
-        let Some((mut connection, prefix)) = self.poisons.clone() else { return };
-        let before = snapshot(&mut connection, &prefix).await;
-        carry(&self.store, call).await.expect("nothing is poisoned");
-        let after = snapshot(&mut connection, &prefix).await;
-        let mut keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         // Few accounts get as many commands as make this key.
         let commands = match call {
             Call::Command(call) => Some(self.keys.spell(Key::Commands(&call.account))),
             Call::Apply(_) | Call::Roll(_) => None,
         };
-        keys.extend(&commands);
+        self.poison_script(call.script(), async |store| carry(store, call).await, commands).await;
+    }
+
+    pub async fn poison_fold(&mut self, call: &FoldUsageCall) {
+        let fold =
+            async |store: &RedisStore| store.fold_usage(0, call).await.map(drop).map_err(|error| error.to_string());
+        self.poison_script("fold_usage", fold, None).await;
+    }
+
+    /// Runs a script again and again, with one poisoned key each time; then the state is as before.
+    async fn poison_script(
+        &mut self,
+        script: &'static str,
+        carry: impl AsyncFn(&RedisStore) -> Result<(), String>,
+        more: Option<String>,
+    ) {
+        let Some((mut connection, prefix)) = self.poisons.clone() else { return };
+        let before = snapshot(&mut connection, &prefix).await;
+        carry(&self.store).await.expect("nothing is poisoned");
+        let after = snapshot(&mut connection, &prefix).await;
+        let mut keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        keys.extend(&more);
         for key in keys {
             restore(&mut connection, &prefix, &before).await;
             let mut poison = redis::pipe();
@@ -73,18 +93,18 @@ impl History<'_> {
             }
             let _: () = poison.query_async(&mut connection).await.expect("redis answers");
             let poisoned = contents(&mut connection, &prefix).await;
-            let answer = carry(&self.store, call).await;
+            let answer = carry(&self.store).await;
             let left = contents(&mut connection, &prefix).await;
             if answer.is_err() {
                 let changed: Vec<_> = left.iter().filter(|(key, value)| poisoned.get(*key) != Some(value)).collect();
                 assert!(
                     left == poisoned,
-                    "seed {}: {key} of another type: {answer:?}, {changed:?}; {call:#?}",
+                    "seed {}: {script}: {key} of another type: {answer:?}, {changed:?}",
                     self.seed
                 );
-                let name = key.rsplit_once('}').map_or("", |(_, name)| name).trim_start_matches(':');
+                let name = key.split_once('}').map_or("", |(_, name)| name).trim_start_matches(':');
                 let kind = name.split(':').next().unwrap_or_default().to_owned();
-                *self.refused_poison.entry((call.script(), kind)).or_default() += 1;
+                *self.refused_poison.entry((script, kind)).or_default() += 1;
             } else {
                 assert_eq!(left.get(key), poisoned.get(key), "seed {}: {key} is written over", self.seed);
             }
