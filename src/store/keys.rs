@@ -23,7 +23,7 @@ pub enum Key<'a> {
     /// `shard` hash: the fence. Made by `init` with the first start; absent afterwards = emptied.
     /// - `schema`, `generation`, `shards`, `catalogue_version`, `catalogue_hash`
     /// - `meter_time_ms`, `floor_ms` (events dated below are too late), `restamp_tolerance_ms` (largest ever used)
-    /// - `begun`, `ended`: how many writes of `apply`, `command` and `roll` were; they differ = Redis ran half of one
+    /// - `begun`, `ended`: how many writes of `apply`, `command`, `roll` and `fold_usage` were; they differ = Redis ran half of one
     /// - `usage_from` `20261125`: usage of earlier days was forgotten; absent = none was
     /// - `position:<input>:<partition>` next offset to apply; absent = 0
     /// - `anchor:<input>:<partition>` `offset:fingerprint` of the last record below it; absent = none was read

@@ -19,7 +19,7 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
--- Each of the three counts its writes to a shard up first (`begun`) and sets `ended` to that count last. They differ if
+-- Each of these, and fold_usage, counts its writes to a shard up first (`begun`) and sets `ended` to that count last. They differ if
 -- Redis, when it loaded a torn append-only file, ran a part of what a script wrote: one adds, the other is set, so that
 -- a whole transaction run without its end shows as soon as the next is run behind it.
 local function torn(begun, ended)
