@@ -216,8 +216,8 @@ impl Ticker {
         }
         self.sweeper.begin(shard, MeterTime { now_ms: moved.meter_time_ms, floor_ms: moved.floor_ms });
         self.forget(shard, moved.floor_ms, state.restamp_tolerance_ms, &mut cleared.forgotten).await?;
-        self.fold_usage(shard, moved.meter_time_ms, &mut cleared.folded).await?;
         self.forget_usage(shard, moved.meter_time_ms, state.usage_from).await?;
+        self.fold_usage(shard, moved.meter_time_ms, &mut cleared.folded).await?;
         Ok(moved)
     }
 
