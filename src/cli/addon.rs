@@ -20,6 +20,8 @@ use crate::ledger::account::{AccountConfig, AccountView, Addon};
 use crate::ledger::call::Partition;
 use crate::ledger::command::ACCOUNT_PUT;
 use crate::store::RedisStore;
+use crate::store::look::{Asked, Looked};
+use crate::store::stored::parse_view;
 
 /// Between two looks at how far the meter is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -63,34 +65,38 @@ pub async fn run(command: AddonCommand, config: &Config, output: Output) -> anyh
     };
     let Sending { id, timeout } = sending;
     let commands = &config.kafka.topics.commands;
-    // Before the account: what comes later than this end is not in it, and what came before must be.
+    // What was sent before must be in the account.
     let (_, end) = Watermarks::new(&config.kafka)?.range(commands, Partition::COMMANDS.index).await?;
     let store = state::open(config).await?;
-    applied(&store, &account, end, timeout).await?;
-    let stored = store.account(&account).await?.with_context(|| unknown(&account))?;
+    let (view, read_at) = read(&store, &account, end, timeout).await?;
     // A command that is sent again may have removed it already.
     let again = id.is_some();
-    let Some(wanted) = change.of(&stored.view).or_else(|| again.then(|| waiting(&stored.view).clone())) else {
+    let Some(wanted) = change.of(&view).or_else(|| again.then(|| waiting(&view).clone())) else {
         bail!("account {account} has no such add-on; `account get` shows those that it has");
     };
     let data = AccountData::from(&wanted);
     let request = Request { account, command_type: ACCOUNT_PUT, id, data, timeout };
     let sent = request::deliver(request, config).await?;
-    let replaced = replaced(&sent, end, config).await.with_context(|| {
+    let replaced = replaced(&sent, read_at, config).await.with_context(|| {
         format!("command {} is acknowledged, but whether another came in between cannot be read", sent.id)
     })?;
     request::tell(&sent, replaced.as_deref(), output)
 }
 
-/// Waits until all commands below an offset are in the account.
-async fn applied(store: &RedisStore, account: &str, end: i64, within: Duration) -> anyhow::Result<()> {
+/// An account with all commands below an offset, and the offset below which it has them: they are read at one moment, since
+/// a command that came between two reads would be told as replaced though the account has it.
+async fn read(store: &RedisStore, account: &str, end: i64, within: Duration) -> anyhow::Result<(AccountView, i64)> {
     let shard = store.keys().shard_of(account);
+    let asked = [Asked { account: account.into(), days: String::new(), once: String::new() }];
     let since = Instant::now();
     loop {
-        let positions = store.shard_state(shard).await?.positions;
-        let position = positions.iter().find(|(own, _)| *own == Partition::COMMANDS).map_or(0, |(_, at)| *at);
+        let Looked { shard: state, accounts } = store.look(shard, &asked).await?;
+        let own = state.positions.iter().find(|(own, _)| *own == Partition::COMMANDS);
+        let position = own.map_or(0, |(_, position)| *position);
         if position >= end {
-            return Ok(());
+            let fields = &accounts[0].fields;
+            anyhow::ensure!(!fields.is_empty(), unknown(account));
+            return Ok((parse_view(fields)?, position));
         }
         if since.elapsed() > within {
             bail!(
