@@ -6,6 +6,7 @@ use rustc_hash::FxHashMap;
 
 use super::StoreError;
 use super::apply_lines::write_line;
+use super::apply_rows::{Row, told};
 use super::keys::{Key, Keys};
 use super::scripts::{Script, levels_text, refused, unexpected};
 use super::stored::number;
@@ -153,39 +154,6 @@ struct Groups<'a> {
     tally: Vec<usize>,
     /// Of all groups.
     lines: Vec<u8>,
-}
-
-/// A row of usage, as `apply_usage.lua` describes it.
-struct Row<'a> {
-    day: usize,
-    user: &'a str,
-    action: usize,
-    charged: usize,
-    /// In thousandths.
-    cost: usize,
-    free: usize,
-}
-
-fn column<'a>(packed: &mut Packed, rows: &[Row<'a>], put: impl Fn(&mut Packed, &Row<'a>)) {
-    packed.list(rows.len());
-    rows.iter().for_each(|row| put(packed, row));
-}
-
-/// Rows of usage as a journal has them.
-fn told(rows: &[Row], actions: &[&str], days: usize) -> Packed {
-    let mut told = Packed::default();
-    told.list(if days > 1 { 7 } else { 6 });
-    told.list(actions.len());
-    actions.iter().for_each(|action| told.text(action));
-    column(&mut told, rows, |packed, row| packed.text(row.user));
-    column(&mut told, rows, |packed, row| packed.index(row.action));
-    column(&mut told, rows, |packed, row| packed.number(row.charged));
-    column(&mut told, rows, |packed, row| packed.number(row.cost));
-    column(&mut told, rows, |packed, row| packed.number(row.free));
-    if days > 1 {
-        column(&mut told, rows, |packed, row| packed.index(row.day));
-    }
-    told
 }
 
 /// Bytes that an event takes in a call, about: memory that is asked for in one piece is not moved while it grows.

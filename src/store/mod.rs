@@ -4,6 +4,8 @@
 pub mod apply_call;
 /// What names the events of such a call.
 mod apply_lines;
+/// Rows of usage in such a call.
+mod apply_rows;
 /// One attempt for all who come while it is under way.
 mod attempt;
 /// How accounts stand.

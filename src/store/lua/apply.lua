@@ -20,7 +20,7 @@
 --           tally: kind, events, for each kind among its events
 --           kinds: two bytes an event
 --           where its lines begin
---           days of usage, what comes to it as told there (see apply_usage.lua), two bytes an event: which row it belongs to
+--           days of usage, what is told of it (see usage.lua), two bytes an event: which row it belongs to
 --           runs:  days, events, members (empty if no probe asks for them all), probes: for each the sets of one
 --                  generation; none = one set for all members, else for each set its members and, in two bytes each,
 --                  which of the run's events they are; charges asked for, or none: members (for a void that of the
