@@ -12,7 +12,7 @@ use super::call::{
 };
 use super::catalogue::Overage;
 use super::credits::Credits;
-use super::day::{DaySets, layouts_of};
+use super::day::{DaySets, Room, layouts_of};
 use super::event::{Class, Days, Judge};
 use super::members::{count_charged, denied_by_limit};
 use super::once::mark_of;
@@ -85,8 +85,8 @@ impl Shard {
 
     /// A day whose sets are full gets more before anything is remembered in it, and so does a cycle with its marks.
     fn check_room(&mut self, call: &ApplyCall) -> Result<(), Reply<Applied>> {
-        let full = self.without_room(call, 1);
-        let full_marks = self.marks_without_room(call, 1);
+        let full = self.without_room(call, Room::Now);
+        let full_marks = self.marks_without_room(call, Room::Now);
         if full.is_empty() && full_marks.is_empty() {
             return Ok(());
         }
@@ -102,8 +102,8 @@ impl Shard {
         Err(Reply::Stale(shown.collect()))
     }
 
-    /// The call's days whose sets would not take its events so many times, with one generation more.
-    fn without_room(&self, call: &ApplyCall, times: usize) -> Vec<GrownDay> {
+    /// The call's days whose sets have no room, with one generation more.
+    fn without_room(&self, call: &ApplyCall, room: Room) -> Vec<GrownDay> {
         let mut grown: Vec<GrownDay> = Vec::new();
         for group in &call.groups {
             let account = &group.account;
@@ -112,7 +112,7 @@ impl Shard {
                 let Some(sets) = self.seen.get(&(account.clone(), day)) else { continue };
                 let met = grown.iter().any(|grown| grown.account == *account && grown.day == day);
                 let identities = run.iter().map(|event| event.event.identity);
-                if !met && !sets.has_room(identities, times, members_max) {
+                if !met && !sets.has_room(identities, room, members_max) {
                     let layout = sets.layout.grown(run.len(), members_max);
                     grown.push(GrownDay { account: account.clone(), day, layout });
                 }
@@ -144,8 +144,8 @@ impl Shard {
 
     fn write(&mut self, call: &ApplyCall) -> Applied {
         // The next call finds more sets, and need not be refused for it.
-        let grown = self.without_room(call, 2);
-        let grown_marks = self.marks_without_room(call, 2);
+        let grown = self.without_room(call, Room::Again);
+        let grown_marks = self.marks_without_room(call, Room::Again);
         let mut verdicts = Vec::with_capacity(call.events());
         let mut alerts = Vec::new();
         for group in &call.groups {

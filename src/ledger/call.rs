@@ -440,7 +440,7 @@ pub struct Applied {
     pub grown_marks: Vec<GrownMarks>,
 }
 
-/// A day of an account whose sets would not have taken as many events again.
+/// A day of an account whose sets might not have taken the next call's events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrownDay {
     pub account: Arc<str>,

@@ -89,6 +89,16 @@ fn spread(events: usize, members_max: usize) -> u32 {
     u32::try_from(sets).unwrap_or(SETS_MAX).min(SETS_MAX)
 }
 
+/// For what a day's sets must have room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// What comes now: without it the call is refused, and made anew with more sets.
+    Now,
+    /// As much again, and no less than half of what a single set takes, or a quarter of what one of several takes: calls
+    /// differ tenfold in size.
+    Again,
+}
+
 /// A day's sets, as the ledger holds them. What a cycle was charged for is kept likewise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DaySets {
@@ -122,20 +132,26 @@ impl DaySets {
         self.sets.retain(|_, set| !set.is_empty());
     }
 
-    /// Whether the newest sets take so many times as much and stay packed. One of several stands for all, and they are
-    /// full a little earlier, since they do not fill evenly.
+    /// Whether the newest sets take as much and stay packed. One of several stands for all, and they are full a little
+    /// earlier, since they do not fill evenly.
     pub fn has_room(
         &self,
         identities: impl Iterator<Item = Identity> + Clone,
-        times: usize,
+        room: Room,
         members_max: usize,
     ) -> bool {
         let newest = self.layout.generations() - 1;
         let places = || identities.clone().map(|identity| self.layout.place(newest, identity));
         let Some(measured) = places().min() else { return true };
         let more = places().filter(|place| *place == measured).count();
-        let members = self.sets.get(&measured).map_or(0, BTreeSet::len) + times * more;
-        if self.layout.has_one_set(newest) { members <= members_max } else { members * 8 <= members_max * 7 }
+        let has_one_set = self.layout.has_one_set(newest);
+        let next = match room {
+            Room::Now => 0,
+            Room::Again if has_one_set => more.max(members_max / 2),
+            Room::Again => more.max(members_max / 4),
+        };
+        let members = self.sets.get(&measured).map_or(0, BTreeSet::len) + more + next;
+        if has_one_set { members <= members_max } else { members * 8 <= members_max * 7 }
     }
 }
 
@@ -169,6 +185,24 @@ mod tests {
         assert_eq!(Layout(vec![4096]).grown(1, 512).to_string(), "4096,4096");
         assert_eq!(Layout::parse("1,8"), Some(grown));
         assert_eq!((Layout::parse("0"), Layout::parse("")), (None, None));
+    }
+
+    #[test]
+    fn sets_get_more_in_time_for_a_call_that_is_larger_than_this_one() {
+        let room = |layout: u32, kept: usize, comes: usize, room: Room| {
+            let mut day = DaySets::new(Layout(vec![layout]));
+            let identity = |member: i64| Identity { member, other: 0 };
+            (0..kept as i64).for_each(|member| day.insert(identity(member)));
+            day.has_room((0..comes as i64).map(|number| identity(-1 - number)), room, 512)
+        };
+        // A single set.
+        assert!(room(1, 511, 1, Room::Now) && !room(1, 511, 2, Room::Now));
+        assert!(room(1, 255, 1, Room::Again) && !room(1, 256, 1, Room::Again));
+        assert!(room(1, 0, 256, Room::Again) && !room(1, 0, 257, Room::Again));
+        // One of several, which are full at seven eighths.
+        assert!(room(8, 447, 1, Room::Now) && !room(8, 447, 2, Room::Now));
+        assert!(room(8, 319, 1, Room::Again) && !room(8, 320, 1, Room::Again));
+        assert!(room(8, 0, 224, Room::Again) && !room(8, 0, 225, Room::Again));
     }
 
     #[test]

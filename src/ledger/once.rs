@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::call::{ApplyCall, CallEvent, Group};
-use super::day::{DaySets, Layout};
+use super::day::{DaySets, Layout, Room};
 use super::event::{Class, Identity};
 use super::shard::Shard;
 
@@ -62,15 +62,15 @@ impl Group {
 }
 
 impl Shard {
-    /// The call's cycles whose sets would not take its new marks so many times, with one generation more.
-    pub(super) fn marks_without_room(&self, call: &ApplyCall, times: usize) -> Vec<GrownMarks> {
+    /// The call's cycles whose sets have no room for its new marks, with one generation more.
+    pub(super) fn marks_without_room(&self, call: &ApplyCall, room: Room) -> Vec<GrownMarks> {
         let mut grown = Vec::new();
         for group in &call.groups {
             for (cycle, marks) in group.marks_asked(&call.classes) {
                 let (account, members_max) = (group.account.clone(), call.stamp.set_members_max);
                 let Some(sets) = self.marks.get(&(account.clone(), cycle)) else { continue };
                 let new: Vec<Identity> = marks.into_iter().filter(|mark| !sets.contains(*mark)).collect();
-                if !sets.has_room(new.iter().copied(), times, members_max) {
+                if !sets.has_room(new.iter().copied(), room, members_max) {
                     let layout = sets.layout.grown(new.len(), members_max);
                     grown.push(GrownMarks { account, cycle, layout });
                 }

@@ -419,7 +419,7 @@ local function look(probe, run, seen)
       -- One of several stands for all, and they are full a little earlier, since they do not fill evenly.
       local bound = probe[s] and set_members_max * 7 / 8 or set_members_max
       local members = redis.call('SCARD', KEYS[probe.key + s]) + count
-      run.is_full, run.is_crowded = members > bound, members + count > bound
+      run.is_full, run.is_crowded = members > bound, members + room_again(count, not probe[s], set_members_max) > bound
     end
   end
   probe.new = new

@@ -372,7 +372,7 @@ for g = 1, group_count do
     if not run.stored and not layout_of(days, run.day) then
       days = days .. ' ' .. run.day .. ':' .. run.layout
     end
-    -- Sets that would not take as much again: the next call finds more, and need not be refused for it.
+    -- Sets without room for as much again: the next call finds more, and need not be refused for it.
     if run.is_crowded then
       local layout
       days, layout = more_sets(days, run)

@@ -9,6 +9,13 @@ local function layout_of(days, day)
   return last and string.match(days, '^%S+', last + 1)
 end
 
+-- For how many members a set must have room beside those of this call, so that the next one need not be refused: as many
+-- again, and no less than half of what a single set takes, or a quarter of what one of several takes: calls differ tenfold
+-- in size.
+local function room_again(count, is_single, set_members_max)
+  return math.max(count, math.floor(set_members_max / (is_single and 2 or 4)))
+end
+
 -- Takes the keys of a group's marks; whether the worker knows another layout than the account has.
 local function read_marks(group, events, cycles, key)
   local once = {
@@ -62,9 +69,11 @@ local function look_at_marks(once, set_members_max)
       end
       if new > 0 and cycle.count == 0 and cycle.stored then
         -- One of several stands for all, as for days.
-        local bound = string.match(cycle.layout, '%d+$') == '1' and set_members_max or set_members_max * 7 / 8
+        local is_single = string.match(cycle.layout, '%d+$') == '1'
+        local bound = is_single and set_members_max or set_members_max * 7 / 8
         local size = redis.call('SCARD', KEYS[newest.key + s]) + new
-        cycle.is_full, cycle.is_crowded = size > bound, size + new > bound
+        cycle.is_full = size > bound
+        cycle.is_crowded = size + room_again(new, is_single, set_members_max) > bound
       end
       cycle.count = cycle.count + new
     end
