@@ -69,7 +69,7 @@ struct Shown<'a> {
     to: Option<String>,
     /// How many ended how.
     outcomes: BTreeMap<&'static str, u64>,
-    /// What they took, by credit type.
+    /// What they took, less what voids gave back, by credit type.
     used: BTreeMap<&'a str, Credits>,
     events: Vec<EventShown<'a>>,
 }
@@ -163,7 +163,7 @@ impl<'a> Shown<'a> {
         for event in &events {
             *outcomes.entry(event.outcome).or_default() += 1;
             if let (Some(credit_type), Some(cost)) = (event.credit_type, event.cost)
-                && cost > Credits::ZERO
+                && cost != Credits::ZERO
             {
                 *used.entry(credit_type).or_default() += cost;
             }

@@ -140,6 +140,7 @@ async fn a_void_gives_back_what_was_charged_once() {
     assert_eq!(told("e1"), Some((json!("charged"), json!(7))), "{events}");
     assert_eq!(told("v1"), Some((json!("voided"), json!(-7))), "{events}");
     assert_eq!(told("e5"), Some((json!("voided"), json!(0))), "{events}");
+    assert_eq!(events["used"], json!({ "email": 5, "phone": 1.5 }), "what was given back is not used");
     meter.audit();
 }
 
