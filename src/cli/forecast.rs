@@ -77,6 +77,9 @@ fn rate(used: Credits, days: i64, remaining: Option<Credits>, now_ms: i64, end_m
 impl Forecast {
     pub fn text(&self, credit_type: &str) -> String {
         let Some(remaining) = self.remaining else { return format!("{credit_type}: unlimited") };
+        if remaining == Credits::ZERO {
+            return format!("{credit_type}: used up, renewed {}", self.renews);
+        }
         let rate = |name: &str, rate: &Rate| {
             let ends = match (&rate.runs_out, rate.before_renewal) {
                 (Some(at), true) => format!("used up {at}, before the renewal"),
@@ -114,5 +117,16 @@ mod tests {
         check(5, 1, None, "5", None, false);
         check(5, 1, Some(0), "5", Some(0.0), true);
         check(1, 7, Some(1_000_000_000_000), "0.142", None, false);
+    }
+
+    #[test]
+    fn what_is_used_up_does_not_last() {
+        let text = |remaining: i64| {
+            let remaining = Some(Credits::whole(remaining));
+            let rate = || rate(Credits::ZERO, 1, remaining, 0, DAY_MS);
+            Forecast { remaining, renews: time(DAY_MS), last_day: rate(), last_week: rate() }.text("email")
+        };
+        assert!(text(1).contains("lasts until the renewal"), "{}", text(1));
+        assert_eq!(text(0), "email: used up, renewed 1970-01-02T00:00:00Z");
     }
 }
