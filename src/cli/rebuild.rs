@@ -40,7 +40,7 @@ pub struct RebuildArgs {
 #[derive(Serialize)]
 struct Report {
     generation: String,
-    /// Shards that were empty.
+    /// Shards that were empty, or are named by `--shard`.
     made: Vec<u32>,
     records: i64,
 }
@@ -58,7 +58,12 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
         let report =
             Report { generation: plan.root.generation.clone(), made: plan.empty.clone(), records: plan.records };
         output.answer(&report, || {
-            format!("{} of {} shards are empty; {} records to apply", plan.empty.len(), redis.shards, plan.records)
+            format!(
+                "{} of {} shards to be made anew; {} records to apply",
+                plan.empty.len(),
+                redis.shards,
+                plan.records
+            )
         })?;
         return Ok(Ended::Well);
     }

@@ -85,6 +85,9 @@ async fn an_emptied_redis_is_rebuilt_from_the_log_with_the_same_decisions() {
     meter.json(&["rebuild", "--json"]);
 
     assert_eq!(balances(&meter), before);
+    let plan = meter.run(&["rebuild", "--shard", "0", "--dry-run"]).stdout;
+    let plan = String::from_utf8(plan).expect("text");
+    assert!(plan.starts_with(&format!("1 of {SHARDS} shards to be made anew")), "none is empty: {plan}");
     assert_eq!(meter.totals("usage").await, totals);
     meter.published().await;
     assert_eq!(
