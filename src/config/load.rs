@@ -22,8 +22,8 @@ const FILE_SUFFIX: &str = "_FILE";
 /// Why there is no configuration, or no catalogue.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{}: {source}", path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{}: {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: std::io::Error },
     /// The place is a file and a line, a variable or a flag.
     #[error("{place}: {reason}")]
     Refused { place: String, reason: String },
@@ -211,7 +211,7 @@ fn own_variables(
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable { path: path.to_owned(), reason })
 }
 
 fn refused(place: String, reason: String) -> ConfigError {
@@ -340,8 +340,9 @@ mod tests {
     #[test]
     fn only_a_named_file_must_exist() {
         let none = BTreeMap::new();
-        let missing = Config::load(Some(Path::new("/does/not/exist.toml")), &none, &[]).unwrap_err().to_string();
-        assert!(missing.starts_with("/does/not/exist.toml: No such file"), "{missing}");
+        let missing = Config::load(Some(Path::new("/does/not/exist.toml")), &none, &[]).unwrap_err();
+        let missing = format!("{:#}", anyhow::Error::from(missing));
+        assert_eq!(missing, "/does/not/exist.toml: No such file or directory (os error 2)", "with all its causes");
         // Tests run where Cargo.toml is: there the file exists, and says what is the default anyway.
         assert_eq!(Config::load(None, &none, &[]).unwrap(), Config::default());
     }
