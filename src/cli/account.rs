@@ -40,7 +40,7 @@ pub struct PutArgs {
     #[arg(long, value_parser = values::name)]
     pub plan: String,
     /// The day from which cycles are counted, for instance 2026-01-31
-    #[arg(long, value_name = "DATE")]
+    #[arg(long, value_name = "DATE", value_parser = values::date)]
     pub anchor: NaiveDate,
     /// Instead of the plan's: monthly, quarterly, semi_annual or annual
     #[arg(long, value_parser = values::interval)]
@@ -70,7 +70,7 @@ pub struct Sending {
     #[arg(long, value_parser = values::name)]
     pub id: Option<String>,
     /// How long to wait for the meter's answer once Kafka has the command
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "30s", value_parser = values::duration)]
     pub timeout: Duration,
 }
 

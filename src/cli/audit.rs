@@ -37,7 +37,7 @@ pub struct AuditArgs {
     #[arg(long)]
     pub follow: bool,
     /// How long to wait between two audits
-    #[arg(long, value_name = "DURATION", default_value = "10min", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10min", value_parser = values::duration)]
     pub every: Duration,
 }
 

@@ -8,14 +8,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use chrono::{DateTime, Utc};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::Ended;
 use super::output::{Output, quoted};
+use super::{Ended, values};
 use crate::backtest::lines::{Lines, Timed};
 use crate::backtest::statement::{Shown, Statement, columns, rows};
 use crate::backtest::tally::{Reason, Tally};
@@ -34,10 +33,10 @@ pub struct BacktestArgs {
     #[arg(long, value_name = "FILE")]
     pub catalogue: Option<PathBuf>,
     /// Let time pass to this moment, and leave out what is dated after it [default: the latest event]
-    #[arg(long, value_name = "TIME")]
-    pub until: Option<DateTime<Utc>>,
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
+    pub until: Option<i64>,
     /// How late an event may come, by the times of those before it [default: events.late_after]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub late_after: Option<Duration>,
     /// A line for each cycle and credit type, with commas
     #[arg(long)]
@@ -55,7 +54,7 @@ pub async fn run(args: BacktestArgs, config: &Config, output: Output) -> anyhow:
     let settings = Settings {
         late_after_ms: i64::try_from(late_after.as_millis()).context("--late-after is beyond all times")?,
         restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
-        until_ms: args.until.map(|until| until.timestamp_millis()),
+        until_ms: args.until,
     };
     let (input, bytes) = open(&args.file)?;
     let bar = progress_bar(bytes);

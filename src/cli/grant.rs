@@ -21,7 +21,7 @@ pub struct GrantArgs {
     #[arg(long = "type", value_name = "TYPE", value_parser = values::name)]
     pub credit_type: String,
     /// How many credits, with at most three decimals
-    #[arg(long, value_parser = values::positive_credits)]
+    #[arg(long, allow_negative_numbers = true, value_parser = values::positive_credits)]
     pub amount: Credits,
     /// topup (bought) or promo (given)
     #[arg(long, default_value = "topup", value_parser = values::grant_kind)]

@@ -142,7 +142,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// How long to run
-    #[arg(long = "for", value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     pub duration: Duration,
     /// Makes the same events again
     #[arg(long, default_value_t = 1)]
@@ -285,6 +285,7 @@ mod tests {
         check("account put team-1 --plan basic --anchor 2026-02-01 --threshold 101%", ErrorKind::ValueValidation);
         check("account put team-1 --plan basic --anchor 2026-02-01 --overage allow:x", ErrorKind::ValueValidation);
         check("grant team-1 --type email --amount 0", ErrorKind::ValueValidation);
+        check("grant team-1 --type email --amount -5", ErrorKind::ValueValidation);
         check("grant team-1 --type email --amount 1 --kind gift", ErrorKind::ValueValidation);
         check("grant team-1 --type email --amount 1 --priority 1001", ErrorKind::ValueValidation);
         check("grant team-1 --type email --amount 1 --expires-at 2026-02-01", ErrorKind::ValueValidation);

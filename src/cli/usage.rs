@@ -28,10 +28,10 @@ pub struct UsageArgs {
     #[arg(value_parser = values::name)]
     pub account: String,
     /// First day, in the account's time zone [default: the first of its open cycle]
-    #[arg(long, value_name = "DATE")]
+    #[arg(long, value_name = "DATE", value_parser = values::date)]
     pub from: Option<NaiveDate>,
     /// Last day [default: today]
-    #[arg(long, value_name = "DATE")]
+    #[arg(long, value_name = "DATE", value_parser = values::date)]
     pub to: Option<NaiveDate>,
     /// What to tell apart beside credit types, in this order
     #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "action")]

@@ -1,6 +1,8 @@
 //! Arguments from their texts. Inside, values are valid.
 
-use chrono::{DateTime, Datelike, SecondsFormat};
+use std::time::Duration;
+
+use chrono::{DateTime, Datelike, NaiveDate, SecondsFormat};
 use chrono_tz::Tz;
 
 use crate::ledger::account::Addon;
@@ -71,14 +73,24 @@ pub fn member_limit(text: &str) -> Result<MemberLimit, String> {
     Ok(MemberLimit { credit_type: name(credit_type)?, user, amount })
 }
 
-/// `512MiB`, `1GiB`.
+/// `512MiB`, `1GiB`. A bare `1` was meant otherwise.
 pub fn bytes(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
-    let refused = || "it must look like 512MiB or 1GiB".to_owned();
+    let refused = || "it must look like 512MiB or 1GiB, and be at least 4KiB".to_owned();
     let (number, unit) =
         UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
     let number: u64 = number.trim().parse().map_err(|_| refused())?;
-    number.checked_mul(unit).filter(|bytes| *bytes > 0).ok_or_else(refused)
+    number.checked_mul(unit).filter(|bytes| *bytes >= 4 << 10).ok_or_else(refused)
+}
+
+/// `2026-01-31`.
+pub fn date(text: &str) -> Result<NaiveDate, String> {
+    text.parse().map_err(|_| "it must be a date like 2026-01-31".to_owned())
+}
+
+/// `30s`, `1h 30min`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "it must look like 30s, 10min or 72h".to_owned())
 }
 
 pub fn threshold(text: &str) -> Result<Threshold, String> {
@@ -134,6 +146,26 @@ mod tests {
         assert!(overage("allow:-1").is_err());
         assert!(overage("allow:").is_err());
         assert!(overage("deny").is_err());
+    }
+
+    #[test]
+    fn a_date_a_duration_or_a_size_that_does_not_fit_is_told_how_it_looks() {
+        assert_eq!(date("2026-01-31").unwrap().to_string(), "2026-01-31");
+        for wrong in ["31.01.2026", "2026-02-30", "2026-01-31T00:00:00Z", "", "today"] {
+            assert_eq!(date(wrong), Err("it must be a date like 2026-01-31".to_owned()), "{wrong}");
+        }
+        assert_eq!(duration("1h 30min"), Ok(Duration::from_secs(5400)));
+        for wrong in ["", "abc", "5", "5 apples", "-1s"] {
+            assert_eq!(duration(wrong), Err("it must look like 30s, 10min or 72h".to_owned()), "{wrong}");
+        }
+        assert_eq!((bytes("4KiB"), bytes("1GiB"), bytes("4096")), (Ok(4096), Ok(1 << 30), Ok(4096)));
+        for wrong in ["5", "0GiB", "4095", "1GB", "-1", "99999999999GiB"] {
+            assert_eq!(
+                bytes(wrong),
+                Err("it must look like 512MiB or 1GiB, and be at least 4KiB".to_owned()),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]

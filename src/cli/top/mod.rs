@@ -27,8 +27,8 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Ended;
 use super::output::{self, Output};
+use super::{Ended, values};
 use crate::app;
 use crate::config::Config;
 use crate::ledger::credits::Credits;
@@ -60,7 +60,7 @@ pub struct TopArgs {
 }
 
 fn every(text: &str) -> Result<Duration, String> {
-    let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let every = values::duration(text)?;
     let fits = Duration::from_millis(100) <= every && every <= Duration::from_secs(3600);
     if fits { Ok(every) } else { Err("it must be 100ms to 1h".to_owned()) }
 }
