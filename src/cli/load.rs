@@ -57,8 +57,8 @@ pub struct LoadArgs {
     /// Go on after a line that cannot be sent
     #[arg(long)]
     pub skip_bad: bool,
-    /// Where to send them
-    #[arg(long, default_value = "usage")]
+    /// Where to send a file's events
+    #[arg(long, conflicts_with = "generate", default_value = "usage")]
     pub topic: TopicName,
 }
 

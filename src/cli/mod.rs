@@ -278,6 +278,7 @@ mod tests {
         check("load", ErrorKind::MissingRequiredArgument);
         check("load events.ndjson --generate 10", ErrorKind::ArgumentConflict);
         check("load events.ndjson --seed 3", ErrorKind::ArgumentConflict);
+        check("load --generate 10 --topic commands", ErrorKind::ArgumentConflict);
         check("load --generate 10 --accounts 0", ErrorKind::ValueValidation);
         check("account put team-1 --plan basic", ErrorKind::MissingRequiredArgument);
         check("account put team-1 --plan basic --anchor 2026-02-30", ErrorKind::ValueValidation);
