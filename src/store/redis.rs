@@ -198,12 +198,18 @@ impl RedisStore {
 
     pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {
         let key = self.shared.keys.spell(Key::Account(account));
-        let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
+        let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(&key)).await?;
         if fields.is_empty() {
             return Ok(None);
         }
-        let counters = parse_counters(&fields)?.into_iter().collect();
-        Ok(Some(AccountState { view: parse_view(&fields)?, counters, denied: parse_denied(&fields)? }))
+        let parsed = || {
+            let counters = parse_counters(&fields)?.into_iter().collect();
+            Ok(AccountState { view: parse_view(&fields)?, counters, denied: parse_denied(&fields)? })
+        };
+        parsed().map(Some).map_err(|error| match error {
+            StoreError::Broken(what) => StoreError::Broken(format!("`{key}`: {what}")),
+            error => error,
+        })
     }
 
     /// Runs a command that only reads; its first argument is its key.

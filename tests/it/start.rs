@@ -164,3 +164,16 @@ async fn records_without_an_append_time_halt_their_partition_and_are_not_judged(
     .await;
     assert!(meter.totals("usage").await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_cannot_be_read_is_told_of_with_its_key() {
+    let (_topics, meter) = used("unreadable").await;
+    let mut connection = shared().await;
+    let keys = dump::keys(&mut connection, &meter.prefix).await;
+    let key = keys.iter().find(|key| key.ends_with(":a:acme")).expect("the account's hash");
+    redis::cmd("HSET").arg(key).arg("email.c").arg("abc").exec_async(&mut connection).await.expect("redis answers");
+    let output = meter.run(&["balance", "acme"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains(&format!("`{key}`: `abc` where a number is due")), "{told}");
+}
