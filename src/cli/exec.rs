@@ -92,8 +92,10 @@ mod tests {
     use crate::ingest::alerts::tests::alert;
 
     fn script(folder: &Path, text: &str) -> PathBuf {
-        let path = folder.join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        let (path, source) = (folder.join("program"), folder.join("source"));
+        std::fs::write(&source, format!("#!/bin/sh\n{text}\n")).unwrap();
+        // Not written here: another test's child may have the file open for a moment, and then it is busy and cannot be run.
+        assert!(std::process::Command::new("cp").args([&source, &path]).status().unwrap().success());
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         path
     }
