@@ -134,12 +134,7 @@ impl DaySets {
 
     /// Whether the newest sets take as much and stay packed. One of several stands for all, and they are full a little
     /// earlier, since they do not fill evenly.
-    pub fn has_room(
-        &self,
-        identities: impl Iterator<Item = Identity> + Clone,
-        room: Room,
-        members_max: usize,
-    ) -> bool {
+    pub fn has_room(&self, identities: impl Iterator<Item = Identity> + Clone, room: Room, members_max: usize) -> bool {
         let newest = self.layout.generations() - 1;
         let places = || identities.clone().map(|identity| self.layout.place(newest, identity));
         let Some(measured) = places().min() else { return true };
