@@ -24,6 +24,7 @@ use super::source::{Line, Source, actions, lines, now_ms, read_ahead};
 use super::{Ended, values};
 use crate::config::{Config, read_catalogue};
 use crate::ingest::client::Cluster;
+use crate::ingest::decode::{self, Bears};
 use crate::ingest::producer::{Acknowledgement, Delivered, Outgoing, OutgoingHeader, ProduceError, Producer};
 use crate::ledger::command::ACCOUNT_PUT;
 
@@ -57,7 +58,7 @@ pub struct LoadArgs {
     /// Go on after a line that cannot be sent
     #[arg(long)]
     pub skip_bad: bool,
-    /// Where to send a file's events
+    /// Where to send a file's events; those that belong to the other topic are refused
     #[arg(long, conflicts_with = "generate", default_value = "usage")]
     pub topic: TopicName,
 }
@@ -66,6 +67,21 @@ pub struct LoadArgs {
 pub enum TopicName {
     Usage,
     Commands,
+}
+
+impl TopicName {
+    /// An event in the other topic would end as a dead letter, or never be seen.
+    fn takes(self, value: &[u8]) -> Result<(), String> {
+        match (self, decode::bears(value)) {
+            (TopicName::Usage, Some((Bears::Command, _))) => {
+                Err("it is a command: --topic commands sends a file of them".to_owned())
+            }
+            (TopicName::Commands, Some((Bears::Usage, _))) => {
+                Err("it is no command: a file of usage goes without --topic commands".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 pub async fn run(args: LoadArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
@@ -77,6 +93,7 @@ pub async fn run(args: LoadArgs, config: &Config, output: Output) -> anyhow::Res
     let partitions = Cluster::new(&config.kafka)?.partitions(topic).await?;
     let history = if args.history { Some(History::open(config).await?) } else { None };
     let mut loader = Loader::new(config, history)?;
+    loader.only = args.file.is_some().then_some(args.topic);
     let source = open(&args, config)?;
     if let (Some(plan), Some(usage)) = (&args.put_accounts, source.usage()) {
         let accounts = put_accounts(&loader, &topics.commands, plan, usage).await?;
@@ -179,6 +196,8 @@ struct Loader {
     producer: Producer,
     /// Set where records bear their events' times.
     history: Option<History>,
+    /// The topic that a file's events are for.
+    only: Option<TopicName>,
     started: Instant,
     waiting: VecDeque<Acknowledgement>,
     sent: u64,
@@ -193,6 +212,7 @@ impl Loader {
         Ok(Loader {
             producer: Producer::new(&config.kafka)?,
             history,
+            only: None,
             started: Instant::now(),
             waiting: VecDeque::new(),
             sent: 0,
@@ -243,7 +263,9 @@ impl Loader {
                             eprintln!("line {number} is skipped: {reason}");
                             self.skipped += 1;
                         }
-                        Err(reason) => bail!("line {number} cannot be sent: {reason}"),
+                        Err(reason) => {
+                            bail!("line {number} cannot be sent: {reason}; --skip-bad goes on after such lines")
+                        }
                     },
                     Line::Bad { number, reason } if skip_bad => {
                         eprintln!("line {number} is skipped: {reason}");
@@ -263,7 +285,10 @@ impl Loader {
 
     /// Where an event goes; `None`: nowhere.
     fn place<'a>(&mut self, topic: &'a str, event: &Generated) -> Result<Option<Place<'a>>, String> {
-        let Some(history) = &mut self.history else { return Ok(Some((Cow::Borrowed(topic), None))) };
+        let Some(history) = &mut self.history else {
+            self.only.map_or(Ok(()), |only| only.takes(&event.value))?;
+            return Ok(Some((Cow::Borrowed(topic), None)));
+        };
         let placed = history.place(&event.value)?;
         Ok(placed.map(|(topic, time_ms)| (Cow::Owned(topic.to_owned()), Some(time_ms))))
     }
@@ -334,5 +359,23 @@ fn progress_bar(total: Option<u64>) -> ProgressBar {
     match total {
         Some(total) => ProgressBar::new(total).with_style(style("{bar:40} {pos}/{len} {per_sec} {eta} left")),
         None => ProgressBar::new_spinner().with_style(style("{spinner} {pos} {per_sec} {elapsed}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_for_the_other_topic_is_not_sent() {
+        let event = |kind: &str| format!("{{\"type\":\"credits.{kind}.v1\",\"time\":\"2026-01-31T12:00:00Z\"}}");
+        let taken = |topic: TopicName| {
+            ["usage", "usage.void", "gift", "grant", "account.put", "adjust"]
+                .map(|kind| topic.takes(event(kind).as_bytes()).is_ok())
+        };
+        assert_eq!(taken(TopicName::Usage), [true, true, true, false, false, false]);
+        assert_eq!(taken(TopicName::Commands), [false, false, false, true, true, true]);
+        // What cannot be read goes where it was to go, to be told of by the meter.
+        assert!(TopicName::Usage.takes(b"nonsense").is_ok() && TopicName::Commands.takes(b"nonsense").is_ok());
     }
 }

@@ -16,6 +16,8 @@ pub struct Lane {
     /// Since when the oldest usage record waits.
     pub waiting_since_ms: Option<u64>,
     marks: BTreeMap<Partition, Mark>,
+    /// When the oldest record was appended that a halted lane does not take any more.
+    left_ms: BTreeMap<Partition, i64>,
     pub dead: DeadNotes,
     /// When ranges without records were last sent.
     pub swept_at_ms: u64,
@@ -130,7 +132,11 @@ impl Lane {
     pub fn push(&mut self, record: Record, now_ms: u64) -> Push {
         let Some(mark) = self.marks.get_mut(&record.partition) else { return Push::NotWanted };
         let read_again = self.reread && record.partition.input == Input::Usage;
-        if record.offset < mark.known || read_again || matches!(self.work, Work::Halted) {
+        if record.offset < mark.known || read_again {
+            return Push::NotWanted;
+        }
+        if matches!(self.work, Work::Halted) {
+            self.left_ms.entry(record.partition).or_insert(record.append_ms);
             return Push::NotWanted;
         }
         if record.offset < mark.sent {
@@ -187,8 +193,14 @@ impl Lane {
 
     /// When the oldest record that is not applied yet was appended.
     pub fn oldest_append_ms(&self, partition: Partition) -> Option<i64> {
-        let waiting = self.commands.iter().chain(&self.usage);
-        self.in_hand().iter().chain(waiting).find(|record| record.partition == partition).map(|record| record.append_ms)
+        let own = |record: &&Record| record.partition == partition;
+        let left = self.left_ms.get(&partition).copied();
+        left.or_else(|| self.unapplied().find(own).map(|record| record.append_ms))
+    }
+
+    /// Records that have no answer, in the order of each partition.
+    fn unapplied(&self) -> impl Iterator<Item = &Record> {
+        self.in_hand().iter().chain(&self.commands).chain(&self.usage)
     }
 
     /// The next batch, if one is due. `read` gives the offset up to which a partition was read.
@@ -393,6 +405,7 @@ impl Lane {
     pub fn forget(&mut self, partition: Partition) {
         self.drop_records(|record| record.partition == partition);
         self.marks.remove(&partition);
+        self.left_ms.remove(&partition);
     }
 
     /// Lets go of the usage that waits: it is read again. The number of records.
@@ -404,6 +417,11 @@ impl Lane {
     }
 
     pub fn halt(&mut self) {
+        let mut left_ms = std::mem::take(&mut self.left_ms);
+        for record in self.unapplied() {
+            left_ms.entry(record.partition).or_insert(record.append_ms);
+        }
+        self.left_ms = left_ms;
         self.drop_records(|_| true);
         self.suspect = false;
         self.shut = None;
@@ -439,3 +457,39 @@ fn ends(records: &[Record]) -> BTreeMap<Partition, (i64, Option<LastRead>)> {
 pub const SWEEP_EVERY_MS: u64 = 1_000;
 /// Ranges in one call: a script reads seven fields for each and writes as many, at once, and Lua's stack ends at 8,000.
 const RANGES_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::outcome::DeadReason;
+    use crate::pipeline::record::Body;
+
+    #[test]
+    fn what_a_halted_lane_leaves_goes_on_growing_old() {
+        let partition = Partition::usage(0);
+        let record = |offset: i64, append_ms: i64| {
+            let body = Body::Dead { reason: DeadReason::InvalidJson, account: None };
+            Record { partition, offset, append_ms, bytes: 1, fingerprint: 0, body }
+        };
+        let lane = || {
+            let mut lane = Lane::default();
+            lane.start(partition, 10);
+            lane
+        };
+        let mut waiting = lane();
+        waiting.push(record(10, 1_000), 0);
+        waiting.push(record(11, 2_000), 0);
+        waiting.halt();
+        waiting.halt();
+        assert_eq!(waiting.push(record(12, 3_000), 0), Push::NotWanted);
+        assert_eq!(waiting.oldest_append_ms(partition), Some(1_000));
+        // It had nothing to do when it was halted; what it has applied is read again by nobody.
+        let mut idle = lane();
+        idle.halt();
+        assert_eq!(idle.oldest_append_ms(partition), None);
+        idle.push(record(9, 500), 0);
+        idle.push(record(10, 1_000), 0);
+        idle.push(record(11, 2_000), 0);
+        assert_eq!(idle.oldest_append_ms(partition), Some(1_000));
+    }
+}
