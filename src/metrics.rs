@@ -162,7 +162,7 @@ pub fn record_repeats(events: u64) {
     METRICS.repeats.inc_by(events);
 }
 
-/// How far a partition is behind: records that wait, and how long the oldest one in hand has waited.
+/// How far a partition is behind: records that wait, and how long the oldest one has waited.
 pub fn set_lag(topic: &str, partition: i32, records: i64, age: Duration) {
     let partition = itoa::Buffer::new().format(partition).to_owned();
     let labels = [topic, partition.as_str()];
@@ -451,7 +451,7 @@ impl Metrics {
             ),
             lag_seconds: register.float_gauges(
                 "credit_meter_lag_seconds",
-                "How long the oldest record that waits in the worker has waited since its append; 0: none, or its shard is halted.",
+                "How long the oldest record that waits, or that a halted shard left, has waited since its append; 0: none does.",
                 &["topic", "partition"],
             ),
             batch_events: register.histogram(
