@@ -61,7 +61,13 @@ impl By {
     }
 }
 
+/// Each once, in the order in which they were named.
+fn distinct(by: &[By]) -> Vec<By> {
+    by.iter().enumerate().filter(|(index, one)| !by[..*index].contains(one)).map(|(_, one)| *one).collect()
+}
+
 pub async fn run(args: UsageArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let by = distinct(&args.by);
     let store = state::open(config).await?;
     let catalogue = read_catalogue(config)?;
     let account = store.account(&args.account).await?.with_context(|| unknown(&args.account))?;
@@ -72,7 +78,7 @@ pub async fn run(args: UsageArgs, config: &Config, output: Output) -> anyhow::Re
         timezone: account.view.config.timezone.name(),
         from: days.from,
         to: days.to,
-        usage: rows(&read, &args.by, &catalogue),
+        usage: rows(&read, &by, &catalogue),
         forecast: None,
     };
     if args.forecast {
@@ -80,9 +86,9 @@ pub async fn run(args: UsageArgs, config: &Config, output: Output) -> anyhow::Re
         shown.forecast = Some(forecasts(&account, &catalogue, &week, days.today, now_ms()));
     }
     if args.csv {
-        output.lines(&shown.csv(&args.by))?;
+        output.lines(&shown.csv(&by))?;
     } else {
-        output.answer(&shown, || shown.text(&args.by, config))?;
+        output.answer(&shown, || shown.text(&by, config))?;
     }
     Ok(Ended::Well)
 }
@@ -256,6 +262,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn what_is_named_twice_is_one_column() {
+        assert_eq!(distinct(&[By::User, By::Day, By::User, By::Day]), [By::User, By::Day]);
+        assert_eq!(distinct(&[By::Action]), [By::Action]);
+    }
 
     #[test]
     fn rows_are_told_apart_as_asked_and_types_never_mixed() {
