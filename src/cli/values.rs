@@ -73,14 +73,17 @@ pub fn member_limit(text: &str) -> Result<MemberLimit, String> {
     Ok(MemberLimit { credit_type: name(credit_type)?, user, amount })
 }
 
-/// `512MiB`, `1GiB`. A bare `1` was meant otherwise.
+/// The least that a size may be: a bare `5` was meant otherwise.
+const BYTES_MIN: u64 = 4 << 10;
+
+/// `512MiB`, `1GiB`.
 pub fn bytes(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
     let refused = || "it must look like 512MiB or 1GiB, and be at least 4KiB".to_owned();
     let (number, unit) =
         UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
     let number: u64 = number.trim().parse().map_err(|_| refused())?;
-    number.checked_mul(unit).filter(|bytes| *bytes >= 4 << 10).ok_or_else(refused)
+    number.checked_mul(unit).filter(|bytes| *bytes >= BYTES_MIN).ok_or_else(refused)
 }
 
 /// `2026-01-31`.

@@ -141,6 +141,10 @@ async fn an_account_that_vanished_halts_its_shard_and_is_not_made_anew() {
         running.get("/readyz?verbose").await.filter(|(status, body)| *status == 503 && body.contains("`acme`"))
     })
     .await;
+    until("what waits for the halted shard grows old", || async {
+        (running.metric("credit_meter_lag_seconds").await > 0).then_some(())
+    })
+    .await;
     let made: bool = redis::cmd("EXISTS").arg(&key).query_async(&mut connection).await.expect("redis answers");
     assert!(!made && topics.read("dead-letter", 1).is_empty());
 }
