@@ -75,7 +75,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::spawn(stop_on_signal(stop.clone()));
     let health = Arc::new(Health::new());
     let http = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
-    let result = run(config, catalogue, Reloads::OnChange, Store::Redis(store), health, stop.clone()).await;
+    let result = run(config, catalogue, Job::Serve, Store::Redis(store), health, stop.clone()).await;
     stop.cancel();
     http.await.context("the http server")??;
     result
@@ -90,19 +90,22 @@ fn end_on_panic() {
     }));
 }
 
-/// Whether the file that the catalogue came from is looked at again.
+/// What a meter runs for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reloads {
-    OnChange,
-    /// The catalogue is the caller's, and SIGHUP ends the process as ever.
-    Never,
+pub enum Job {
+    /// The only one that looks again at the file that the catalogue came from; else it is the caller's, and SIGHUP ends the
+    /// process as ever.
+    Serve,
+    /// What the log holds is applied in the order in which it was appended.
+    Rebuild,
+    Demo,
 }
 
 /// Runs a meter until it is told to stop.
 pub async fn run(
     config: Config,
     catalogue: Catalogue,
-    reloads: Reloads,
+    job: Job,
     store: Store,
     health: Arc<Health>,
     stop: CancellationToken,
@@ -186,7 +189,7 @@ pub async fn run(
         other_catalogue: other_catalogue.clone(),
         in_force,
     };
-    if reloads == Reloads::OnChange {
+    if job == Job::Serve {
         tokio::spawn(reloader.run(stop.clone()));
     }
 
@@ -197,6 +200,7 @@ pub async fn run(
             age_from: config.events.age_from,
             decoder: Decoder::new(decode::Settings::of(&config.events), Arc::new(catalogue.conditions())),
             generation,
+            in_order: job == Job::Rebuild,
         },
         from_kafka,
     )?;
@@ -214,6 +218,7 @@ pub async fn run(
         },
         late_after_ms: config.events.late_after.as_millis() as i64,
         silent_ms: SILENT_AFTER.as_millis() as u64,
+        in_order: job == Job::Rebuild,
     };
     let pipeline = Pipeline::new(settings, stamp, catalogue);
     let pulse = Arc::new(watchdog::Pulse::default());

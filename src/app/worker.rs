@@ -232,8 +232,9 @@ impl Worker {
                 self.on(Input::Revoked);
                 self.parts.health.set(Check::Assigned, Err("the group has taken the partitions back".to_owned()));
             }
-            FromKafka::Started { assignment } => {
+            FromKafka::Started { assignment, log_ends } => {
                 if assignment == self.assignment {
+                    self.on(Input::LogEnds(log_ends));
                     self.parts.health.set(Check::Assigned, Ok(()));
                 }
             }

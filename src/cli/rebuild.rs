@@ -1,7 +1,7 @@
 //! `rebuild`: from an emptied or older Redis to the state that the log comes to.
 //!
 //! It makes what is missing anew, with the generation and the starts that the ledger topic tells, and then works as a
-//! meter until everything is applied. Stopped, it goes on where it was: the positions are in Redis.
+//! meter until everything is applied, in the order in which it was appended. Stopped, it goes on where it was: the positions are in Redis.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ended;
 use super::output::Output;
-use crate::app::{self, Reloads, start};
+use crate::app::{self, Job, start};
 use crate::config::{Config, read_catalogue};
 use crate::http::{Check, Health};
 use crate::ingest::client::{Cluster, topic_of};
@@ -77,7 +77,7 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     let mut meter =
-        tokio::spawn(app::run(config.clone(), catalogue, Reloads::Never, store.clone(), health.clone(), stop.clone()));
+        tokio::spawn(app::run(config.clone(), catalogue, Job::Rebuild, store.clone(), health.clone(), stop.clone()));
     let progress = ProgressBar::new(plan.records.max(0) as u64);
     let caught_up = follow(config, &store, &watermarks, &health, &progress);
     let ended = tokio::select! {

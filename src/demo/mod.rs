@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Reloads;
+use crate::app::Job;
 use crate::config::{AgeFrom, Config};
 use crate::http::{self, Health};
 use crate::ingest::mock::MockBroker;
@@ -77,7 +77,7 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
     let http = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
     let catalogue = Catalogue::parse(CATALOGUE).context("the demo's catalogue")?;
     let meter =
-        tokio::spawn(crate::app::run(config.clone(), catalogue, Reloads::Never, store.clone(), health, stop.clone()));
+        tokio::spawn(crate::app::run(config.clone(), catalogue, Job::Demo, store.clone(), health, stop.clone()));
 
     let producer = Producer::new(&config.kafka)?;
     let started = Instant::now();

@@ -2,7 +2,7 @@
 //!
 //! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -18,6 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
 use super::group::{Group, Rebalance};
+use super::in_step::InStep;
 use crate::config::{AgeFrom, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Input, Partition};
@@ -82,6 +83,8 @@ pub enum FromKafka {
     /// The partitions are being read.
     Started {
         assignment: u64,
+        /// Where their logs end.
+        log_ends: Vec<(Partition, i64)>,
     },
     Records {
         assignment: u64,
@@ -172,6 +175,8 @@ pub struct Settings {
     pub decoder: Decoder,
     /// Committed beside each offset: tells a lost state from a first start.
     pub generation: String,
+    /// Whether partitions are kept in step: records are applied in the order of their times.
+    pub in_order: bool,
 }
 
 /// Starts the thread.
@@ -198,7 +203,8 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         assignment: 0,
         starting: None,
         reading: BTreeMap::new(),
-        paused: Vec::new(),
+        paused: BTreeSet::new(),
+        in_step: InStep::default(),
         full_since: None,
         unreadable: Unreadable::default(),
         complained_at: None,
@@ -221,8 +227,9 @@ struct Thread {
     /// Positions to start at, until Kafka has taken the generation that goes with them.
     starting: Option<BTreeMap<Partition, Reading>>,
     reading: BTreeMap<Partition, Reading>,
-    /// Topics whose partitions are paused.
-    paused: Vec<Input>,
+    /// Of the partitions that are read, those that are paused.
+    paused: BTreeSet<Partition>,
+    in_step: InStep,
     full_since: Option<Instant>,
     unreadable: Unreadable,
     complained_at: Option<Instant>,
@@ -251,7 +258,8 @@ struct Unreadable {
 
 /// Whether a partition's log holds the offset that is read next.
 enum Holds {
-    Yes,
+    /// And where it ends.
+    Yes(i64),
     No(String),
     /// The brokers do not answer.
     Unknown,
@@ -300,6 +308,7 @@ impl Thread {
                     *starting = rewound;
                 } else if let Some(reading) = self.reading.get_mut(&partition) {
                     *reading = Reading { seeking: true, ..rewound };
+                    self.in_step.rewound(partition, offset);
                 }
             }
             ToConsumer::Halt { partition } => self.drop_partition(partition),
@@ -331,16 +340,30 @@ impl Thread {
             return;
         }
         failpoint::reached(Failpoint::AfterGeneration);
+        let mut ends = Vec::new();
         for (partition, position) in &positions {
-            // One whose brokers do not answer is read: the client goes on trying.
-            if let Holds::No(reason) = self.holds(*partition, *position) {
-                starting.remove(partition);
-                self.tell(FromKafka::Halted { partition: Some(*partition), reason });
+            match self.holds(*partition, *position) {
+                Holds::Yes(end) => ends.push((*partition, *position, end)),
+                Holds::No(reason) => {
+                    starting.remove(partition);
+                    self.tell(FromKafka::Halted { partition: Some(*partition), reason });
+                }
+                // The order of the records is not known without it.
+                Holds::Unknown if self.settings.in_order => {
+                    self.starting = Some(starting);
+                    return;
+                }
+                // It is read: the client goes on trying.
+                Holds::Unknown => {}
             }
         }
         self.reading = starting;
         self.assign();
-        self.tell(FromKafka::Started { assignment: self.assignment });
+        let log_ends = ends.iter().map(|(partition, _, end)| (*partition, *end)).collect();
+        if self.settings.in_order {
+            self.in_step = InStep::new(ends.into_iter());
+        }
+        self.tell(FromKafka::Started { assignment: self.assignment, log_ends });
     }
 
     /// Moves rewound partitions. Not by a new assignment: librdkafka ends the process where two of those come in
@@ -377,7 +400,7 @@ impl Thread {
                  restore it",
                 partition.index
             )),
-            Ok(_) => Holds::Yes,
+            Ok((_, end)) => Holds::Yes(end),
             Err(_) => Holds::Unknown,
         }
     }
@@ -387,7 +410,7 @@ impl Thread {
         let reading: Vec<_> = self.reading.iter().map(|(partition, reading)| (*partition, reading.next)).collect();
         for (partition, next) in reading {
             match self.holds(partition, next) {
-                Holds::Yes => {}
+                Holds::Yes(_) => {}
                 Holds::No(reason) => {
                     self.unreadable.named += 1;
                     self.halt(partition, reason);
@@ -442,7 +465,7 @@ impl Thread {
     }
 
     /// Whether to wait, since the worker has enough. A short wait polls nothing; a longer one pauses what it has
-    /// enough of, and the rest is read: usage may wait for commands.
+    /// enough of, and the rest is read: usage may wait for commands, and in a rebuild for the slowest partition.
     fn wait_for_room(&mut self) -> bool {
         if self.enough.on_the_way.load(Ordering::Acquire) >= ON_THE_WAY_MAX {
             std::thread::park_timeout(Duration::from_millis(1));
@@ -455,18 +478,34 @@ impl Thread {
             std::thread::park_timeout(Duration::from_millis(1));
             return true;
         }
-        for input in Input::ALL {
-            let paused = self.paused.contains(&input);
-            let list = || self.list(self.reading.iter().filter(|(partition, _)| partition.input == input));
-            if full.contains(&input) && !paused && self.consumer.pause(&list()).is_ok() {
-                self.paused.push(input);
-                self.statistics_since_change = 0;
-            } else if !full.contains(&input) && paused && self.consumer.resume(&list()).is_ok() {
-                self.paused.retain(|each| *each != input);
-                self.statistics_since_change = 0;
-            }
-        }
+        self.pause(&full);
         false
+    }
+
+    /// Pauses partitions of which there is enough, and resumes the others.
+    fn pause(&mut self, full: &[Input]) {
+        let ahead = self.in_step.ahead(full.contains(&Input::Usage));
+        let waits = |partition: &Partition| match partition.input {
+            Input::Usage if self.settings.in_order => ahead.contains(partition),
+            input => full.contains(&input),
+        };
+        let (pause, resume): (Vec<_>, Vec<_>) = self
+            .reading
+            .iter()
+            .filter(|(own, _)| waits(own) != self.paused.contains(own))
+            .partition(|(own, _)| waits(own));
+        if pause.is_empty() && resume.is_empty() {
+            return;
+        }
+        let mut paused = self.paused.clone();
+        if self.consumer.pause(&self.list(pause.iter().copied())).is_ok() {
+            paused.extend(pause.iter().map(|(own, _)| **own));
+        }
+        if self.consumer.resume(&self.list(resume.iter().copied())).is_ok() {
+            paused.retain(|own| resume.iter().all(|(resumed, _)| *resumed != own));
+        }
+        self.paused = paused;
+        self.statistics_since_change = 0;
     }
 
     fn read_chunk(&mut self) {
@@ -514,6 +553,7 @@ impl Thread {
         }
         for (partition, records) in chunk {
             let epoch = self.reading.get(&partition).map_or(0, |reading| reading.epoch);
+            self.in_step.read(partition, &records);
             self.enough.on_the_way.fetch_add(records.len(), Ordering::AcqRel);
             self.tell(FromKafka::Records { assignment: self.assignment, partition, epoch, records });
         }
@@ -535,6 +575,8 @@ impl Thread {
         if let Some(starting) = &mut self.starting {
             starting.remove(&partition);
         }
+        self.in_step.forget(partition);
+        self.paused.remove(&partition);
         if let Some(reading) = self.reading.remove(&partition) {
             // What comes nevertheless is dropped: it is not being read.
             let _ = self.consumer.pause(&self.list([(&partition, &reading)].into_iter()));
@@ -581,6 +623,7 @@ impl Thread {
             self.assignment += 1;
             self.starting = None;
             self.reading.clear();
+            self.in_step = InStep::default();
             self.unreadable = Unreadable::default();
             let assignment = self.assignment;
             match rebalance {
@@ -610,11 +653,12 @@ impl Thread {
                 self.tell(FromKafka::End { partition: view.partition, offset: view.end });
             }
             let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
-            let paused = self.paused.contains(&view.partition.input);
+            let paused = self.paused.contains(&view.partition);
             let handed_out = view.app_offset == reading.next || (!reading.delivered && view.app_offset < 0);
             let at_end = !reading.seeking && view.queued == 0 && view.next_offset == view.eof_offset && handed_out;
             if settled && !paused && at_end && view.eof_offset > reading.next {
                 let (assignment, partition, epoch) = (self.assignment, view.partition, reading.epoch);
+                self.in_step.read_to(partition, view.eof_offset);
                 self.tell(FromKafka::ReadTo { assignment, partition, epoch, offset: view.eof_offset });
             }
         }

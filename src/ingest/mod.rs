@@ -18,6 +18,8 @@ pub mod dead_letters;
 pub mod decode;
 /// Rebalances and statistics, as the client's callbacks tell of them.
 pub mod group;
+/// Partitions that are read side by side in time.
+pub mod in_step;
 /// Waits for the answer to a command.
 pub mod ledger_tail;
 /// A log from one offset to another, for those who fold it again.

@@ -28,6 +28,8 @@ pub enum Input {
         epoch: u32,
         offset: i64,
     },
+    /// Where the log ended when reading began: see [`Settings::in_order`](super::Settings::in_order).
+    LogEnds(Vec<(Partition, i64)>),
     Answered {
         shard: u32,
         id: u64,

@@ -9,7 +9,6 @@ use crate::ledger::catalogue::CatalogueId;
 
 #[derive(Debug, Default)]
 pub struct Lane {
-    /// Commands go first: an account is made before its events are judged.
     commands: VecDeque<Record>,
     usage: VecDeque<Record>,
     usage_bytes: usize,
@@ -103,6 +102,26 @@ pub struct ReadTo {
     pub offset: i64,
     /// The last of them since the partition was assigned, with the largest time of all.
     pub last: Option<LastRead>,
+}
+
+/// In a rebuild: up to when the records of each topic are known that the log held when reading began. What was appended
+/// before is here; `i64::MAX`: all of it is.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadUpTo {
+    pub usage_ms: i64,
+    pub commands_ms: i64,
+}
+
+/// Who is next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Command,
+    /// In order: what was appended before a time, see [`earlier`]; else as it came.
+    Usage {
+        before_ms: Option<i64>,
+    },
+    /// Nothing waits, or what does must wait for older records of other partitions.
+    Nobodys,
 }
 
 /// What became of a record.
@@ -203,13 +222,28 @@ impl Lane {
         self.in_hand().iter().chain(&self.commands).chain(&self.usage)
     }
 
-    /// The next batch, if one is due. `read` gives the offset up to which a partition was read.
-    pub fn cut(&mut self, bounds: Bounds, now_ms: u64, read: impl Fn(Partition) -> ReadTo) -> Option<Batch> {
+    /// The next batch, if one is due. `read` gives the offset up to which a partition was read; see [`Lane::turn`] for the
+    /// order.
+    pub fn cut(
+        &mut self,
+        bounds: Bounds,
+        now_ms: u64,
+        read: impl Fn(Partition) -> ReadTo,
+        order: Option<ReadUpTo>,
+    ) -> Option<Batch> {
         let sweep = now_ms >= self.swept_at_ms + SWEEP_EVERY_MS;
-        if let Some(command) = self.commands.pop_front() {
-            return Some(self.batch(vec![command], None));
-        }
-        let (records, commands_end) = self.cut_usage(bounds, now_ms);
+        let (records, commands_end) = match self.turn(order) {
+            Turn::Command => {
+                if order.is_some() {
+                    // Perhaps it makes the account that usage waits for: no more commands than that go ahead of it.
+                    self.hold = None;
+                }
+                let command = self.commands.pop_front().expect("it is a command's turn");
+                return Some(self.batch(vec![command], None));
+            }
+            Turn::Usage { before_ms } => self.cut_usage(bounds, now_ms, before_ms),
+            Turn::Nobodys => (Vec::new(), None),
+        };
         let idle_ranges = sweep || self.hold.is_some();
         let mut batch = self.batch(records, commands_end);
         for range in &mut batch.ranges {
@@ -231,8 +265,28 @@ impl Lane {
         (!batch.ranges.is_empty()).then_some(batch)
     }
 
+    /// Commands go first: an account is made before its events are judged. In a rebuild both go in the order in which they
+    /// were appended, since what was decided must come out again: a credit that a command took away later, and a price of a
+    /// plan that came later, are not those of what was used before.
+    fn turn(&self, order: Option<ReadUpTo>) -> Turn {
+        let command_ms = self.commands.front().map(|command| command.append_ms);
+        let (Some(order), false) = (order, command_ms.is_some() && self.hold.is_some()) else {
+            return match (command_ms, self.usage.is_empty()) {
+                (Some(_), _) => Turn::Command,
+                (None, false) => Turn::Usage { before_ms: None },
+                (None, true) => Turn::Nobodys,
+            };
+        };
+        let before_ms = command_ms.unwrap_or(i64::MAX).min(order.commands_ms).min(order.usage_ms);
+        match command_ms {
+            _ if self.usage.iter().any(earlier(before_ms)) => Turn::Usage { before_ms: Some(before_ms) },
+            Some(command_ms) if command_ms <= order.usage_ms => Turn::Command,
+            _ => Turn::Nobodys,
+        }
+    }
+
     /// When [`Lane::cut`] has something to do; `None`: not before another input.
-    pub fn due_at_ms(&self, bounds: Bounds, behind: bool) -> Option<u64> {
+    pub fn due_at_ms(&self, bounds: Bounds, behind: bool, order: Option<ReadUpTo>) -> Option<u64> {
         match &self.work {
             Work::Retry { at_ms, .. } => return Some(*at_ms),
             Work::InFlight { .. } | Work::DeadLetters { .. } | Work::OtherCatalogue { .. } | Work::Halted => {
@@ -240,13 +294,12 @@ impl Lane {
             }
             Work::Idle => {}
         }
-        if !self.commands.is_empty() {
-            return Some(0);
-        }
-        let usage = match self.hold {
-            Some(hold) => hold.commands_end.map(|_| hold.retry_at_ms),
-            None if self.full(bounds) => Some(0),
-            None => self.waiting_since_ms.map(|since| since + bounds.max_age_ms),
+        let usage = match (self.turn(order), self.hold) {
+            (Turn::Command, _) => return Some(0),
+            (Turn::Nobodys, _) => None,
+            (Turn::Usage { .. }, Some(hold)) => hold.commands_end.map(|_| hold.retry_at_ms),
+            (Turn::Usage { .. }, None) if self.full(bounds) => Some(0),
+            (Turn::Usage { .. }, None) => self.waiting_since_ms.map(|since| since + bounds.max_age_ms),
         };
         let sweep = behind.then_some(self.swept_at_ms + if self.hold.is_some() { 0 } else { SWEEP_EVERY_MS });
         usage.into_iter().chain(sweep).min()
@@ -256,7 +309,7 @@ impl Lane {
         self.usage.len() >= bounds.max_events || self.usage_bytes >= bounds.max_bytes
     }
 
-    fn cut_usage(&mut self, bounds: Bounds, now_ms: u64) -> (Vec<Record>, Option<i64>) {
+    fn cut_usage(&mut self, bounds: Bounds, now_ms: u64, before_ms: Option<i64>) -> (Vec<Record>, Option<i64>) {
         let mut records: Vec<Record> = Vec::new();
         let (limit, commands_end) = match self.hold {
             Some(Hold { commands_end: None, .. }) => return (records, None),
@@ -270,7 +323,9 @@ impl Lane {
                 (bounds.max_events, None)
             }
         };
-        records.reserve_exact(limit.min(bounds.max_events).min(self.usage.len()));
+        let usage = before_ms.map_or(self.usage.len(), |before_ms| self.earlier_first(before_ms));
+        let limit = limit.min(bounds.max_events).min(usage);
+        records.reserve_exact(limit);
         let mut bytes = 0;
         let mut partitions = BTreeSet::new();
         while let Some(record) = self.usage.front() {
@@ -278,7 +333,7 @@ impl Lane {
             if records.last().is_none_or(|last| last.partition != record.partition) {
                 partitions.insert(record.partition);
             }
-            if records.len() >= limit.min(bounds.max_events) || !fits || partitions.len() > RANGES_MAX {
+            if records.len() >= limit || !fits || partitions.len() > RANGES_MAX {
                 break;
             }
             bytes += record.bytes;
@@ -290,6 +345,28 @@ impl Lane {
             self.hold = None;
         }
         (records, commands_end)
+    }
+
+    /// Puts the usage in front that was appended before a time, in the order in which it was, and counts it.
+    fn earlier_first(&mut self, before_ms: i64) -> usize {
+        let (mut first, mut rest): (Vec<_>, VecDeque<_>) = (Vec::new(), VecDeque::new());
+        let mut reached: BTreeMap<Partition, i64> = BTreeMap::new();
+        let mut is_earlier = earlier(before_ms);
+        for record in self.usage.drain(..) {
+            if is_earlier(&record) {
+                // A partition's own order stands, should a broker's clock have gone back.
+                let reached_ms = reached.entry(record.partition).or_insert(record.append_ms);
+                *reached_ms = record.append_ms.max(*reached_ms);
+                first.push((*reached_ms, record));
+            } else {
+                rest.push_back(record);
+            }
+        }
+        first.sort_by_key(|(reached_ms, _)| *reached_ms);
+        self.usage = first.into_iter().map(|(_, record)| record).collect();
+        let count = self.usage.len();
+        self.usage.append(&mut rest);
+        count
     }
 
     /// Takes records out of the lane's counts, with a range for each of their partitions.
@@ -444,6 +521,17 @@ impl Lane {
         }
         // The hold's end of the commands is too old for records that have moved up into its count: it is asked anew.
         self.hold = None;
+    }
+}
+
+/// Whether a record is of those that go before a time: all of its partition up to the first that was appended then or later.
+fn earlier(before_ms: i64) -> impl FnMut(&Record) -> bool {
+    let mut over = BTreeSet::new();
+    move |record| {
+        if record.append_ms >= before_ms {
+            over.insert(record.partition);
+        }
+        !over.contains(&record.partition)
     }
 }
 

@@ -33,7 +33,7 @@ use crate::ledger::catalogue::Catalogue;
 pub use io::{Answer, Effect, Input, Progress};
 
 use batch::{Accounts, Batch, Call, Known};
-use lane::{Bounds, Lane, Probe, Push, ReadTo, Work};
+use lane::{Bounds, Lane, Probe, Push, ReadTo, ReadUpTo, Work};
 use record::{Body, Record};
 use recorded::{Decision, Recorded};
 
@@ -48,6 +48,9 @@ pub struct Settings {
     pub late_after_ms: i64,
     /// Records of a shard that has not answered for so long may be let go of, and read again later.
     pub silent_ms: u64,
+    /// Records go in the order in which they were appended, whatever their partition, as far as the log reached when
+    /// reading began ([`Input::LogEnds`]): in a rebuild.
+    pub in_order: bool,
 }
 
 /// Beyond so many dead records among so many offsets of a partition it halts: a bad price list or program must not
@@ -87,6 +90,23 @@ struct DeadWindow {
 struct Reading {
     read: ReadTo,
     epoch: u32,
+    /// Where the log ended when reading began.
+    log_end: Option<i64>,
+}
+
+impl Reading {
+    fn begin_again(&mut self, offset: i64) {
+        self.read = ReadTo { offset, last: None };
+        self.epoch += 1;
+    }
+
+    /// What was appended before is read.
+    fn read_up_to_ms(&self) -> i64 {
+        if self.log_end.is_some_and(|end| self.read.offset >= end) {
+            return i64::MAX;
+        }
+        self.read.last.map_or(i64::MIN, |last| last.reached_ms)
+    }
 }
 
 impl Pipeline {
@@ -118,6 +138,7 @@ impl Pipeline {
                 self.records(now_ms, partition, epoch, records, &mut effects)
             }
             Input::ReadTo { partition, epoch, offset } => self.read_to(partition, epoch, offset),
+            Input::LogEnds(ends) => self.log_ends(ends),
             Input::Answered { shard, id, answer } => self.answered(now_ms, shard, id, answer, &mut effects),
             Input::CommandsEnd { shard, id, offset } => {
                 if let Some(hold) = self.lane(shard).hold.as_mut().filter(|hold| hold.id == id) {
@@ -164,10 +185,10 @@ impl Pipeline {
         if self.stopping {
             return None;
         }
-        let bounds = self.settings.bounds;
+        let (bounds, order) = (self.settings.bounds, self.order());
         let waits = |lane: &&Lane| lane.shut.is_some() && matches!(lane.work, Work::Idle);
         let lanes = self.lanes.iter().filter(|lane| !waits(lane));
-        lanes.filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)))).min()
+        lanes.filter_map(|lane| lane.due_at_ms(bounds, lane.behind(|p| self.read(p)), order)).min()
     }
 
     pub fn progress(&self) -> Vec<Progress> {
@@ -220,7 +241,7 @@ impl Pipeline {
         for (partition, positions) in partitions {
             assert_eq!(positions.len(), self.lanes.len(), "every shard has a position");
             let read = ReadTo { offset: positions.iter().copied().min().unwrap_or(0), last: None };
-            self.partitions.insert(partition, Reading { read, epoch: 0 });
+            self.partitions.insert(partition, Reading { read, epoch: 0, log_end: None });
             for (lane, position) in self.lanes.iter_mut().zip(positions) {
                 lane.start(partition, position);
             }
@@ -264,9 +285,27 @@ impl Pipeline {
         }
     }
 
+    fn log_ends(&mut self, ends: Vec<(Partition, i64)>) {
+        for (partition, end) in ends {
+            if let Some(reading) = self.partitions.get_mut(&partition) {
+                reading.log_end = Some(end);
+            }
+        }
+    }
+
+    /// How far a rebuild has read.
+    fn order(&self) -> Option<ReadUpTo> {
+        let up_to_ms = |input: Topic| {
+            let readings = self.partitions.iter().filter(|(partition, _)| partition.input == input);
+            readings.map(|(_, reading)| reading.read_up_to_ms()).min().unwrap_or(i64::MAX)
+        };
+        let read = || ReadUpTo { usage_ms: up_to_ms(Topic::Usage), commands_ms: up_to_ms(Topic::Commands) };
+        self.settings.in_order.then(read)
+    }
+
     /// Sends what is due on an idle lane.
     fn advance(&mut self, now_ms: u64, shard: u32, effects: &mut Vec<Effect>) {
-        let bounds = self.settings.bounds;
+        let (bounds, order) = (self.settings.bounds, self.order());
         let partitions = &self.partitions;
         let read = |partition: Partition| partitions.get(&partition).map(|reading| reading.read).unwrap_or_default();
         let lane = &mut self.lanes[shard as usize];
@@ -274,7 +313,7 @@ impl Pipeline {
             Work::Idle if lane.reread => self.read_again(shard, effects),
             Work::Idle if lane.shut.is_some() => {}
             Work::Idle => {
-                if let Some(batch) = lane.cut(bounds, now_ms, read) {
+                if let Some(batch) = lane.cut(bounds, now_ms, read, order) {
                     self.send(now_ms, shard, batch, effects);
                 }
             }
@@ -352,6 +391,7 @@ impl Pipeline {
         };
         if let Call::Roll(roll) = &call
             && roll.commands_first.is_none()
+            && !self.settings.in_order
             && batch.records.iter().any(|record| record.partition.input == Topic::Usage)
         {
             // What was ordered before a renewal comes before it.

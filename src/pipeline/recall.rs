@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::lane::{Lane, Probe, ReadTo, Work};
+use super::lane::{Lane, Probe, Work};
 use super::recorded::{Published, Recorded};
-use super::{Effect, Pipeline, Reading};
+use super::{Effect, Pipeline};
 use crate::ledger::call::Partition;
 
 impl Pipeline {
@@ -60,7 +60,7 @@ impl Pipeline {
         }
         for lane in &mut self.lanes {
             // One that has fallen back since waits for a question of its own.
-            if !lane.suspect && lane.shut.take_if(|shut| *shut < id).is_some() {
+            if !lane.suspect && lane.shut.take_if(|shut| *shut < id).is_some() && !self.settings.in_order {
                 lane.commands_first = Some(commands_end);
             }
         }
@@ -139,7 +139,7 @@ impl Pipeline {
         self.lane(shard).rewind_to(partition, position);
         self.suspect(shard);
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
-            *reading = Reading { read: ReadTo { offset: position, last: None }, epoch: reading.epoch + 1 };
+            reading.begin_again(position);
             effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch });
         }
     }
@@ -188,6 +188,7 @@ actions = ["reveal"]
             dead_limit: DeadLimit { records: 10, among: 10 },
             late_after_ms: 0,
             silent_ms: 1_000,
+            in_order: false,
         };
         Pipeline::new(settings, Arc::new(stamp), Arc::new(catalogue))
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::lane::{ReadTo, Work};
-use super::{Effect, Pipeline, Reading};
+use super::lane::Work;
+use super::{Effect, Pipeline};
 use crate::ledger::call::{Input, Partition, Stamp};
 use crate::ledger::catalogue::{Catalogue, CatalogueId};
 
@@ -44,7 +44,7 @@ impl Pipeline {
         for partition in usage {
             let applied = self.lanes.iter().filter_map(|lane| lane.applied(partition)).min();
             if let (Some(offset), Some(reading)) = (applied, self.partitions.get_mut(&partition)) {
-                *reading = Reading { read: ReadTo { offset, last: None }, epoch: reading.epoch + 1 };
+                reading.begin_again(offset);
                 effects.push(Effect::Rewind { partition, offset, epoch: reading.epoch });
             }
         }

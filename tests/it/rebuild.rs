@@ -225,3 +225,50 @@ async fn more_dead_letters_than_the_limit_halt_a_partition_before_it_is_drained(
     })
     .await;
 }
+
+/// What takes credits away came after usage that had them, and after a rebuild it comes after it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_denies_nothing_for_a_command_that_came_later() {
+    let topics = Topics::create("rebuild-order", 3).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    let accounts: Vec<String> = (0..8).map(|number| format!("team-{number}")).collect();
+    for account in &accounts {
+        topics.command(&put(account, "starter")).await; // 30 e-mail credits
+    }
+    let use_some = async |round: &str, records: usize| {
+        for number in 0..records {
+            for account in &accounts {
+                let mut record = reveal(account, &format!("{round}-{number}"), 4);
+                record.partition = (number % 3) as i32;
+                topics.send("usage", &record).await;
+            }
+        }
+        meter.caught_up(&topics).await;
+    };
+    use_some("before", 6).await; // 24 of them
+    for account in &accounts {
+        topics
+            .command(&json!({
+                "specversion": "1.0", "id": format!("adjust-{account}"), "source": "test", "type": "credits.adjust.v1",
+                "subject": account, "time": chrono::Utc::now().to_rfc3339(),
+                "data": { "credit_type": "email", "amount": -20, "reason": "agreed" },
+            }))
+            .await;
+    }
+    use_some("after", 1).await;
+    meter.published().await;
+    assert!(running.terminate().await.success());
+    let of_all = || accounts.iter().map(|account| meter.json(&["balance", account, "--json"])["balances"].clone());
+    let (before, totals): (Vec<_>, _) = (of_all().collect(), meter.totals("usage").await);
+    assert_eq!((totals[&Outcome::Charged], totals[&Outcome::Denied]), (48, 8), "{before:?}");
+
+    let mut connection = shared().await;
+    let keys = dump::keys(&mut connection, &meter.prefix).await;
+    delete(&mut connection, keys).await;
+    meter.json(&["rebuild", "--json"]);
+    assert_eq!(of_all().collect::<Vec<_>>(), before);
+    assert_eq!(meter.totals("usage").await, totals);
+    meter.audit();
+}
