@@ -1,7 +1,8 @@
 //! `rebuild`: from an emptied or older Redis to the state that the log comes to.
 //!
 //! It makes what is missing anew, with the generation and the starts that the ledger topic tells, and then works as a
-//! meter until everything is applied, in the order in which it was appended. Stopped, it goes on where it was: the positions are in Redis.
+//! meter until everything is applied, in the order in which it was appended. Stopped, it goes on where it was: the positions
+//! are in Redis.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -553,6 +553,40 @@ mod tests {
     use crate::pipeline::record::Body;
 
     #[test]
+    fn a_rebuild_goes_by_time_and_a_partitions_own_order_stands_though_a_clock_went_back() {
+        let record = |partition: Partition, offset: i64, append_ms: i64| {
+            let body = Body::Dead { reason: DeadReason::InvalidJson, account: None };
+            Record { partition, offset, append_ms, bytes: 1, fingerprint: 0, body }
+        };
+        let (one, other) = (Partition::usage(0), Partition::usage(1));
+        let mut lane = Lane::default();
+        for partition in [one, other, Partition::COMMANDS] {
+            lane.start(partition, 0);
+        }
+        for (partition, offset, append_ms) in
+            [(one, 0, 100), (one, 1, 80), (one, 2, 130), (other, 0, 90), (other, 1, 110), (Partition::COMMANDS, 0, 120)]
+        {
+            assert_eq!(lane.push(record(partition, offset, append_ms), 0), Push::Queued);
+        }
+        let bounds = Bounds { max_events: 100, max_bytes: 100, max_age_ms: 0 };
+        let mut cut = |usage_ms: i64| {
+            let order = Some(ReadUpTo { usage_ms, commands_ms: i64::MAX });
+            let due = lane.due_at_ms(bounds, false, order).is_some();
+            let batch =
+                lane.cut(bounds, 1, |_| ReadTo::default(), order).map(|batch| batch.records).unwrap_or_default();
+            assert_eq!(due, !batch.is_empty(), "it is due when there is something to cut, and not else");
+            batch.iter().map(|record| (record.partition, record.offset)).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(85), [], "what one holds first is of 100");
+        assert_eq!(cut(105), [(other, 0), (one, 0), (one, 1)]);
+        assert_eq!(cut(115), [(other, 1)]);
+        assert_eq!(cut(119), [], "usage from before the command may still come");
+        assert_eq!(cut(120), [(Partition::COMMANDS, 0)]);
+        assert_eq!(cut(120), []);
+        assert_eq!(cut(i64::MAX), [(one, 2)]);
+    }
+
+    #[test]
     fn what_a_halted_lane_leaves_goes_on_growing_old() {
         let partition = Partition::usage(0);
         let record = |offset: i64, append_ms: i64| {
