@@ -20,10 +20,14 @@ fn main() -> ExitCode {
     match ended {
         Ok(Ended::Well) => ExitCode::SUCCESS,
         Ok(Ended::Badly) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("credit-meter: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast_ref::<clap::Error>() {
+            // Arguments that only the account shows to be wrong.
+            Some(usage) => usage.exit(),
+            None => {
+                eprintln!("credit-meter: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::account::unknown;
 use super::audit::Progress;
 use super::output::{self, Output, quoted};
-use super::{Ended, state, values};
+use super::{Ended, in_order, state, usage_error, values};
 use crate::audit::events::{self, Dated, Told};
 use crate::config::{Config, read_catalogue};
 use crate::ledger::credits::Credits;
@@ -36,6 +36,18 @@ pub struct EventsArgs {
     pub csv: bool,
 }
 
+impl EventsArgs {
+    pub fn check(&self) -> Result<(), clap::Error> {
+        let Some((from_ms, to_ms)) = self.from.zip(self.to) else { return Ok(()) };
+        in_order("events", from_ms, to_ms, output::time)?;
+        if from_ms == to_ms {
+            let from = output::time(from_ms);
+            return Err(usage_error("events", format!("--from {from} is --to, and what is shown comes before --to")));
+        }
+        Ok(())
+    }
+}
+
 pub async fn run(args: EventsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let catalogue = read_catalogue(config)?;
     let (store, root) = state::open_with_root(config).await?;
@@ -43,7 +55,10 @@ pub async fn run(args: EventsArgs, config: &Config, output: Output) -> anyhow::R
     let from_ms = args.from.unwrap_or(account.view.cycle.start_ms);
     let dated = Dated { from_ms, to_ms: args.to.unwrap_or(NO_END_MS) };
     if dated.from_ms >= dated.to_ms {
-        bail!("--from {} is not before --to {}", output::time(dated.from_ms), output::time(dated.to_ms));
+        // `--from` is not given: with both, the arguments were refused before.
+        let (begins, to) = (output::time(dated.from_ms), output::time(dated.to_ms));
+        let told = format!("the open cycle begins at {begins}, not before --to {to}: name --from");
+        return Err(usage_error("events", told).into());
     }
     let mut progress = Progress { bar: output::progress(0) };
     let told = events::of_account(config, &catalogue, &store, &root, &args.account, dated, &mut progress).await;

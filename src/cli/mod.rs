@@ -54,7 +54,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, StartFrom};
 use output::Output;
@@ -159,9 +159,19 @@ pub enum Ended {
 impl Cli {
     /// Reads the arguments; ends the process where they are wrong or ask for help.
     pub fn from_args(args: &[OsString]) -> Cli {
-        let mut cli = Cli::parse_from(args);
+        Cli::try_from_args(args).unwrap_or_else(|error| error.exit())
+    }
+
+    fn try_from_args(args: &[OsString]) -> Result<Cli, clap::Error> {
+        let mut cli = Cli::try_parse_from(args)?;
         cli.global.set = settings(args);
-        cli
+        // What no single argument shows.
+        match &cli.command {
+            Command::Usage(args) => args.check()?,
+            Command::Events(args) => args.check()?,
+            _ => {}
+        }
+        Ok(cli)
     }
 
     /// What is logged: the meter says what it does, the other commands only answer.
@@ -215,6 +225,23 @@ impl Cli {
     }
 }
 
+/// Arguments that do not go together, said and ended as clap does with its own. Those that only the account shows to be
+/// wrong reach `main` inside of an error.
+fn usage_error(command: &str, message: String) -> clap::Error {
+    let mut cli = Cli::command();
+    cli.build();
+    let command = cli.find_subcommand_mut(command).expect("a command of this program");
+    command.error(clap::error::ErrorKind::ValueValidation, message)
+}
+
+/// Two ends of a time that is asked for.
+fn in_order<T: PartialOrd>(command: &str, from: T, to: T, shown: fn(T) -> String) -> Result<(), clap::Error> {
+    if from <= to {
+        return Ok(());
+    }
+    Err(usage_error(command, format!("--from {} is after --to {}", shown(from), shown(to))))
+}
+
 /// The values of `--set`, before and after the command. Clap keeps only those after it where both are given. The
 /// arguments are valid, so that no other option's value looks like this one.
 fn settings(args: &[OsString]) -> Vec<(String, String)> {
@@ -238,13 +265,13 @@ async fn demo(args: DemoArgs, output: Output) -> anyhow::Result<Ended> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(["credit-meter"].into_iter().chain(line.split(' ')))
+        let args: Vec<OsString> = ["credit-meter"].into_iter().chain(line.split(' ')).map(OsString::from).collect();
+        Cli::try_from_args(&args)
     }
 
     #[test]
@@ -306,8 +333,27 @@ mod tests {
         check("events", ErrorKind::MissingRequiredArgument);
         check("events team-1 --to tomorrow", ErrorKind::ValueValidation);
         check("events team-1 --csv --json", ErrorKind::ArgumentConflict);
+        check("events team-1 --from 2026-02-02 --to 2026-02-01", ErrorKind::ValueValidation);
+        check("events team-1 --from 2026-02-01 --to 2026-02-01T00:00:00Z", ErrorKind::ValueValidation);
+        check("usage team-1 --from 2026-02-02 --to 2026-02-01", ErrorKind::ValueValidation);
         check("catalogue show --at soon", ErrorKind::ValueValidation);
         check("catalogue check new.toml --priced-up-to 2027-01-01", ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn ends_the_wrong_way_round_are_told_in_the_same_words() {
+        let check = |line: &str, expected: &str| {
+            let told = parse(line).expect_err(line).to_string();
+            assert!(told.starts_with(&format!("error: {expected}\n\nUsage: credit-meter ")), "{line}: {told}");
+        };
+        check("usage a --from 2026-02-02 --to 2026-02-01", "--from 2026-02-02 is after --to 2026-02-01");
+        check(
+            "events a --from 2026-02-02 --to 2026-02-01",
+            "--from 2026-02-02T00:00:00Z is after --to 2026-02-01T00:00:00Z",
+        );
+        parse("events a --from 2026-02-02 --to 2026-02-02T00:00:00.5Z").expect("half a second");
+        parse("usage a --from 2026-02-01 --to 2026-02-01").expect("a day");
+        parse("events a --from 2026-02-01 --to 2026-02-02").expect("a day");
     }
 
     #[test]

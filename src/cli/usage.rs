@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use chrono::{DateTime, NaiveDate, TimeDelta};
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
@@ -12,7 +12,7 @@ use super::account::unknown;
 use super::forecast::{Forecast, WEEK_DAYS, forecasts};
 use super::output::{self, Output, quoted};
 use super::source::now_ms;
-use super::{Ended, state, values};
+use super::{Ended, in_order, state, usage_error, values};
 use crate::config::{Config, read_catalogue};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
@@ -42,6 +42,12 @@ pub struct UsageArgs {
     /// Answer in CSV
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
+}
+
+impl UsageArgs {
+    pub fn check(&self) -> Result<(), clap::Error> {
+        self.from.zip(self.to).map_or(Ok(()), |(from, to)| in_order("usage", from, to, |day| day.to_string()))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -109,10 +115,11 @@ impl Days {
         let start = day(account.view.cycle.start_ms).context("the cycle has no date")?;
         let from = args.from.unwrap_or(start.min(to));
         if from > to {
-            bail!("--from {from} is after --to {to}");
+            // `--to` is not given: with both, the arguments were refused before.
+            return Err(usage_error("usage", format!("--from {from} is after today, {to}")).into());
         }
         if (to - from).num_days() >= DAYS_MAX {
-            bail!("from {from} to {to} are more than {DAYS_MAX} days");
+            return Err(usage_error("usage", format!("from {from} to {to} are more than {DAYS_MAX} days")).into());
         }
         Ok(Days { from, to, today })
     }

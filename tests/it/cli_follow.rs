@@ -308,4 +308,13 @@ async fn events_tell_how_each_ended_and_add_up_to_the_balance() {
     assert!(text.trim_end().ends_with("used: 30 email"), "{text}");
     assert_eq!(meter.run(&["events", "nobody"]).status.code(), Some(1));
     assert_eq!(meter.run(&["events", "acme", "--from", "soon"]).status.code(), Some(2));
+    // Arguments that only the account shows to be wrong.
+    let refused = |arguments: &[&str], why: &str| {
+        let ended = meter.run(arguments);
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(2) && told.contains(why), "{arguments:?}: {told}");
+    };
+    refused(&["events", "acme", "--to", "2020-01-02"], "not before --to 2020-01-02T00:00:00Z: name --from");
+    refused(&["usage", "acme", "--from", "2999-01-01"], "--from 2999-01-01 is after today, ");
+    refused(&["usage", "acme", "--from", "1999-01-01"], " are more than 4000 days");
 }
