@@ -18,14 +18,14 @@ use super::slices::Slice;
 use super::{AuditError, TELL_EVERY, Watch, raw};
 use crate::config::Config;
 use crate::ingest::client::BrokerError;
-use crate::ingest::decode::{self, Decoder};
+use crate::ingest::decode::{self, Decoder, Voids};
 use crate::ingest::log::{self, LogRecord, Span};
 use crate::ingest::scan::offsets_at;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::{Input, OutboxEntry, Output, Partition};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
-use crate::ledger::event::{DAY_MS, UsageEvent};
+use crate::ledger::event::{DAY_MS, Identity, UsageEvent};
 use crate::ledger::outcome::{DeadReason, Denial, Outcome};
 use crate::pipeline::record::Body;
 use crate::store::{RedisStore, Root};
@@ -51,6 +51,8 @@ pub struct Told {
     pub dated_ms: i64,
     /// `None`: the bytes are no event.
     pub event: Option<Arc<UsageEvent>>,
+    /// What a void takes back, and whose that was.
+    pub voids: Option<Voids>,
     pub ended: Ended,
 }
 
@@ -271,6 +273,7 @@ impl Teller<'_> {
         }
         follow(catalogue, &mut self.folded);
         self.decide(catalogue, tolerance_ms);
+        name_users(&mut self.told);
         Ok(())
     }
 
@@ -337,12 +340,15 @@ impl Teller<'_> {
                 Ended::Unexplained
             }
         };
+        let voids = event.as_ref().and_then(|event| event.voids);
+        let voids = voids.and_then(|_| decode::voids(raw(Input::Usage, record), self.config.events.max_bytes));
         self.told.push(Told {
             partition: decoded.partition.index,
             offset: decoded.offset,
             append_ms: decoded.append_ms,
             dated_ms: event.as_ref().map_or(decoded.append_ms, |event| event.dated_ms),
             event,
+            voids,
             ended,
         });
     }
@@ -375,6 +381,26 @@ impl Teller<'_> {
         once.each(&resolver, &BTreeSet::new(), |_, ways| {
             tell(&resolver, &ways.iter().map(|way| way.ended.as_slice()).collect::<Vec<_>>());
         });
+    }
+}
+
+/// A void is about the member whose event it takes back, as far as that event is there; else whom it names itself.
+fn name_users(told: &mut [Told]) {
+    let mut users: FxHashMap<Identity, Arc<str>> = FxHashMap::default();
+    for Told { event, ended, .. } in &*told {
+        let Some(event) = event.as_ref().filter(|event| event.voids.is_none()) else { continue };
+        let Some(user) = &event.user else { continue };
+        // Of attempts at an event the one that was decided, if they name several.
+        let decided = matches!(ended, Ended::Decided(decided) if decided.outcome != Outcome::Duplicate);
+        if decided || !users.contains_key(&event.identity) {
+            users.insert(event.identity, user.clone());
+        }
+    }
+    for Told { event, voids, .. } in told {
+        let voided = event.as_ref().and_then(|event| event.voids);
+        if let (Some(voids), Some(user)) = (voids, voided.and_then(|voided| users.get(&voided))) {
+            voids.user = Some(user.clone());
+        }
     }
 }
 
@@ -429,7 +455,7 @@ fn decided(resolver: &Resolver<'_>, attempt: &Priced, ended: resolve::Ended, cer
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::event::{Days, Identity};
+    use crate::ledger::event::Days;
 
     /// An attempt by partition, offset and append time, and what was charged.
     fn ended(text: &str) -> (Priced, resolve::Ended) {
@@ -443,6 +469,60 @@ mod tests {
         let attempt = Priced { kept, class: 0, days: Days::of(0, 0), early: true, decision: None };
         let outcome = if charged > 0 { Outcome::Charged } else { Outcome::Duplicate };
         (attempt, resolve::Ended { outcome, charged: Credits::whole(charged) })
+    }
+
+    #[test]
+    fn a_void_has_the_member_of_its_event_else_the_one_that_it_names() {
+        // An event `e1 ada charged`, or a void `void-of-e1 bob`; `-` names nobody.
+        let told = |text: &&str| {
+            let words: Vec<&str> = text.split(' ').collect();
+            let user = Some(words[1]).filter(|user| *user != "-").map(Arc::<str>::from);
+            let voided = words[0].strip_prefix("void-of-");
+            let outcome = words.get(2).and_then(|name| Outcome::from_name(name)).unwrap_or(Outcome::Voided);
+            let event = UsageEvent {
+                account: "acme".into(),
+                source: "s".into(),
+                id: words[0].into(),
+                time_ms: 0,
+                dated_ms: 0,
+                action: "reveal_email".into(),
+                quantity: 1,
+                outcome: None,
+                user: user.clone().filter(|_| voided.is_none()),
+                fields: Box::default(),
+                once: None,
+                voids: voided.map(|id| Identity::of("s", id)),
+                identity: Identity::of("s", words[0]),
+            };
+            let decided = Decided {
+                outcome,
+                denial: None,
+                credit_type: "email".into(),
+                cost: Credits::ZERO,
+                price: Credits::ZERO,
+                cycle: 0,
+                certain: true,
+            };
+            Told {
+                partition: 0,
+                offset: 0,
+                append_ms: 0,
+                dated_ms: 0,
+                event: Some(Arc::new(event)),
+                voids: voided.map(|id| Voids { source: "s".into(), id: id.into(), user }),
+                ended: Ended::Decided(decided),
+            }
+        };
+        let check = |rows: &[&str], expected: &[Option<&str>]| {
+            let mut rows: Vec<Told> = rows.iter().map(told).collect();
+            name_users(&mut rows);
+            let voids = rows.iter().filter_map(|told| told.voids.as_ref());
+            assert_eq!(voids.map(|voids| voids.user.as_deref()).collect::<Vec<_>>(), expected, "{rows:?}");
+        };
+        check(&["e1 ada charged", "void-of-e1 -"], &[Some("ada")]);
+        check(&["void-of-e1 bob", "e1 ada voided", "void-of-e1 -"], &[Some("ada"), Some("ada")]);
+        check(&["e1 - charged", "e2 ada charged", "void-of-e1 bob", "void-of-e3 -"], &[Some("bob"), None]);
+        check(&["e1 eve duplicate", "e1 ada charged", "e1 eve duplicate", "void-of-e1 -"], &[Some("ada")]);
     }
 
     #[test]

@@ -112,11 +112,20 @@ struct EventShown<'a> {
     certain: bool,
     partition: i32,
     offset: i64,
+    /// The event that a void takes back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    voids: Option<VoidedShown<'a>>,
+}
+
+#[derive(Serialize)]
+struct VoidedShown<'a> {
+    source: &'a str,
+    id: &'a str,
 }
 
 const PENDING: &str = "pending";
 const UNEXPLAINED: &str = "unexplained";
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 17] = [
     "time",
     "source",
     "id",
@@ -132,17 +141,19 @@ const COLUMNS: [&str; 15] = [
     "certain",
     "partition",
     "offset",
+    "voids_source",
+    "voids_id",
 ];
 
 fn event(told: &Told) -> EventShown<'_> {
-    let event = told.event.as_deref();
+    let (event, voids) = (told.event.as_deref(), told.voids.as_ref());
     let mut shown = EventShown {
         time: output::time(event.map_or(told.append_ms, |event| event.time_ms)),
         source: event.map(|event| &*event.source),
         id: event.map(|event| &*event.id),
         action: event.map(|event| &*event.action),
         quantity: event.map(|event| event.quantity),
-        user: event.and_then(|event| event.user.as_deref()),
+        user: event.and_then(|event| event.user.as_deref()).or(voids.and_then(|voids| voids.user.as_deref())),
         outcome: UNEXPLAINED,
         reason: None,
         credit_type: None,
@@ -152,6 +163,7 @@ fn event(told: &Told) -> EventShown<'_> {
         certain: true,
         partition: told.partition,
         offset: told.offset,
+        voids: voids.map(|voids| VoidedShown { source: &voids.source, id: &voids.id }),
     };
     match &told.ended {
         events::Ended::Pending => shown.outcome = PENDING,
@@ -190,10 +202,12 @@ impl<'a> Shown<'a> {
     fn text(&self) -> String {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
-        table.set_header(["time", "id", "action", "quantity", "user", "outcome", "cost", "credits", "reason"]);
+        let any_void = self.events.iter().any(|event| event.voids.is_some());
+        let header = ["time", "id", "action", "quantity", "user", "outcome", "cost", "credits", "reason"];
+        table.set_header(header.into_iter().chain(any_void.then_some("voids")));
         for event in &self.events {
             let certain = if event.certain { "" } else { "?" };
-            table.add_row([
+            let row = [
                 event.time.clone(),
                 event.id.unwrap_or("-").to_owned(),
                 event.action.unwrap_or("-").to_owned(),
@@ -203,7 +217,9 @@ impl<'a> Shown<'a> {
                 event.cost.map_or("-".to_owned(), |cost| cost.to_string()),
                 event.credit_type.unwrap_or("-").to_owned(),
                 event.reason.unwrap_or("").to_owned(),
-            ]);
+            ];
+            let voids = || event.voids.as_ref().map(|voids| voids.id.to_owned()).unwrap_or_default();
+            table.add_row(row.into_iter().chain(any_void.then(voids)));
         }
         for column in [3, 6] {
             if let Some(column) = table.column_mut(column) {
@@ -244,6 +260,8 @@ impl<'a> Shown<'a> {
                 event.certain.to_string(),
                 event.partition.to_string(),
                 event.offset.to_string(),
+                text(event.voids.as_ref().map(|voids| voids.source)),
+                text(event.voids.as_ref().map(|voids| voids.id)),
             ];
             cells.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(",")
         };

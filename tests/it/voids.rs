@@ -141,6 +141,21 @@ async fn a_void_gives_back_what_was_charged_once() {
     assert_eq!(told("v1"), Some((json!("voided"), json!(-7))), "{events}");
     assert_eq!(told("e5"), Some((json!("voided"), json!(0))), "{events}");
     assert_eq!(events["used"], json!({ "email": 5, "phone": 1.5 }), "what was given back is not used");
+    // A void names whose event it took back, and which; no other row does.
+    let named = |id: &str| of(id).map(|event| (event["user"].clone(), event.get("voids").cloned()));
+    assert_eq!(named("e1"), Some((json!("ada"), None)), "{events}");
+    assert_eq!(named("v1"), Some((json!("ada"), Some(json!({ "source": "reveals", "id": "e1" })))), "{events}");
+    assert_eq!(named("v8"), Some((json!("ada"), Some(json!({ "source": "reveals", "id": "x1" })))), "not voidable");
+    assert_eq!(named("e5"), Some((json!("ada"), None)), "it came after its void");
+    let shown =
+        |format: &[&str]| String::from_utf8(meter.run(&[&["events", "acme"], format].concat()).stdout).expect("text");
+    let csv = shown(&["--csv"]);
+    let (head, row) = (csv.lines().next(), csv.lines().find(|line| line.contains(",refunds,v1,")));
+    assert!(head.is_some_and(|head| head.ends_with(",offset,voids_source,voids_id")), "{csv}");
+    assert!(row.is_some_and(|row| row.contains(",ada,voided,") && row.ends_with(",reveals,e1")), "{csv}");
+    let text = shown(&[]);
+    let row = text.lines().find(|line| line.contains(" v1 ")).expect("a row");
+    assert!(row.contains(" ada ") && row.trim_end().ends_with(" e1"), "{text}");
     meter.audit();
 }
 

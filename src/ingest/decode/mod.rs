@@ -27,7 +27,7 @@ use crate::pipeline::record::{Body, Record};
 
 pub use command::PRIORITY_MAX;
 pub use envelope::{Bears, bears};
-pub use usage::USAGE;
+pub use usage::{USAGE, Voids, voids};
 
 /// A record that only moves time.
 pub const TICK: &str = "credits.tick.v1";

@@ -1,6 +1,7 @@
 //! `credits.usage.v1`: what a service did for an account; `credits.usage.void.v1`: what it takes back.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -231,6 +232,25 @@ fn void(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Usa
     })
 }
 
+/// What a void says of the event that it takes back, for people: the meter believes its name alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Voids {
+    pub source: String,
+    pub id: String,
+    pub user: Option<Arc<str>>,
+}
+
+/// `None`: no void, or none that can be read.
+pub fn voids(raw: Raw<'_>, bytes_max: usize) -> Option<Voids> {
+    let event = envelope::read::<Object<BTreeMap<String, &RawValue>>>(raw, bytes_max).ok()?;
+    if event.attributes.check(&[VOID], &mut Faults::default()).event_type != VOID {
+        return None;
+    }
+    let Object(data) = event.data.ok()?;
+    let text = |name: &str| json::text_of(data.get(name)?).filter(|text| !text.is_empty());
+    Some(Voids { source: text("source")?.into(), id: text("id")?.into(), user: text("user").map(Into::into) })
+}
+
 impl<'a> VoidData<'a> {
     fn check(self) -> Result<Voided<'a>, Fault> {
         let mut faults = Faults::default();
@@ -378,6 +398,24 @@ mod tests {
         }
         let plain = texts.iter().filter(|text| read_both(text)).count();
         assert!(plain > 40, "{plain} of {} were plain: too few to compare", texts.len());
+    }
+
+    #[test]
+    fn a_void_says_what_it_takes_back_and_whose_that_was() {
+        let check = |kind: &str, data: &str, expected: Option<(&str, &str, Option<&str>)>| {
+            let text = format!("{{\"specversion\":\"1.0\",\"type\":\"{kind}\",\"data\":{data}}}");
+            let partition = Partition::usage(0);
+            let raw = Raw { partition, offset: 7, append_ms: 0, key: None, value: Some(text.as_bytes()), headers: &[] };
+            let said = voids(raw, 1000);
+            let said = said.as_ref().map(|voids| (&*voids.source, &*voids.id, voids.user.as_deref()));
+            assert_eq!(said, expected, "{text}");
+        };
+        check(VOID, r#"{"source":"s","id":"e1","user":"ada","n":7}"#, Some(("s", "e1", Some("ada"))));
+        check(VOID, r#"{"source":"s","id":"\u0065 \"1\"","user":7}"#, Some(("s", "e \"1\"", None)));
+        check(VOID, r#"{"source":"s","id":"e1","user":"","user":""}"#, Some(("s", "e1", None)));
+        check(VOID, r#"{"source":"s"}"#, None);
+        check(VOID, "[]", None);
+        check(USAGE, r#"{"source":"s","id":"e1"}"#, None);
     }
 
     /// Whether the event is plain; then it is read as with care.
