@@ -119,7 +119,12 @@ impl Fold {
             self.tally.after_until += 1;
             return;
         }
-        self.time(time_ms);
+        let dated_ms = match &record.body {
+            // What a void takes back may be long ago.
+            Body::Usage(event) => event.dated_ms,
+            Body::Command(_) | Body::Tick | Body::Dead { .. } => time_ms,
+        };
+        self.time(time_ms, dated_ms);
         match &record.body {
             Body::Usage(_) => {
                 self.waiting.push(record);
@@ -139,7 +144,8 @@ impl Fold {
 
     /// Lets time pass to the end, and gives all statements by account and cycle.
     pub fn finish(mut self) -> (Vec<Statement>, Tally) {
-        self.time(self.settings.until_ms.unwrap_or(self.now_ms));
+        let end_ms = self.settings.until_ms.unwrap_or(self.now_ms);
+        self.time(end_ms, end_ms);
         self.flush();
         for (name, account) in &self.shard.accounts {
             let closed = account.closed.iter().map(|(number, closed)| Statement::closed(name, *number, closed));
@@ -161,17 +167,21 @@ impl Fold {
         self.shard.fence.as_ref().map_or(0, |fence| fence.floor_ms)
     }
 
-    /// Takes a record's time. What waits is judged before anything happens that the record comes after.
-    fn time(&mut self, time_ms: i64) {
+    /// Takes the time of a record that counts at `dated_ms`. What waits is judged before anything happens that the record
+    /// comes after.
+    fn time(&mut self, time_ms: i64, dated_ms: i64) {
+        let now_ms = self.now_ms.max(time_ms);
         let renews = self.due.peek().is_some_and(|Reverse((at_ms, _))| *at_ms <= time_ms);
         // The shard's floor follows with each call: one that decides about this record must be there before it.
-        let too_late = time_ms < self.now_ms - self.settings.late_after_ms && time_ms >= self.floor_ms();
+        let too_late = dated_ms < now_ms - self.settings.late_after_ms && dated_ms >= self.floor_ms();
         if renews || too_late {
             self.flush();
         }
-        self.now_ms = self.now_ms.max(time_ms);
-        if renews {
+        self.now_ms = now_ms;
+        if renews || too_late {
             self.move_time();
+        }
+        if renews {
             self.roll_due();
         }
     }
@@ -373,5 +383,68 @@ impl Fold {
             }
         }
         self.shard.forget(&ForgetCall { generation: GENERATION.to_owned(), accounts });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backtest::lines::Lines;
+    use crate::ingest::decode;
+
+    fn event(kind: &str, id: &str, time: &str, data: &str) -> String {
+        format!(
+            "{{\"specversion\":\"1.0\",\"type\":\"credits.{kind}.v1\",\"id\":\"{id}\",\"source\":\"s\",\"subject\":\"acme\",\
+             \"time\":\"{time}\",\"data\":{data}}}\n"
+        )
+    }
+
+    #[test]
+    fn a_void_is_judged_when_it_comes_by_the_time_of_its_event() {
+        let catalogue = include_str!("../../tests/data/catalogue-voids.toml");
+        let check = |late_after_days: i64, void: &str, says: &str, until: &str, told: &str, used: &[&str]| {
+            let events = [
+                event("account.put", "c1", "2026-01-01T00:00:00Z", "{\"plan\":\"team\",\"anchor\":\"2026-01-01\"}"),
+                event("usage", "e1", "2026-01-10T12:00:00Z", "{\"action\":\"reveal_email\",\"quantity\":7}"),
+                event(
+                    "usage.void",
+                    "v1",
+                    void,
+                    &format!("{{\"source\":\"s\",\"id\":\"e1\",\"time\":\"{says}\",\"action\":\"reveal_email\"}}"),
+                ),
+            ];
+            let catalogue = Catalogue::parse(catalogue).expect("a catalogue");
+            let text = events.concat();
+            let settings = decode::Settings { max_bytes: 1000, early_limit_ms: 300_000 };
+            let mut lines = Lines::new(text.as_bytes(), settings, Arc::new(catalogue.conditions()));
+            let until_ms = until.parse().ok().map(|until: chrono::DateTime<chrono::Utc>| until.timestamp_millis());
+            let settings = Settings { late_after_ms: late_after_days * DAY_MS, restamp_tolerance_ms: 0, until_ms };
+            let mut fold = Fold::new(catalogue, settings);
+            while let Some((_, records)) = lines.next_block().expect("memory can be read") {
+                records.into_iter().for_each(|timed| fold.record(timed));
+            }
+            let (statements, tally) = fold.finish();
+            let voided = tally.usage.get("voided").map(|records| format!("{records} voided"));
+            let left_out = (tally.after_until > 0).then(|| format!("{} left out", tally.after_until));
+            let dead = tally.not_judged.iter().map(|(reason, first)| format!("{reason} in line {}", first.first_line));
+            let seen: Vec<String> = voided.into_iter().chain(left_out).chain(dead).collect();
+            assert_eq!(seen, [told], "{void} {says}");
+            let email = statements.iter().filter_map(|each| Some((each.open, each.balances.get("email")?)));
+            let email = email.map(|(open, counter)| {
+                format!("{} {} {}", if open { "open" } else { "closed" }, counter.charged, counter.expired)
+            });
+            assert_eq!(email.collect::<Vec<_>>(), used, "{void} {says}");
+        };
+        let same = "2026-01-10T12:00:00Z";
+        // So many days late at most; it comes, and says that its event was at; until | how it ended, what was used, expired
+        check(30, "2026-01-11T00:00:00Z", same, "", "1 voided", &["open 0 0"]);
+        check(30, "2026-01-10T11:55:00Z", same, "", "1 voided", &["open 0 0"]);
+        check(30, "2026-01-10T11:54:59Z", same, "", "too_early in line 3", &["open 7 0"]);
+        check(30, "2026-01-11T00:00:00Z", "2026-06-01T00:00:00Z", "", "too_early in line 3", &["open 7 0"]);
+        check(30, "2026-02-09T12:00:00Z", same, "", "1 voided", &["closed 0 10", "open 0 0"]);
+        check(5, "2026-01-15T12:00:00Z", same, "", "1 voided", &["open 0 0"]);
+        check(5, "2026-01-15T12:00:01Z", same, "", "void_too_late in line 3", &["open 7 0"]);
+        check(30, "2026-02-09T12:00:01Z", same, "", "void_too_late in line 3", &["closed 7 3", "open 0 0"]);
+        check(30, "2026-01-20T00:00:00Z", same, "2026-01-15T00:00:00Z", "1 left out", &["open 7 0"]);
     }
 }

@@ -33,9 +33,7 @@ pub struct Lines<R> {
 }
 
 impl<R: Read> Lines<R> {
-    pub fn new(input: R, bytes_max: usize, conditions: Arc<Conditions>) -> Lines<R> {
-        // Nobody has appended these records: their time is never ahead.
-        let settings = decode::Settings { max_bytes: bytes_max, early_limit_ms: 0 };
+    pub fn new(input: R, settings: decode::Settings, conditions: Arc<Conditions>) -> Lines<R> {
         Lines { input, decoder: Decoder::new(settings, conditions), block: Vec::new(), line: 0, ended: false }
     }
 
@@ -66,30 +64,88 @@ impl<R: Read> Lines<R> {
     }
 
     fn decode(&mut self, line: &[u8]) -> Timed {
-        let mut decoded = self.decode_as(Partition::usage(0), line);
+        // Nobody has appended these records: their time is never ahead.
+        let mut decoded = self.decode_as(Partition::usage(0), line, i64::MAX);
         if matches!(decoded.record.body, Body::Dead { reason: DeadReason::UnknownType, .. }) {
-            decoded = self.decode_as(Partition::COMMANDS, line);
+            decoded = self.decode_as(Partition::COMMANDS, line, i64::MAX);
         }
-        let Decoded { mut record, detail, .. } = decoded;
-        let time_ms = match &record.body {
+        let own_ms = || decode::bears(line).map(|(_, time_ms)| time_ms);
+        let time_ms = match &decoded.record.body {
+            // A void has two times. It comes at its own, and the event that it takes back must not lie far after that.
+            Body::Usage(event) if event.voids.is_some() => {
+                let own_ms = own_ms().expect("a void that could be read has a time");
+                decoded = self.decode_as(Partition::usage(0), line, own_ms);
+                let is_dead = matches!(decoded.record.body, Body::Dead { .. });
+                (!is_dead).then_some(own_ms)
+            }
             Body::Usage(event) => Some(event.time_ms),
             Body::Command(command) => Some(command.time_ms),
-            Body::Tick => decode::bears(line).map(|(_, time_ms)| time_ms),
+            Body::Tick => own_ms(),
             Body::Dead { .. } => None,
         };
+        let Decoded { mut record, detail, .. } = decoded;
         record.append_ms = time_ms.unwrap_or_default();
         Timed { record, time_ms, detail }
     }
 
-    fn decode_as(&mut self, partition: Partition, line: &[u8]) -> Decoded {
+    fn decode_as(&mut self, partition: Partition, line: &[u8], append_ms: i64) -> Decoded {
         let (key, headers) = (None, &[][..]);
-        self.decoder.decode(Raw { partition, offset: self.line, append_ms: i64::MAX, key, value: Some(line), headers })
+        self.decoder.decode(Raw { partition, offset: self.line, append_ms, key, value: Some(line), headers })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SETTINGS: decode::Settings = decode::Settings { max_bytes: 1000, early_limit_ms: 300_000 };
+
+    fn read(text: &str) -> Vec<Timed> {
+        let mut lines = Lines::new(text.as_bytes(), SETTINGS, Arc::default());
+        let mut records = Vec::new();
+        while let Some((_, block)) = lines.next_block().expect("memory can be read") {
+            records.extend(block);
+        }
+        records
+    }
+
+    #[test]
+    fn a_void_comes_at_its_own_time_and_must_not_be_far_before_its_event() {
+        let ms = |time: &str| decode::bears(format!("{{\"time\":\"{time}\"}}").as_bytes()).map(|(_, time_ms)| time_ms);
+        // When it comes, and by which time it counts; or why it cannot be taken.
+        let check = |own: &str, voided: &str, expected: Result<&str, &str>| {
+            let line = format!(
+                "{{\"specversion\":\"1.0\",\"id\":\"v\",\"source\":\"s\",\"type\":\"credits.usage.void.v1\",\
+                 \"subject\":\"a\",\"time\":\"{own}\",\
+                 \"data\":{{\"source\":\"s\",\"id\":\"1\",\"time\":\"{voided}\",\"action\":\"reveal\"}}}}"
+            );
+            let Timed { record, time_ms, detail } = read(&line).remove(0);
+            match (&record.body, expected) {
+                (Body::Usage(event), Ok(dated)) => {
+                    let seen = (time_ms, record.append_ms, event.time_ms, Some(event.dated_ms));
+                    assert_eq!(seen, (ms(own), time_ms.unwrap(), ms(voided).unwrap(), ms(dated)), "{line}");
+                }
+                (Body::Dead { reason, .. }, Err(why)) => {
+                    assert_eq!((*reason, time_ms), (DeadReason::TooEarly, None), "{line}");
+                    assert_eq!(detail.as_deref(), Some(why));
+                }
+                (body, _) => panic!("{line}: {body:?}"),
+            }
+        };
+        check("2026-01-31T12:00:00Z", "2026-01-31T11:00:00Z", Ok("2026-01-31T11:00:00Z"));
+        check("2026-03-31T12:00:00Z", "2026-01-31T11:00:00Z", Ok("2026-01-31T11:00:00Z"));
+        check("2026-01-31T12:00:00Z", "2026-01-31T12:05:00Z", Ok("2026-01-31T12:00:00Z"));
+        check(
+            "2026-01-31T12:00:00Z",
+            "2026-01-31T12:05:00.001Z",
+            Err("the voided event's time is 300001 ms ahead of the append time, more than 300000"),
+        );
+        check(
+            "2026-01-31T12:00:00Z",
+            "2027-01-31T12:00:00Z",
+            Err("the voided event's time is 31536000000 ms ahead of the append time, more than 300000"),
+        );
+    }
 
     #[test]
     fn a_line_is_usage_or_a_command_by_its_type_and_keeps_its_number() {
@@ -102,11 +158,7 @@ mod tests {
         let usage = event("usage", "{\"action\":\"reveal\"}");
         let put = event("account.put", "{\"plan\":\"basic\",\"anchor\":\"2026-01-01\"}");
         let text = format!("{usage}\r\n\n{put}\n{}\n{}\nnonsense", event("tick", "null"), event("gift", "{}"));
-        let mut lines = Lines::new(text.as_bytes(), 1000, Arc::default());
-        let mut records = Vec::new();
-        while let Some((_, block)) = lines.next_block().expect("memory can be read") {
-            records.extend(block);
-        }
+        let records = read(&text);
         let time = Some(1_769_860_800_000);
         let seen: Vec<_> = records
             .iter()

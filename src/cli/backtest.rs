@@ -20,6 +20,7 @@ use crate::backtest::statement::{Shown, Statement, columns, rows};
 use crate::backtest::tally::{Reason, Tally};
 use crate::backtest::{Fold, Settings};
 use crate::config::{Config, read_catalogue};
+use crate::ingest::decode;
 
 /// Blocks of records that wait between reading and folding: reading stays ahead, and memory stays small.
 const BLOCKS_WAITING: usize = 4;
@@ -59,7 +60,8 @@ pub async fn run(args: BacktestArgs, config: &Config, output: Output) -> anyhow:
     let (input, bytes) = open(&args.file)?;
     let bar = progress_bar(bytes);
     let conditions = Arc::new(catalogue.conditions());
-    let blocks = read_ahead(Lines::new(input, config.events.max_bytes, conditions), bar.clone());
+    let lines = Lines::new(input, decode::Settings::of(&config.events), conditions);
+    let blocks = read_ahead(lines, bar.clone());
     let folded = tokio::task::block_in_place(|| fold(Fold::new(catalogue, settings), blocks));
     bar.finish_and_clear();
     let Folded { statements, tally, seconds } =

@@ -212,7 +212,8 @@ fn void(raw: Raw<'_>, settings: Settings, texts: &mut SharedTexts) -> Result<Usa
     let voided = faults.take(event.data.and_then(|Object(data)| data.check()));
     faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
     envelope.time_ms = voided.time_ms;
-    faults.take(envelope.check_early(raw.append_ms, settings.early_limit_ms));
+    let early = envelope.check_early(raw.append_ms, settings.early_limit_ms);
+    faults.take(early.map_err(|fault| Fault { detail: format!("the voided event's {}", fault.detail), ..fault }));
     faults.none()?;
     let voids = Identity::of(&voided.source, &voided.id);
     Ok(UsageEvent {
