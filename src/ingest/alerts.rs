@@ -5,6 +5,8 @@ use serde_json::value::RawValue;
 
 use super::statements::Stated;
 use super::tail::TailRecord;
+use crate::ledger::account::Balance;
+use crate::ledger::alerts::Level;
 use crate::ledger::credits::Credits;
 
 /// What happened to a balance.
@@ -99,22 +101,33 @@ impl Alert {
             data: event.data.to_owned(),
         }))
     }
+
+    /// Whether the balance that it tells of is below a level, which has the name that alerts give it.
+    pub fn is_below(&self, level: &str) -> bool {
+        let Alert { used, granted, remaining, .. } = *self;
+        let balance = Balance { granted, used, expired: Credits::ZERO, remaining, overage: Credits::ZERO };
+        // One that this program does not know may hold.
+        Level::named(level).is_none_or(|level| level.holds(&balance))
+    }
 }
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
 
-    /// A record of the alerts topic: `low acme email 80% 5/30 3`, the last being the arming number.
+    /// A record of the alerts topic: `low acme email 80% 5/30 3`, the last being the arming number. What does not remain is
+    /// used; 1.5 of what is unlimited.
     pub fn record(text: &str) -> TailRecord {
         let [edge, account, credit_type, threshold, balance, arming] = text.split(' ').collect::<Vec<_>>()[..] else {
             panic!("{text}")
         };
         let (remaining, granted) = balance.split_once('/').expect("remaining/granted");
+        let numbers = granted.parse::<f64>().ok().zip(remaining.parse::<f64>().ok());
+        let used = numbers.map_or(1.5, |(granted, remaining)| granted - remaining);
         let value = format!(
             r#"{{"specversion":"1.0","id":"{edge}/{account}/{credit_type}/{threshold}/0/{arming}","source":"meter",
             "type":"credits.{edge}.v1","subject":"{account}","datacontenttype":"application/json",
-            "data":{{"credit_type":"{credit_type}","threshold":"{threshold}","used":1.5,"granted":{granted},"remaining":{remaining},"cycle":0,"arming":{arming}}}}}"#
+            "data":{{"credit_type":"{credit_type}","threshold":"{threshold}","used":{used},"granted":{granted},"remaining":{remaining},"cycle":0,"arming":{arming}}}}}"#
         );
         TailRecord { timestamp_ms: 1_790_000_000_000, value: value.into_bytes(), ..TailRecord::default() }
     }

@@ -35,7 +35,7 @@ pub struct Alarm {
 
 impl Level {
     /// Whether a balance is below it. One to which nothing was granted is below nothing.
-    fn holds(self, balance: &Balance) -> bool {
+    pub fn holds(self, balance: &Balance) -> bool {
         let (Some(granted), Some(remaining)) = (balance.granted, balance.remaining) else { return false };
         if granted == Credits::ZERO {
             return false;
@@ -60,6 +60,11 @@ impl Level {
         }
         let least = code.strip_prefix('r')?.parse().ok()?;
         Some(Level::Threshold(Threshold::Remaining(Credits::from_thousandths(least))))
+    }
+
+    /// From the name that messages give it.
+    pub fn named(name: &str) -> Option<Level> {
+        if name == "exhausted" { Some(Level::Exhausted) } else { Threshold::parse(name).map(Level::Threshold) }
     }
 
     /// As people write it.
@@ -216,6 +221,17 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_is_known_by_the_name_that_messages_give_it() {
+        let thresholds = ["80%", "0%", "remaining 100", "remaining 0.5"].map(|text| Threshold::parse(text).unwrap());
+        for level in levels(&thresholds) {
+            assert_eq!(Level::named(&level.name()), Some(level));
+        }
+        for other in ["", "x", "p80", "101%", "remaining"] {
+            assert_eq!(Level::named(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn what_remains_lasts_at_the_rate_of_the_cycle_so_far() {

@@ -40,10 +40,11 @@ impl Default for Alarms {
 impl Alarms {
     /// Takes the next alert of its account. One that comes twice changes nothing.
     pub fn take(&mut self, alert: Alert) {
-        let key = (alert.account, alert.credit_type);
+        let key = (alert.account.clone(), alert.credit_type.clone());
         if alert.edge == Edge::Restored {
             let Some(alarm) = self.balances.get_mut(&key) else { return };
-            alarm.levels.remove(&alert.threshold);
+            // Whatever rises above a level is told of, so that one that is still here is from a state that Redis has lost.
+            alarm.levels.retain(|level| *level != alert.threshold && alert.is_below(level));
             if alarm.levels.is_empty() {
                 self.balances.remove(&key);
                 return;
@@ -103,12 +104,26 @@ mod tests {
     fn an_alarm_holds_until_every_level_is_restored() {
         let mut alerts = vec!["low a email 80% 2/10 0", "low a email 90% 1/10 0", "exhausted a email exhausted 0/10 0"];
         assert_eq!(folded(&alerts), ["exhausted a email 80%,90%,exhausted"]);
-        alerts.extend(["restored a email exhausted 1/10 0", "restored a email 90% 1/10 0"]);
+        alerts.extend(["restored a email exhausted 2/10 0", "restored a email 90% 2/10 0"]);
         assert_eq!(folded(&alerts), ["low a email 80%"]);
         alerts.extend(["restored a email 80% 9/10 0", "restored a email 80% 9/10 0", "restored b email 80% 9/10 0"]);
         assert!(folded(&alerts).is_empty());
         alerts.push("low a email 80% 2/10 1");
         assert_eq!(folded(&alerts), ["low a email 80%"]);
+    }
+
+    #[test]
+    fn what_a_lost_state_has_left_ends_with_the_next_that_is_restored() {
+        let check = |restored: &str, expected: &[&str]| {
+            // Then Redis is older, and falls through 80 % alone.
+            let lost = ["low a email 80% 2/10 0", "low a email 90% 1/10 0", "exhausted a email exhausted 0/10 0"];
+            assert_eq!(folded(&[&lost[..], &["low a email 80% 2/10 0", restored]].concat()), expected, "{restored}");
+        };
+        check("restored b email 80% 9/10 0", &["exhausted a email 80%,90%,exhausted"]);
+        check("restored a email 80% 9/10 0", &[]);
+        check("restored a email 80% 9/null 0", &[]);
+        // What holds at that balance may have fired.
+        check("restored a email 95% 1/10 0", &["low a email 80%,90%"]);
     }
 
     #[test]
