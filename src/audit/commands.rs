@@ -1,7 +1,8 @@
 //! Accounts as the log of commands and time make them: with the ledger's decisions, and sums of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use chrono_tz::Tz;
 use rustc_hash::FxHashMap;
 
 use crate::ledger::account::{AccountView, Life};
@@ -26,6 +27,36 @@ pub struct Commanded {
     pub applied: FxHashMap<i64, u64>,
     /// Commands that were taken for others, since the remembered halves are the same.
     pub collisions: u64,
+    /// The zones that it has had.
+    pub zones: Vec<Tz>,
+    pub limits: Limits,
+}
+
+/// Which credit types an account's members had limits of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Limits {
+    pub ever: bool,
+    now: BTreeSet<String>,
+    /// The number of the cycle in which limits of a type came or went last.
+    changed: BTreeMap<String, i32>,
+}
+
+impl Limits {
+    fn notice(&mut self, view: &AccountView, is_first: bool) {
+        let limits = view.config.member_limits.iter();
+        let now: BTreeSet<String> = limits.map(|limit| limit.credit_type.clone()).collect();
+        for credit_type in self.now.symmetric_difference(&now).filter(|_| !is_first) {
+            self.changed.insert(credit_type.clone(), view.cycle.number);
+        }
+        self.ever |= !now.is_empty();
+        self.now = now;
+    }
+
+    /// Whether use of a type was counted by member through all of a cycle, and since (`None`: now and then).
+    pub fn counted(&self, credit_type: &str, cycle: i32) -> Option<bool> {
+        let changed = self.changed.get(credit_type).is_some_and(|changed| *changed >= cycle);
+        (!changed).then(|| self.now.contains(credit_type))
+    }
 }
 
 impl Commanded {
@@ -55,6 +86,7 @@ impl Commanded {
                 return;
             }
             steps.iter().for_each(|step| view.take(step));
+            notice(&mut self.zones, &mut self.limits, view);
         }
     }
 
@@ -102,8 +134,19 @@ impl Commanded {
         if let Some((number, plan)) = earlier {
             self.earlier.entry(number).or_default().push((append_ms, plan));
         }
+        if let Some(view) = &view {
+            notice(&mut self.zones, &mut self.limits, view);
+        }
         self.view = view;
         Some(())
+    }
+}
+
+/// Takes note of what usage is broken down and counted by.
+fn notice(zones: &mut Vec<Tz>, limits: &mut Limits, view: &AccountView) {
+    limits.notice(view, zones.is_empty());
+    if !zones.contains(&view.config.timezone) {
+        zones.push(view.config.timezone);
     }
 }
 

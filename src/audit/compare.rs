@@ -7,6 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::fold::{Folded, Kept, unexplained};
 use super::look::FirstLook;
+use super::members::{Members, Window};
 use super::once::{Once, WAYS_MAX, Way};
 use super::point::{Point, PointError};
 use super::recorded::{DeadLetters, Decision, Denials};
@@ -38,6 +39,7 @@ pub struct Comparison<'a> {
     pub settled: &'a mut Totals,
     pub point: Option<&'a Point>,
     pub saver: Option<&'a mut Saver>,
+    pub window: Option<Window>,
     /// Records whose denials may be undone with the outbox that they are in.
     pub unpublished: FxHashSet<(i32, i64)>,
     pub report: &'a mut Report,
@@ -117,6 +119,8 @@ impl Comparison<'_> {
                 self.counters(name, folded, stored, &sums);
                 self.remembered(name, folded, stored, &sums);
                 self.marks(name, folded, stored, &sums);
+                self.member_counts(name, folded, stored, &sums);
+                self.usage_by_day(name, folded, stored, &sums);
             }
         }
     }
@@ -125,9 +129,13 @@ impl Comparison<'_> {
     /// of it.
     fn sum(&mut self, name: &str, folded: &Folded) -> (Sums, Below) {
         let generations = folded.stored.as_ref().map(|stored| stored.generations.clone()).unwrap_or_default();
-        let mut sums = Sums { generations: generations.clone(), ..Sums::default() };
+        let zones = &folded.commanded.zones;
+        let usage_from = folded.usage_from.zip(self.window).map(|(from, window)| window.first_for(from, zones));
+        let members = Members::of(&folded.commanded, usage_from);
+        let mut sums = Sums { generations: generations.clone(), members: members.clone(), ..Sums::default() };
         let mut below = Below::of(&folded.base, folded.commanded.view.as_ref());
         below.sums.generations = generations;
+        below.sums.members = members.with(std::mem::take(&mut below.sums.members.counts));
         let set = below.marks.clone();
         let first = &self.first.positions[folded.shard as usize];
         let early = |kept: &Kept| kept.offset < first.at(Partition::usage(kept.partition));
@@ -401,7 +409,7 @@ impl Comparison<'_> {
     }
 
     /// The first records of an account, in the order in which they were appended, that a rule chooses.
-    fn records_where(
+    pub(super) fn records_where(
         &mut self,
         name: &str,
         folded: &Folded,
@@ -437,7 +445,7 @@ impl Comparison<'_> {
         found.into_iter().map(|(_, named)| named).collect()
     }
 
-    fn differs(
+    pub(super) fn differs(
         &mut self,
         name: &str,
         folded: &Folded,

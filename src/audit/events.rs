@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::commands::Commanded;
 use super::compare::follow;
-use super::fold::{Folded, Kept, Kinds};
+use super::fold::{Folded, Kinds};
 use super::look::{self, FirstLook};
 use super::once::Once;
 use super::point::Base;
@@ -110,7 +110,7 @@ pub async fn of_account(
     // In the audit's order: the account with its positions, then the outbox, then the ends of the topics.
     let name: Arc<str> = account.into();
     let mut seen = Vec::new();
-    look::look(store, &first, shard, std::slice::from_ref(&name), &mut seen).await?;
+    look::look(store, &first, shard, std::slice::from_ref(&name), None, &mut seen).await?;
     let seen = seen.pop().expect("a look tells of each account");
     let names = Names {
         source: config.redis.prefix.clone(),
@@ -137,6 +137,7 @@ pub async fn of_account(
             shard,
             positions: seen.positions,
             floor_ms: seen.floor_ms,
+            usage_from: None,
             stored: Some(seen.stored),
             commanded: Commanded::default(),
             attempts: Vec::new(),
@@ -322,14 +323,8 @@ impl Teller<'_> {
             _ if decoded.offset >= self.folded.positions.at(decoded.partition) => Ended::Pending,
             (None, None) => Ended::Unexplained,
             (None, Some(event)) => {
-                self.folded.attempts.push(Kept {
-                    identity: event.identity,
-                    append_ms: decoded.append_ms,
-                    time_ms: event.time_ms,
-                    offset: decoded.offset,
-                    partition: decoded.partition.index,
-                    kind: self.kinds.of(event),
-                });
+                let place = (decoded.partition.index, decoded.offset);
+                self.folded.attempts.push(self.kinds.keep(event, place, decoded.append_ms));
                 if let Some(once) = event.once {
                     self.folded.once.insert((decoded.partition.index, decoded.offset), once);
                 }
@@ -454,6 +449,7 @@ fn decided(resolver: &Resolver<'_>, attempt: &Priced, ended: resolve::Ended, cer
 
 #[cfg(test)]
 mod tests {
+    use super::super::fold::Kept;
     use super::*;
     use crate::ledger::event::Days;
 
@@ -465,10 +461,10 @@ mod tests {
             panic!("{text}")
         };
         let identity = Identity::of("s", "e");
-        let kept = Kept { identity, append_ms, time_ms: 0, offset, partition: partition as i32, kind: 0 };
+        let kept = Kept { identity, append_ms, time_ms: 0, offset, partition: partition as i32, kind: 0, user: 0 };
         let attempt = Priced { kept, class: 0, days: Days::of(0, 0), early: true, decision: None };
         let outcome = if charged > 0 { Outcome::Charged } else { Outcome::Duplicate };
-        (attempt, resolve::Ended { outcome, charged: Credits::whole(charged) })
+        (attempt, resolve::Ended { outcome, charged: Credits::whole(charged), takes_back: None })
     }
 
     #[test]

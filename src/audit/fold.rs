@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chrono::NaiveDate;
 use rustc_hash::FxHashMap;
 
 use super::commands::Commanded;
@@ -46,6 +47,8 @@ pub struct Folded {
     pub shard: u32,
     pub positions: Arc<Positions>,
     pub floor_ms: i64,
+    /// The first day whose usage the shard must still have; `None`: usage by day is not compared.
+    pub usage_from: Option<NaiveDate>,
     /// `None`: no due set names it, so that nobody has looked at it.
     pub stored: Option<LookedAccount>,
     pub commanded: Commanded,
@@ -64,6 +67,7 @@ impl Folded {
             shard,
             positions,
             floor_ms,
+            usage_from: None,
             stored: None,
             commanded: Commanded::default(),
             attempts: Vec::new(),
@@ -99,17 +103,28 @@ pub struct Kept {
     pub offset: i64,
     pub partition: i32,
     pub kind: u32,
+    /// Its member's place in [`Kinds::users`].
+    pub user: u32,
+}
+
+impl Kept {
+    pub fn dated_ms(&self) -> i64 {
+        self.time_ms.min(self.append_ms)
+    }
 }
 
 /// Action, quantity, outcome, the further fields that prices depend on, whether it can be charged once, and is a void.
 type Kind = (Arc<str>, u64, Option<Arc<str>>, Box<[(Field, Arc<str>)]>, bool, bool);
 
-/// What events ask for, apart from when and for whom: many ask for the same.
+/// What events ask for, apart from when and for whom: many ask for the same. And the members that they name.
 #[derive(Debug, Default)]
 pub struct Kinds {
     index: FxHashMap<Kind, u32>,
     /// An event of each kind.
     pub examples: Vec<UsageEvent>,
+    user_index: FxHashMap<Arc<str>, u32>,
+    /// `""`: the event names none.
+    pub users: Vec<Arc<str>>,
 }
 
 impl Kinds {
@@ -121,15 +136,29 @@ impl Kinds {
             u32::try_from(self.examples.len() - 1).expect("memory ends earlier")
         })
     }
+
+    pub fn user_of(&mut self, event: &UsageEvent) -> u32 {
+        let user = event.user.clone().unwrap_or_default();
+        *self.user_index.entry(user).or_insert_with_key(|user| {
+            self.users.push(user.clone());
+            u32::try_from(self.users.len() - 1).expect("memory ends earlier")
+        })
+    }
+
+    /// What is kept of an event.
+    pub fn keep(&mut self, event: &UsageEvent, (partition, offset): (i32, i64), append_ms: i64) -> Kept {
+        let (kind, user) = (self.of(event), self.user_of(event));
+        Kept { identity: event.identity, append_ms, time_ms: event.time_ms, offset, partition, kind, user }
+    }
 }
 
 impl<'a> Fold<'a> {
     /// Begins with the accounts that were looked at.
     pub fn see(&mut self, seen: Vec<Seen>) {
-        for Seen { account, positions, floor_ms, stored } in seen {
+        for Seen { account, positions, floor_ms, usage_from, stored } in seen {
             let shard = self.shard_of(&account);
             let stored = Some(stored);
-            let folded = Folded { stored, ..Folded::new(shard, positions, floor_ms) };
+            let folded = Folded { usage_from, stored, ..Folded::new(shard, positions, floor_ms) };
             self.accounts.insert(account, folded);
         }
     }
@@ -143,14 +172,7 @@ impl<'a> Fold<'a> {
         folded.base = Base::of(saved);
         for record in &saved.records {
             let event = record.event()?;
-            let kept = Kept {
-                identity: event.identity,
-                append_ms: record.append_ms,
-                time_ms: event.time_ms,
-                offset: record.offset,
-                partition: record.partition,
-                kind: self.kinds.of(&event),
-            };
+            let kept = self.kinds.keep(&event, (record.partition, record.offset), record.append_ms);
             folded.attempt(kept, &event);
         }
         Some(())
@@ -202,18 +224,11 @@ impl<'a> Fold<'a> {
         if self.dead.take(record.partition, record.offset) {
             return self.count_dead(record, self.shard_of(&event.account));
         }
-        let (kind, point) = (self.kinds.of(event), self.point);
-        let first = self.first;
+        let (partition, offset) = (record.partition, record.offset);
+        let kept = self.kinds.keep(event, (partition.index, offset), record.append_ms);
+        let (first, point) = (self.first, self.point);
         let Some(account) = self.account(&event.account, record) else { return };
-        let (partition, offset, shard) = (record.partition, record.offset, account.shard);
-        let kept = Kept {
-            identity: event.identity,
-            append_ms: record.append_ms,
-            time_ms: event.time_ms,
-            offset,
-            partition: partition.index,
-            kind,
-        };
+        let shard = account.shard;
         account.attempt(kept, event);
         let tolerance_ms = first.shards[shard as usize].restamp_tolerance_ms;
         let judges = |point: &&Point| point.judges(shard, partition, offset, event.time_ms, tolerance_ms);

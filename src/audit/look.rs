@@ -3,16 +3,21 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use chrono::NaiveDate;
+
 use super::AuditError;
+use super::members::Window;
 use super::slices::Slice;
+use crate::ledger::account::Life;
 use crate::ledger::call::{Input, Partition};
 use crate::store::look::{Asked, LookedAccount};
+use crate::store::stored::parse_view;
 use crate::store::{RedisStore, Root, ShardState};
 
 /// Accounts of one look. A script that reads so many keeps Redis for a few milliseconds.
 const LOOK_ACCOUNTS: usize = 200;
-/// Sets whose size one look asks for, unless a single account has more: a busy day has thousands.
-const LOOK_SETS: usize = 5_000;
+/// Keys that one look asks for, unless a single account has more: a busy day has thousands of sets.
+const LOOK_KEYS: usize = 5_000;
 /// Looks at an account whose days change between being asked for and being read. They change about once a day.
 const LOOKS_MAX: usize = 20;
 
@@ -91,6 +96,8 @@ pub struct Seen {
     pub positions: Arc<Positions>,
     /// Days below it may be forgotten.
     pub floor_ms: i64,
+    /// The first day whose usage is kept, whole; `None`: usage by day is not looked at.
+    pub usage_from: Option<NaiveDate>,
     pub stored: LookedAccount,
 }
 
@@ -126,12 +133,17 @@ impl FirstLook {
 }
 
 /// Looks at all accounts of a slice that the due sets name.
-pub async fn accounts(store: &RedisStore, first: &FirstLook, slice: Slice) -> Result<Vec<Seen>, AuditError> {
+pub async fn accounts(
+    store: &RedisStore,
+    first: &FirstLook,
+    slice: Slice,
+    window: Option<Window>,
+) -> Result<Vec<Seen>, AuditError> {
     let mut all = Vec::new();
     for shard in 0..store.keys().shards() {
         let names = due(store, shard, slice).await?;
         for chunk in names.chunks(LOOK_ACCOUNTS) {
-            look(store, first, shard, chunk, &mut all).await?;
+            look(store, first, shard, chunk, window, &mut all).await?;
         }
     }
     Ok(all)
@@ -155,14 +167,10 @@ pub async fn look(
     first: &FirstLook,
     shard: u32,
     names: &[Arc<str>],
+    window: Option<Window>,
     all: &mut Vec<Seen>,
 ) -> Result<(), AuditError> {
-    let asked = |account: &Arc<str>, stored: &LookedAccount| Asked {
-        account: account.clone(),
-        days: stored.days().to_owned(),
-        once: stored.once().to_owned(),
-    };
-    let mut waiting: Vec<Asked> = names.iter().map(|account| asked(account, &LookedAccount::default())).collect();
+    let mut waiting: Vec<Asked> = names.iter().map(|account| Asked::account(account)).collect();
     for _ in 0..LOOKS_MAX {
         let mut changed = Vec::new();
         for part in parts(&waiting)? {
@@ -172,13 +180,15 @@ pub async fn look(
                 return Err(AuditError::WentBack { shard });
             }
             let floor_ms = looked.shard.floor_ms;
+            let usage_from = window.map(|window| window.first(&looked.shard));
             for (asked_for, stored) in part.iter().zip(looked.accounts) {
-                // Which sets to ask for stands in the account itself: an answer counts if it says the same.
-                if stored.days() != asked_for.days || stored.once() != asked_for.once {
-                    changed.push(asked(&asked_for.account, &stored));
+                // What to ask for stands in the account itself: an answer counts if it says the same.
+                let asks = asks(&asked_for.account, &stored, &looked.shard, window);
+                if asks != *asked_for {
+                    changed.push(asks);
                 } else {
                     let (account, positions) = (asked_for.account.clone(), positions.clone());
-                    all.push(Seen { account, positions, floor_ms, stored });
+                    all.push(Seen { account, positions, floor_ms, usage_from, stored });
                 }
             }
         }
@@ -190,17 +200,28 @@ pub async fn look(
     Err(AuditError::Restless { account: waiting[0].account.to_string() })
 }
 
-/// Parts of a question that ask for few sets each.
+/// What belongs to an account, by what its hash says.
+fn asks(account: &Arc<str>, stored: &LookedAccount, shard: &ShardState, window: Option<Window>) -> Asked {
+    let (days, once) = (stored.days().to_owned(), stored.once().to_owned());
+    // One that cannot be read is told of when it is compared.
+    let view = parse_view(&stored.fields).ok();
+    let open = view.as_ref().filter(|view| view.life != Life::Closed).map(|view| view.cycle.number);
+    let closed = view.iter().flat_map(|view| view.closed.keys().copied());
+    let usage = window.zip(view.as_ref()).and_then(|(window, view)| window.days(shard, view.since_ms));
+    Asked { account: account.clone(), days, once, cycles: closed.chain(open).collect(), usage }
+}
+
+/// Parts of a question that ask for few keys each.
 fn parts(asked: &[Asked]) -> Result<Vec<&[Asked]>, AuditError> {
     let mut parts = Vec::new();
-    let (mut start, mut sets) = (0, 0);
+    let (mut start, mut keys) = (0, 0);
     for (index, each) in asked.iter().enumerate() {
-        let own = each.sets()?;
-        if index > start && sets + own > LOOK_SETS {
+        let own = each.keys()?;
+        if index > start && keys + own > LOOK_KEYS {
             parts.push(&asked[start..index]);
-            (start, sets) = (index, 0);
+            (start, keys) = (index, 0);
         }
-        sets += own;
+        keys += own;
     }
     parts.push(&asked[start..]);
     Ok(parts)
@@ -211,8 +232,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_asks_for_few_sets() {
-        let asked = |days: &str| Asked { account: "acme".into(), days: days.to_owned(), once: " 3:2".to_owned() };
+    fn a_look_asks_for_few_keys() {
+        let asked = |days: &str| Asked { days: days.to_owned(), once: " 3:2".to_owned(), ..Asked::account("acme") };
         let all =
             [asked(""), asked(" 7:1 8:1"), asked(" 7:1,4096 8:4096"), asked(" 8:4090"), asked(" 8:900"), asked(" 8:7")];
         let sizes: Vec<usize> = parts(&all).unwrap().into_iter().map(<[Asked]>::len).collect();

@@ -14,6 +14,8 @@ pub mod events;
 mod fold;
 /// Redis, with positions.
 mod look;
+/// Usage by day and member.
+mod members;
 /// What is charged once.
 mod once;
 /// What an audit goes on from.
@@ -37,6 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use chrono::NaiveDate;
 use rustc_hash::FxHashMap;
 
 use crate::config::Config;
@@ -52,6 +55,7 @@ use crate::store::{RedisStore, Root, StoreError};
 use compare::Comparison;
 use fold::{Fold, Kinds};
 use look::{FirstLook, Positions};
+use members::Window;
 use point::{Point, PointError, SavedAccount, SavedTail};
 use recorded::{DeadLetters, Denials, Heard, Names, Reached, Tail};
 use report::{Report, Topics};
@@ -97,6 +101,8 @@ pub struct Options {
     pub from: Option<PathBuf>,
     /// Where to save a point, if there is no difference.
     pub save: Option<PathBuf>,
+    /// The first day whose usage by member is compared, in each account's zone.
+    pub usage_from: Option<NaiveDate>,
 }
 
 /// Told how many records are read, and how many there are to read.
@@ -142,6 +148,7 @@ pub async fn run(
         dead_letters: point.as_ref().map(|point| Decisions::from_saved(&point.end.dead_letters)).unwrap_or_default(),
         totals: Totals::new(shards),
         settled: point.as_ref().map_or_else(|| Totals::new(shards), |point| point.totals.clone()),
+        window: Window::of(&config.usage, options.usage_from, point.as_ref()),
         point,
         saver: None,
         report,
@@ -153,7 +160,8 @@ pub async fn run(
     audit.check_log().await?;
     if let Some(path) = &options.save {
         let cut = audit.cut()?;
-        audit.saver = Some(Saver::create(path, root, &catalogue.id, &audit.first, cut)?);
+        let format = audit.point.as_ref().map_or(point::FORMAT, |point| point.header.format);
+        audit.saver = Some(Saver::create(path, root, &catalogue.id, &audit.first, cut, format)?);
     }
     audit.begin_decisions().await?;
     let slices = audit.slices(options).await?;
@@ -187,6 +195,8 @@ struct Audit<'a> {
     settled: Totals,
     point: Option<Point>,
     saver: Option<Saver>,
+    /// The usage by day that is compared; `None`: the meter does not keep it.
+    window: Option<Window>,
     report: Report,
     watch: &'a mut dyn Watch,
     read: u64,
@@ -321,7 +331,7 @@ impl Audit<'_> {
         // The order makes it consistent. Each account is looked at together with its positions. A denial below them
         // leaves its outbox only once it is published: so the outboxes are read next. What is not there any more, and
         // the dead letters, are in their topics by then: so the topics' ends are asked for last.
-        let seen = look::accounts(self.store, &self.first, slice).await?;
+        let seen = look::accounts(self.store, &self.first, slice, self.window).await?;
         let saved = self.saved(slice)?;
         let mut denials = self.denials(&saved)?;
         for shard in 0..self.root.shards {
@@ -465,6 +475,7 @@ impl Audit<'_> {
             settled: &mut self.settled,
             point: self.point.as_ref(),
             saver: self.saver.as_mut(),
+            window: self.window,
             report: &mut self.report,
         }
         .slice(slice, accounts)?;

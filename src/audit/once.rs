@@ -13,7 +13,6 @@ use super::recorded::Decision;
 use super::resolve::{Ended, Priced, Reading, Resolver};
 use super::voids;
 use crate::ledger::call::Partition;
-use crate::ledger::credits::Credits;
 use crate::ledger::event::Identity;
 use crate::ledger::outcome::Outcome;
 
@@ -148,7 +147,7 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Ve
                 let mut way = way.clone();
                 way.ended.extend(attempts.iter().zip(0..).map(|(attempt, index)| {
                     let free = attempt.decision.is_none() && first != Some(index);
-                    let free = free.then_some(Ended { outcome: Outcome::Free, charged: Credits::ZERO });
+                    let free = free.then_some(Ended::FREE);
                     (*attempt, free.unwrap_or_else(|| resolver.ended(attempt, Some(attempt.class))))
                 }));
                 way.set.extend((!was_set).then_some(*mark));

@@ -23,13 +23,13 @@ use super::totals::{SavedTotals, Totals};
 use crate::ledger::call::Partition;
 use crate::ledger::catalogue::{CatalogueId, Field};
 use crate::ledger::credits::Credits;
-use crate::ledger::event::{Days, Identity, UsageEvent};
+use crate::ledger::event::{DAY_MS, Days, Identity, UsageEvent};
 use crate::ledger::time::forgettable;
 use crate::store::Root;
 use crate::store::stored::parse_view;
 
-/// The layout of a saved point.
-pub const FORMAT: u32 = 1;
+/// The layout of a saved point. Those of format 1, and those that go on from one, do not have what members had charged.
+pub const FORMAT: u32 = 2;
 
 const ANOTHER: &str = "audit from another saved point, or without --from";
 
@@ -178,6 +178,9 @@ pub struct SavedAccount {
     /// What was charged once, by cycle.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub marks: Vec<(i32, i64, u64)>,
+    /// If members have had limits: cycle, credit type, member, and the least and the most that was charged, in thousandths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<(i32, String, String, i64, i64)>,
     /// The last cycle whose sums are not here any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forgotten: Option<i32>,
@@ -201,6 +204,8 @@ pub struct SavedRecord {
     pub quantity: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<(String, String)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,7 +239,7 @@ impl SavedRecord {
             action: self.action.as_str().into(),
             quantity: self.quantity,
             outcome: self.outcome.as_deref().map(Arc::from),
-            user: None,
+            user: self.user.as_deref().map(Arc::from),
             fields: self.fields.iter().map(field).collect::<Option<_>>()?,
             once: self.once.map(identity),
             voids: self.voids.map(identity),
@@ -263,6 +268,8 @@ impl SavedRecord {
 pub struct Base {
     /// By cycle and credit type.
     pub charged: BTreeMap<(i32, String), Between<Credits>>,
+    /// By cycle, credit type and member.
+    pub members: BTreeMap<(i32, String, Arc<str>), Between<Credits>>,
     pub marks: BTreeSet<(i32, Identity)>,
     pub forgotten: Option<i32>,
     pub waiting: Vec<i32>,
@@ -270,18 +277,30 @@ pub struct Base {
 
 impl Base {
     pub fn of(saved: &SavedAccount) -> Base {
-        let charged = saved.charged.iter().map(|(cycle, credit_type, min, max)| {
-            let amount = |thousandths: i64| Credits::from_thousandths(thousandths);
-            ((*cycle, credit_type.clone()), Between { min: amount(*min), max: amount(*max) })
+        let between = |min: i64, max: i64| {
+            let amount = Credits::from_thousandths;
+            Between { min: amount(min), max: amount(max) }
+        };
+        let charged = saved.charged.iter();
+        let charged =
+            charged.map(|(cycle, credit_type, min, max)| ((*cycle, credit_type.clone()), between(*min, *max)));
+        let members = saved.members.iter().map(|(cycle, credit_type, user, min, max)| {
+            ((*cycle, credit_type.clone(), user.as_str().into()), between(*min, *max))
         });
         let mark = |(cycle, member, other): &(i32, i64, u64)| (*cycle, Identity { member: *member, other: *other });
         Base {
             charged: charged.collect(),
+            members: members.collect(),
             marks: saved.marks.iter().map(mark).collect(),
             forgotten: saved.forgotten,
             waiting: saved.waiting.clone(),
         }
     }
+}
+
+/// The first UTC day whose identities are remembered.
+pub fn day_of_floor(floor_ms: i64, restamp_tolerance_ms: i64) -> i64 {
+    (floor_ms - restamp_tolerance_ms).div_euclid(DAY_MS)
 }
 
 /// A point that was saved, whole and of this state.
@@ -295,6 +314,17 @@ pub struct Point {
 }
 
 impl Point {
+    /// What lies below the cut is dated before it.
+    pub fn begins_ms(&self) -> i64 {
+        let days = self.header.shards.iter().map(|shard| day_of_floor(shard.floor_ms, shard.restamp_tolerance_ms));
+        (days.min().unwrap_or(0) * DAY_MS).max(0)
+    }
+
+    /// Whether it has what members had charged.
+    pub fn counts_members(&self) -> bool {
+        self.header.format >= 2
+    }
+
     /// Reads it through once, and checks all but whether it is of this state.
     pub fn open(path: &Path) -> Result<Point, PointError> {
         let io = |error| PointError::Io { path: path.to_owned(), error };

@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use chrono::DateTime;
 use proptest::prelude::*;
 
-use super::tests::{CATALOGUE, NOON_MS, config, put};
+use super::point::FORMAT;
+use super::tests::{CATALOGUE, NOON_MS, put_config};
 use super::*;
-use crate::ledger::account::AccountView;
+use crate::ledger::account::{AccountConfig, AccountView};
+use crate::ledger::credits::Credits;
 use crate::ledger::event::{DAY_MS, Identity, UsageEvent};
+use crate::ledger::members::{MemberCounts, limits_from};
 use crate::ledger::outcome::Outcome;
 use crate::ledger::steps::{MeterTime, steps_until};
 use crate::pipeline::record::{Body, Record};
 use crate::store::ShardState;
-use crate::store::look::LookedAccount;
+use crate::store::look::{LookedAccount, StoredDay};
 
 const TOLERANCE_MS: i64 = 600_000;
 /// 2026-11-30T12:00:00Z: in the cycle before, and forgotten when the point is saved.
@@ -52,8 +56,8 @@ struct Again {
     refused: Vec<Place>,
 }
 
-/// What an event took, and the mark that it has set.
-type Charge = (i64, Option<Identity>);
+/// What an event took, the mark that it has set, and its member.
+type Charge = (i64, Option<Identity>, Arc<str>);
 
 /// What happened, one record after the other, by the rules of the ledger.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +65,10 @@ struct Truth {
     /// By cycle, in credits.
     charged: [i64; 2],
     marks: BTreeSet<(i32, Identity)>,
+    /// By cycle and member, in credits.
+    counts: BTreeMap<(i32, Arc<str>), i64>,
+    /// By day, member and action: charged, thousandths, denied, free.
+    used: BTreeMap<(i64, Arc<str>, Arc<str>), [i64; 4]>,
     seen: BTreeSet<(i64, Identity)>,
     /// Charges by event, with the mark that each has set; `None`: its void waits.
     kept: BTreeMap<(i64, Identity), Option<Charge>>,
@@ -76,6 +84,32 @@ impl Truth {
     fn take(&mut self, log: &Log, place: Place) {
         let outcome = if log.dead.contains(&place) { Outcome::DeadLettered } else { self.decide(log, place) };
         *self.totals.entry((place.0, outcome)).or_default() += 1;
+        let event = &log.usage[place.0][place.1];
+        let user = event.user.clone().unwrap();
+        match outcome {
+            Outcome::Charged => self.uses(event, user, cost(event), [1, cost(event) * 1000, 0, 0]),
+            Outcome::Denied => self.uses(event, user, 0, [0, 0, 1, 0]),
+            Outcome::Free => self.uses(event, user, 0, [0, 0, 0, 1]),
+            _ => {}
+        }
+    }
+
+    fn uses(&mut self, event: &UsageEvent, user: Arc<str>, credits: i64, numbers: [i64; 4]) {
+        *self.counts.entry((i32::from(event.time_ms > OLD_MS), user.clone())).or_default() += credits;
+        let used = self.used.entry((event.time_ms / DAY_MS, user, event.action.clone())).or_default();
+        used.iter_mut().zip(numbers).for_each(|(own, number)| *own += number);
+    }
+
+    fn counted(&self, cycle: i32, off: i64) -> MemberCounts {
+        let of_cycle = self.counts.iter().filter(|((own, _), _)| *own == cycle);
+        of_cycle.map(|((_, user), used)| (("email".to_owned(), user.clone()), Credits::whole(used + off))).collect()
+    }
+
+    fn stored_days(&self, off: i64) -> Vec<StoredDay> {
+        let day = |day: i64| DateTime::from_timestamp_millis(day * DAY_MS).unwrap().date_naive();
+        let each = self.used.iter().filter(|(_, numbers)| **numbers != [0; 4] || off > 0);
+        each.map(|((own, user, action), numbers)| StoredDay::of(day(*own), &[(user, action, numbers.map(|n| n + off))]))
+            .collect()
     }
 
     fn decide(&mut self, log: &Log, place: Place) -> Outcome {
@@ -97,8 +131,9 @@ impl Truth {
             match self.kept.remove(&(day, voided)) {
                 None => drop(self.kept.insert((day, voided), None)),
                 Some(None) => drop(self.kept.insert((day, voided), None)),
-                Some(Some((cost, set))) => {
+                Some(Some((cost, set, user))) => {
                     self.charged[cycle as usize] -= cost;
+                    self.uses(event, user, -cost, [-1, -cost * 1000, 0, 0]);
                     mark.filter(|(_, own)| set == Some(*own)).map(|mark| self.marks.remove(&mark));
                 }
             }
@@ -118,7 +153,7 @@ impl Truth {
         }
         self.charged[cycle as usize] += cost(event);
         mark.map(|mark| self.marks.insert(mark));
-        self.kept.insert((day, event.identity), Some((cost(event), event.once)));
+        self.kept.insert((day, event.identity), Some((cost(event), event.once, event.user.clone().unwrap())));
         Outcome::Charged
     }
 }
@@ -127,7 +162,7 @@ fn cost(event: &UsageEvent) -> i64 {
     event.quantity as i64 * if *event.action == *"phone" { 2 } else { 1 }
 }
 
-fn usage(action: &str, id: u8, time_ms: i64, quantity: u64, void: bool) -> UsageEvent {
+fn usage(action: &str, id: u8, user: &str, time_ms: i64, quantity: u64, void: bool) -> UsageEvent {
     let own = Identity::of("s", &format!("{action}{id}"));
     UsageEvent {
         account: "acme".into(),
@@ -138,7 +173,7 @@ fn usage(action: &str, id: u8, time_ms: i64, quantity: u64, void: bool) -> Usage
         action: action.into(),
         quantity,
         outcome: None,
-        user: None,
+        user: Some(user.into()),
         fields: Box::default(),
         // Ids 0 and 1 are for one contact, and so on.
         once: (action == "phone").then(|| Identity::of("phone", &format!("{}", id / 2))),
@@ -150,8 +185,9 @@ fn usage(action: &str, id: u8, time_ms: i64, quantity: u64, void: bool) -> Usage
 fn log() -> impl Strategy<Value = Log> {
     let event = |times: &[i64]| {
         let action = prop::sample::select(vec!["reveal", "phone", "phone"]);
-        (action, 0u8..4, prop::sample::select(times.to_vec()), 1u64..3, prop::bool::weighted(0.2))
-            .prop_map(|(action, id, time_ms, quantity, void)| usage(action, id, time_ms, quantity, void))
+        let user = prop::sample::select(vec!["", "u-1"]);
+        (action, 0u8..4, user, prop::sample::select(times.to_vec()), 1u64..3, prop::bool::weighted(0.2))
+            .prop_map(|(action, id, user, time_ms, quantity, void)| usage(action, id, user, time_ms, quantity, void))
     };
     let before = move || prop::collection::vec(event(&[OLD_MS, LATER_MS, LATER_MS, NEW_MS]), 0..5);
     let after = move || prop::collection::vec(event(&[NEW_MS]), 0..4);
@@ -234,7 +270,7 @@ impl Log {
         let mut point = from.map(|path| Point::open(path).unwrap());
         point.iter().for_each(|point| point.check(&root, &catalogue.id, &first).unwrap());
         let mut saver = save.map(|path| {
-            Saver::create(path, &root, &catalogue.id, &first, Positions::of_usage(usage(self.cut))).unwrap()
+            Saver::create(path, &root, &catalogue.id, &first, Positions::of_usage(usage(self.cut)), FORMAT).unwrap()
         });
         let slice = Slice { number: 0, of: 1 };
         let saved = point.as_mut().map(|point| point.accounts(slice).unwrap()).unwrap_or_default();
@@ -288,9 +324,12 @@ impl Log {
             fault: None,
         };
         let (positions, stored) = (first.positions[0].clone().into(), account(&catalogue, &truth, off));
-        fold.see(vec![look::Seen { account: "acme".into(), positions, floor_ms: FLOOR_MS, stored }]);
+        let begins_ms = point.as_ref().map_or(0, Point::begins_ms);
+        let window = Window { keep_ms: 400 * DAY_MS, from: None, begins_ms };
+        let usage_from = Some(window.first(&first.shards[0]));
+        fold.see(vec![look::Seen { account: "acme".into(), positions, floor_ms: FLOOR_MS, usage_from, stored }]);
         saved.iter().for_each(|account| fold.restore(account).unwrap());
-        fold.record(put());
+        fold.record(put_config(0, config()));
         let read_from = if from.is_some() { self.cut } else { [0, 0] };
         for index in 0..2 {
             for offset in read_from[index]..applied[index] {
@@ -317,6 +356,7 @@ impl Log {
             settled: &mut settled,
             point: point.as_ref(),
             saver: saver.as_mut(),
+            window: Some(window),
             report: &mut report,
         }
         .slice(slice, accounts)
@@ -342,6 +382,11 @@ impl Truth {
         }
         totals
     }
+}
+
+/// Members have limits, so that what they use is counted.
+fn config() -> AccountConfig {
+    AccountConfig { member_limits: limits_from("email 1000000").unwrap(), ..tests::config() }
 }
 
 /// Acme as Redis holds it, or with all figures off.
@@ -375,6 +420,8 @@ fn account(catalogue: &Catalogue, truth: &Truth, off: u64) -> LookedAccount {
         remembered: days.map(|day| (day, remembered(day))).into(),
         generations: BTreeMap::new(),
         marks: (0..=i32::from(renewed)).map(|cycle| (cycle, marks(cycle))).collect(),
+        members: (0..=i32::from(renewed)).map(|cycle| (cycle, truth.counted(cycle, off as i64))).collect(),
+        usage: truth.stored_days(off as i64),
     }
 }
 
@@ -384,7 +431,14 @@ fn told(report: &Report) -> BTreeMap<&str, (f64, f64)> {
         let (min, max) = text.split_once(" to ").unwrap_or((text, text));
         (min.parse().unwrap(), max.parse().unwrap())
     };
-    report.differences.iter().map(|each| (&*each.what, bounds(&each.expected))).collect()
+    let amounts = report.differences.iter().filter(|each| !each.what.starts_with("usage on "));
+    amounts.map(|each| (&*each.what, bounds(&each.expected))).collect()
+}
+
+/// What is told of usage on a day that no point stands for.
+fn told_of_new_usage(report: &Report) -> Vec<&str> {
+    let differences = report.differences.iter().map(|each| &*each.what);
+    differences.filter(|what| what.starts_with("usage on 2026-12-04")).collect()
 }
 
 proptest! {
@@ -403,6 +457,7 @@ proptest! {
         prop_assert_eq!(rest.differences, vec![]);
 
         let (whole, rest) = (log.audit(log.ends(), 777, None, None), log.audit(log.ends(), 777, Some(&path), None));
+        prop_assert_eq!(told_of_new_usage(&rest), told_of_new_usage(&whole));
         let rest = told(&rest);
         for (what, (min, max)) in told(&whole) {
             // Sums over partitions are told of only where it is open which of them something belongs to.
@@ -417,13 +472,13 @@ proptest! {
 /// A point with something of everything, and where it is.
 fn saved() -> (tempfile::TempDir, std::path::PathBuf) {
     let events = vec![
-        usage("phone", 0, OLD_MS, 1, false),
-        usage("reveal", 1, OLD_MS, 2, false),
-        usage("reveal", 2, OLD_MS, 1, false),
-        usage("reveal", 2, NEW_MS, 1, false),
+        usage("phone", 0, "u-1", OLD_MS, 1, false),
+        usage("reveal", 1, "", OLD_MS, 2, false),
+        usage("reveal", 2, "", OLD_MS, 1, false),
+        usage("reveal", 2, "u-1", NEW_MS, 1, false),
     ];
     let log = Log {
-        usage: [events, vec![usage("reveal", 1, OLD_MS, 2, false)]],
+        usage: [events, vec![usage("reveal", 1, "", OLD_MS, 2, false)]],
         refused: vec![(0, 2)],
         dead: Vec::new(),
         cut: [3, 1],
@@ -447,6 +502,8 @@ fn a_point_is_read_as_it_was_written_and_only_whole() {
     // The attempts at one event are settled, the other one hangs together with one that lies above the cut.
     assert_eq!(acme.charged, [(0, "email".to_owned(), 4_000, 4_000)]);
     assert_eq!(acme.marks.len(), 1);
+    let counted = |user: &str| (0, "email".to_owned(), user.to_owned(), 2_000, 2_000);
+    assert_eq!(acme.members, [counted(""), counted("u-1")]);
     let [kept] = acme.records.as_slice() else { panic!("{acme:?}") };
     assert_eq!((kept.offset, kept.denied.as_ref().map(|denied| &*denied.reason)), (2, Some("insufficient_credits")));
     assert_eq!((point.end.accounts, point.end.kept), (1, 2));
@@ -497,10 +554,10 @@ fn a_point_of_another_state_is_refused_with_what_to_do() {
     check(&Root { shards: 2, ..root.clone() }, id(1), at([4, 1]), "from 1 shards, the state has 2: audit");
     check(&root, id(0), at([4, 1]), "priced by catalogue version 1");
     check(&root, id(1), at([2, 1]), "counts usage:0 up to offset 3, shard 0 is at 2: redis holds an older state");
-    let newer = std::fs::read_to_string(&path).unwrap().replace("audit_point\":1", "audit_point\":2");
+    let newer = std::fs::read_to_string(&path).unwrap().replace("audit_point\":2", "audit_point\":3");
     std::fs::write(&path, newer).unwrap();
     let told = Point::open(&path).err().unwrap().to_string();
-    assert!(told.contains("format 2, this program knows up to 1: use a newer one"), "{told}");
+    assert!(told.contains("format 3, this program knows up to 2: use a newer one"), "{told}");
 }
 
 #[test]

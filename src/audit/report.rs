@@ -28,6 +28,8 @@ pub struct Report {
     pub ambiguous: u64,
     /// Events that were taken for others: of the two halves of their identity only the remembered one is the same.
     pub collisions: u64,
+    /// Days of accounts on which there was usage, compared by member and action; 0: `usage.breakdown` is off.
+    pub usage_days: u64,
     /// Usage records that were read of the log, over all passes.
     pub records_read: u64,
     /// Usage records that the point stands for that was saved; `None`: none was.

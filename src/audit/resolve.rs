@@ -6,6 +6,7 @@ use rustc_hash::FxHashMap;
 
 use super::attempts::{Attempt, Telling, readings};
 use super::fold::{Folded, Kept, Kinds};
+use super::members::Members;
 use super::once::{WAYS_MAX, Way};
 use super::recorded::{Decision, Denials, Told};
 use crate::ledger::account::AccountView;
@@ -61,6 +62,23 @@ pub struct Resolver<'a> {
 pub struct Ended {
     pub outcome: Outcome,
     pub charged: Credits,
+    /// Of a void: what it took the charge back from.
+    pub takes_back: Option<Back>,
+}
+
+/// An event whose charge a void took back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Back {
+    pub dated_ms: i64,
+    pub user: u32,
+    /// The cycle by the void's own time (`None`: the open one): where it takes from members' counts.
+    pub cycle: Option<i32>,
+}
+
+impl Ended {
+    pub const FREE: Ended = Ended { outcome: Outcome::Free, charged: Credits::ZERO, takes_back: None };
+    /// Of a void that found nothing to take back, and of an event whose void came first.
+    pub const VOIDED: Ended = Ended { outcome: Outcome::Voided, ..Ended::FREE };
 }
 
 impl<'a> Resolver<'a> {
@@ -160,7 +178,7 @@ impl<'a> Resolver<'a> {
     ) -> Result<(), DeadReason> {
         classes.clear();
         let view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
-        let dated_ms = kept.time_ms.min(kept.append_ms);
+        let dated_ms = kept.dated_ms();
         let cycle = terms_at(view, dated_ms).map(|(_, cycle)| cycle);
         let number = cycle.map(|cycle| cycle.unwrap_or(view.cycle.number));
         let earlier = number.ok().and_then(|number| folded.commanded.earlier.get(&number));
@@ -203,7 +221,7 @@ impl<'a> Resolver<'a> {
     /// How an attempt ended that was decided by a class; without one it is a duplicate.
     pub fn ended(&self, attempt: &Priced, decided: Option<u32>) -> Ended {
         let Some(class) = decided.map(|class| &self.classes[class as usize]) else {
-            return Ended { outcome: Outcome::Duplicate, charged: Credits::ZERO };
+            return Ended { outcome: Outcome::Duplicate, ..Ended::FREE };
         };
         let (outcome, charged) = match attempt.decision {
             Some(Decision::Denied(_)) => (Outcome::Denied, Credits::ZERO),
@@ -212,7 +230,7 @@ impl<'a> Resolver<'a> {
             None if class.judge == Judge::Void => (Outcome::Voided, Credits::ZERO),
             None => (Outcome::Charged, class.cost),
         };
-        Ended { outcome, charged }
+        Ended { outcome, charged, takes_back: None }
     }
 
     /// Whether what was decided by a class is charged only once.
@@ -307,6 +325,7 @@ pub struct Sums {
     pub remembered: BTreeMap<i64, Between<u64>>,
     /// What was charged and is charged once, by closed cycle (`None`: the open one).
     pub marks: BTreeMap<Option<i32>, Between<u64>>,
+    pub members: Members,
     /// Events whose price depends on the reading.
     pub ambiguous: u64,
     /// Generations of sets of each day: a duplicate that came after a day had grown is remembered in both.
@@ -318,11 +337,11 @@ impl Sums {
     pub fn add(&mut self, resolver: &Resolver<'_>, attempts: &[Priced], readings: &[Reading]) {
         self.remember(attempts, readings);
         if let ([attempt], [reading]) = (attempts, readings) {
-            let charged = resolver.ended(attempt, reading[0]).charged;
-            if charged > Credits::ZERO {
-                self.charge(resolver, attempt, charged, charged);
+            let ended = resolver.ended(attempt, reading[0]);
+            if ended.charged > Credits::ZERO {
+                self.charge(resolver, attempt, ended.charged, ended.charged);
             }
-            return;
+            return self.members.add_one_of(resolver, &[&[(attempt.by(reading[0]), ended)]]);
         }
         let ways: Vec<_> = readings.iter().map(|reading| resolver.all_ended(attempts, reading)).collect();
         self.charge_one_of(resolver, &ways.iter().map(Vec::as_slice).collect::<Vec<_>>());
@@ -341,6 +360,7 @@ impl Sums {
     }
 
     fn charge_one_of(&mut self, resolver: &Resolver<'_>, ways: &[&[(Priced, Ended)]]) {
+        self.members.add_one_of(resolver, ways);
         let mut charged: BTreeMap<(Option<i32>, &str), Vec<Credits>> = BTreeMap::new();
         for (number, way) in ways.iter().enumerate() {
             for (attempt, ended) in *way {
@@ -385,7 +405,8 @@ impl Sums {
 
     /// Adds what other events come to.
     pub fn plus(&mut self, other: &Sums) {
-        let Sums { charged, remembered, marks, ambiguous, generations: _ } = other;
+        let Sums { charged, remembered, marks, members, ambiguous, generations: _ } = other;
+        self.members.plus(members);
         charged.iter().for_each(|(key, sum)| self.charged.entry(key.clone()).or_default().add(sum.min, sum.max));
         remembered.iter().for_each(|(day, sum)| self.remembered.entry(*day).or_default().add(sum.min, sum.max));
         marks.iter().for_each(|(cycle, sum)| self.marks.entry(*cycle).or_default().add(sum.min, sum.max));

@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::fold::{Folded, Kinds};
 use super::look::{FirstLook, Positions};
 use super::once::Mark;
-use super::point::{Base, ChecksumLine, End, EndLine, FORMAT, Header};
+use super::point::{Base, ChecksumLine, End, EndLine, Header, day_of_floor};
 use super::point::{PointError, SavedAccount, SavedDenial, SavedRecord, SavedShard};
 use super::recorded::Denials;
 use super::resolve::{Priced, Sums};
@@ -40,7 +40,7 @@ pub struct Saver {
 pub fn cut_ms(first: &FirstLook, early_limit_ms: i64) -> i64 {
     let shards = first.shards.iter();
     // The first day that is not forgotten.
-    let days = shards.map(|state| (state.floor_ms - state.restamp_tolerance_ms).div_euclid(DAY_MS));
+    let days = shards.map(|state| day_of_floor(state.floor_ms, state.restamp_tolerance_ms));
     (days.min().unwrap_or(0) * DAY_MS - early_limit_ms).max(0)
 }
 
@@ -51,6 +51,7 @@ impl Saver {
         catalogue: &CatalogueId,
         first: &FirstLook,
         cut: Positions,
+        format: u32,
     ) -> Result<Saver, PointError> {
         let mut partial = path.as_os_str().to_owned();
         partial.push(format!(".partial-{}", std::process::id()));
@@ -72,7 +73,7 @@ impl Saver {
             cut,
         };
         saver.line(&Header {
-            format: FORMAT,
+            format,
             generation: root.generation.clone(),
             catalogue_version: catalogue.version,
             catalogue_hash: catalogue.hash.clone(),
@@ -121,6 +122,7 @@ impl Saver {
         let forgotten = folded.base.forgotten.max(gone);
         let charged = below.sums.charged.iter().filter(|((cycle, _), _)| is_kept(cycle));
         let marks = below.marks.iter().filter(|(cycle, _)| is_kept(cycle));
+        let members = below.sums.members.counts.iter().filter(|((cycle, ..), _)| is_kept(cycle));
         let mut account = SavedAccount {
             account: name.to_owned(),
             charged: charged
@@ -129,6 +131,11 @@ impl Saver {
                 })
                 .collect(),
             marks: marks.map(|(cycle, mark)| (number(cycle), mark.member, mark.other)).collect(),
+            members: members
+                .map(|((cycle, credit_type, user), sum)| {
+                    (number(cycle), credit_type.clone(), user.to_string(), sum.min.thousandths(), sum.max.thousandths())
+                })
+                .collect(),
             forgotten,
             waiting: closed.into_iter().filter(|number| Some(*number) <= forgotten).collect(),
             records: below.kept.iter().map(|kept| record(folded, kept, kinds, denials)).collect(),
@@ -195,6 +202,9 @@ impl Below {
         let open = view.filter(|view| view.life != Life::Closed).map(|view| view.cycle.number);
         let cycle = |number: i32| (Some(number) != open).then_some(number);
         let mut below = Below::default();
+        for ((number, credit_type, user), sum) in &base.members {
+            below.sums.members.counts.insert((cycle(*number), credit_type.clone(), user.clone()), *sum);
+        }
         for ((number, credit_type), sum) in &base.charged {
             below.sums.charged.insert((cycle(*number), credit_type.clone()), *sum);
         }
@@ -222,6 +232,7 @@ fn record(folded: &Folded, attempt: &Priced, kinds: &Kinds, denials: &Denials) -
         action: text(&event.action),
         quantity: event.quantity,
         outcome: event.outcome.as_ref().map(text),
+        user: Some(text(&kinds.users[kept.user as usize])).filter(|user| !user.is_empty()),
         fields: event.fields.iter().map(|(field, value)| (field.name().to_owned(), text(value))).collect(),
         once: folded.once.get(&place).map(pair),
         voids: folded.voids.get(&place).map(pair),

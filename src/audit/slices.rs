@@ -2,9 +2,9 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What a record that is folded takes, with the room that a growing list keeps: two identities' halves, two
-/// times, an offset, a partition and a price, twice.
-const RECORD_BYTES: u64 = 112;
+/// What a record that is folded takes, with the room that a growing list keeps: two identities' halves, two times, an
+/// offset, a partition, a price and a member, twice; and a row of usage as it is stored.
+const RECORD_BYTES: u64 = 160;
 /// What an account takes: its hash as read, its configuration and its sums.
 const ACCOUNT_BYTES: u64 = 4_096;
 
@@ -56,6 +56,6 @@ mod tests {
     fn memory_decides_how_many_slices_there_are() {
         assert_eq!(Slice::count(0, 0, 1 << 30), 1);
         assert_eq!(Slice::count(1_000_000, 1_000, 1 << 30), 1);
-        assert_eq!(Slice::count(100_000_000, 0, 1 << 30), 11);
+        assert_eq!(Slice::count(100_000_000, 0, 1 << 30), 15);
     }
 }

@@ -1,15 +1,24 @@
 //! The fold against cases that are written out by hand: what the log says, what Redis says, and what is told of it.
 
+/// Usage by day and member.
+mod members;
+/// What voids took back.
+mod voids;
+
 use std::collections::BTreeMap;
+
+use chrono_tz::Tz;
 
 use super::*;
 use crate::ledger::account::AccountConfig;
 use crate::ledger::command::{ACCOUNT_PUT, Command, CommandBody};
+use crate::ledger::credits::Credits;
 use crate::ledger::event::{DAY_MS, Identity, UsageEvent};
+use crate::ledger::members::limits_from;
 use crate::ledger::outcome::{DeadReason, Outcome};
 use crate::pipeline::record::{Body, Record};
 use crate::store::ShardState;
-use crate::store::look::LookedAccount;
+use crate::store::look::{LookedAccount, StoredDay};
 
 pub(super) const CATALOGUE: &str = r#"
 version = 1
@@ -43,6 +52,9 @@ prices = { reveal = 0, phone = 0 }
 pub(super) const NOON_MS: i64 = 1_795_521_600_000;
 const TODAY: i64 = NOON_MS / DAY_MS;
 
+/// Members, actions, and the events charged, thousandths, events denied and free of each.
+type Rows = Vec<(&'static str, &'static str, [i64; 4])>;
+
 /// One shard with the account acme, and a log of usage.
 struct Case {
     records: Vec<Record>,
@@ -59,10 +71,19 @@ struct Case {
     totals: Vec<(i32, Outcome, u64)>,
     /// Plans that the account had within the cycle; the first is basic.
     plans: Vec<&'static str>,
+    /// Its zone, and that with the other plans.
+    zones: Vec<Tz>,
+    /// The limits of its members, and those with the other plans.
+    limits: (&'static str, &'static str),
+    /// The usage by day that is compared, what is stored of it, and what was counted for members.
+    window: Option<Window>,
+    used: Vec<(&'static str, Rows)>,
+    counted: Vec<(&'static str, i64)>,
 }
 
 impl Case {
-    /// Usage records: `partition@offset id quantity appended`, the last in ms; `!` stands before one that does not decode.
+    /// Usage records: `partition@offset id quantity appended member`, appended in ms after noon; `!` stands before one that
+    /// does not decode.
     fn new(records: &[&str]) -> Case {
         let mut case = Case {
             records: Vec::new(),
@@ -77,20 +98,29 @@ impl Case {
             marks: 0,
             totals: Vec::new(),
             plans: vec!["basic"],
+            zones: vec![chrono_tz::UTC],
+            limits: ("", ""),
+            window: None,
+            used: Vec::new(),
+            counted: Vec::new(),
         };
         for text in records {
             let (decodes, text) = text.strip_prefix('!').map_or((true, *text), |text| (false, text));
             let mut words = text.split(' ');
             let (partition, offset) = words.next().unwrap().split_once('@').unwrap();
             let (id, quantity) = (words.next().unwrap_or(""), words.next().unwrap_or("1"));
+            let after_ms: i64 = words.next().map_or(1000, |ms| ms.parse().unwrap());
             let body = match decodes {
-                true => Body::Usage(event(id, quantity.parse().unwrap()).into()),
+                true => {
+                    let event = event(id, quantity.parse().unwrap());
+                    Body::Usage(UsageEvent { user: words.next().map(Arc::from), ..event }.into())
+                }
                 false => Body::Dead { reason: DeadReason::InvalidJson, account: Some("acme".into()) },
             };
             case.records.push(Record {
                 partition: Partition::usage(partition.parse().unwrap()),
                 offset: offset.parse().unwrap(),
-                append_ms: NOON_MS + words.next().map_or(1000, |ms| ms.parse().unwrap()),
+                append_ms: NOON_MS + after_ms,
                 bytes: 100,
                 fingerprint: 0,
                 body,
@@ -149,6 +179,7 @@ impl Case {
             writes: self.writes,
             positions: at(self.first.as_ref().unwrap_or(&self.positions)),
             totals,
+            reached_ms: Some(NOON_MS),
             restamp_tolerance_ms: 600_000,
             ..ShardState::default()
         };
@@ -190,9 +221,11 @@ impl Case {
         };
         let state = ShardState { positions: at(&self.positions), ..ShardState::default() };
         let positions = Positions::of(&state).into();
-        fold.see(vec![look::Seen { account: "acme".into(), positions, floor_ms: 0, stored: self.account(&catalogue) }]);
+        let (window, stored) = (self.window, self.account(&catalogue));
+        let usage_from = window.map(|window| window.first(&first.shards[0]));
+        fold.see(vec![look::Seen { account: "acme".into(), positions, floor_ms: 0, usage_from, stored }]);
         for (offset, plan) in (0..).zip(&self.plans) {
-            fold.record(put_plan(offset, plan));
+            fold.record(put_config(offset, self.config_of(plan, offset > 0)));
         }
         for record in self.records {
             fold.record(record);
@@ -207,6 +240,7 @@ impl Case {
             settled: &mut Totals::new(1),
             point: None,
             saver: None,
+            window,
             unpublished: Default::default(),
             report: &mut report,
         }
@@ -216,9 +250,16 @@ impl Case {
         report
     }
 
+    fn config_of(&self, plan: &str, last: bool) -> AccountConfig {
+        let timezone = self.zones[if last { self.zones.len() - 1 } else { 0 }];
+        let limits = if last { self.limits.1 } else { self.limits.0 };
+        let member_limits = if limits.is_empty() { Default::default() } else { limits_from(limits).unwrap() };
+        AccountConfig { plan: plan.into(), timezone, member_limits, ..config() }
+    }
+
     fn account(&self, catalogue: &Catalogue) -> LookedAccount {
         let plan = *self.plans.last().unwrap();
-        let config = AccountConfig { plan: plan.into(), ..config() };
+        let config = self.config_of(plan, true);
         let cycle = config.calendar(&catalogue.plans[plan]).cycle_at(NOON_MS).unwrap();
         let mut fields: BTreeMap<String, String> = config.to_fields().into_iter().collect();
         let mut put = |name: &str, value: String| fields.insert(name.to_owned(), value);
@@ -236,6 +277,8 @@ impl Case {
             remembered: [(TODAY, self.remembered)].into(),
             generations: [(TODAY, self.generations)].into(),
             marks: [(cycle.number, self.marks)].into(),
+            members: [(cycle.number, self.counted.iter().map(|(user, used)| counted(user, *used)).collect())].into(),
+            usage: self.used.iter().map(|(day, rows)| StoredDay::of(day.parse().unwrap(), rows)).collect(),
         }
     }
 
@@ -267,11 +310,12 @@ pub(super) fn config() -> AccountConfig {
     }
 }
 
-pub(super) fn put() -> Record {
-    put_plan(0, "basic")
+/// What was counted for a member.
+fn counted(user: &str, used: i64) -> ((String, Arc<str>), Credits) {
+    (("email".to_owned(), user.into()), Credits::whole(used))
 }
 
-fn put_plan(offset: i64, plan: &str) -> Record {
+pub(super) fn put_config(offset: i64, config: AccountConfig) -> Record {
     let id = format!("put-{offset}");
     let command = Command {
         account: "acme".into(),
@@ -279,7 +323,7 @@ fn put_plan(offset: i64, plan: &str) -> Record {
         id,
         time_ms: NOON_MS - 1000,
         command_type: ACCOUNT_PUT,
-        body: Ok(CommandBody::Put(Box::new(AccountConfig { plan: plan.into(), ..config() }))),
+        body: Ok(CommandBody::Put(Box::new(config))),
     };
     let body = Body::Command(Box::new(command));
     Record {
@@ -323,68 +367,6 @@ fn event(id: &str, quantity: u64) -> UsageEvent {
 }
 
 use Outcome::{Capped, Charged, DeadLettered, Denied, Duplicate, Free, Voided};
-
-#[test]
-fn a_void_takes_back_what_was_charged_in_every_order_that_the_log_allows() {
-    let case = || Case::new(&["0@1 a 3", "0@2 void-a"]);
-    case().stored(0, 2, &[(0, Charged, 1), (0, Voided, 1)]).agrees();
-    case().stored(3, 2, &[(0, Charged, 1), (0, Voided, 1)]).differs(&["email.charged"]);
-    case().stored(0, 2, &[(0, Voided, 2)]).differs(&["total usage:0 charged", "total usage:0 voided"]);
-    // It came first.
-    Case::new(&["0@1 void-a", "0@2 a 3"]).stored(0, 2, &[(0, Voided, 2)]).agrees();
-    // Two partitions: either came first.
-    let case = || Case::new(&["0@1 a 3", "1@1 void-a"]);
-    case().stored(0, 2, &[(0, Charged, 1), (1, Voided, 1)]).agrees();
-    case().stored(0, 2, &[(0, Voided, 1), (1, Voided, 1)]).agrees();
-    case().stored(3, 2, &[(0, Charged, 1), (1, Voided, 1)]).differs(&["email.charged"]);
-    // Once, and nothing that was not charged.
-    let case = Case::new(&["0@1 a 3", "0@2 a 3", "0@3 void-a", "0@4 void-a"]);
-    case.stored(0, 2, &[(0, Charged, 1), (0, Duplicate, 2), (0, Voided, 1)]).agrees();
-    let case = Case::new(&["0@1 a 3", "0@2 void-a"]).denied("0@1 a insufficient_credits 3");
-    case.stored(0, 2, &[(0, Denied, 1), (0, Voided, 1)]).agrees();
-    let case = Case::new(&["0@1 a 3", "0@2 void-a"]).denied("0@1 a capped 3 1");
-    case.stored(0, 2, &[(0, Capped, 1), (0, Voided, 1)]).agrees();
-    // The mark goes with the charge.
-    let case = || Case::new(&["0@1 phone-a1", "0@2 phone-a2", "0@3 void-phone-a1", "0@4 phone-a3"]).marked(1);
-    case().stored(2, 4, &[(0, Charged, 2), (0, Free, 1), (0, Voided, 1)]).agrees();
-    case().stored(0, 4, &[(0, Charged, 1), (0, Free, 2), (0, Voided, 1)]).differs(&[
-        "email.charged",
-        "total usage:0 free",
-        "total usage:0 charged",
-    ]);
-    let case = || Case::new(&["0@1 phone-a1", "1@1 void-phone-a1", "0@2 phone-a2"]).marked(1);
-    case().stored(2, 3, &[(0, Charged, 2), (1, Voided, 1)]).agrees();
-    case().stored(2, 3, &[(0, Charged, 1), (0, Voided, 1), (1, Voided, 1)]).agrees();
-    case().marked(0).stored(0, 3, &[(0, Charged, 1), (0, Free, 1), (1, Voided, 1)]).agrees();
-}
-
-#[test]
-fn voids_among_many_events_of_one_contact_are_told_apart() {
-    // The voids come right behind the first two, in another partition.
-    let case = |events: i64| {
-        let events = (1..=events).map(|n| format!("0@{n} phone-a{n} 1 {}", 10 * n));
-        let voids = (1..=2).map(|n| format!("1@{n} void-phone-a{n} 1 {}", 10 * n + 5));
-        let records: Vec<String> = events.chain(voids).collect();
-        let mut case = Case::new(&records.iter().map(String::as_str).collect::<Vec<_>>());
-        case.positions = vec![1_000_000, 1_000_000];
-        case
-    };
-    let as_appended =
-        |n: u64| case(n as i64).marked(1).stored(2, n + 2, &[(0, Charged, 3), (0, Free, n - 3), (1, Voided, 2)]);
-    as_appended(100).agrees();
-    // One partition was read long before the other.
-    case(100).stored(0, 102, &[(0, Charged, 1), (0, Free, 99), (1, Voided, 2)]).agrees();
-    case(100).marked(1).stored(2, 102, &[(0, Charged, 1), (0, Free, 97), (0, Voided, 2), (1, Voided, 2)]).agrees();
-    case(100).marked(1).stored(8, 102, &[(0, Charged, 4), (0, Free, 96), (1, Voided, 2)]).differs(&[
-        "email.charged",
-        "total usage:0 free",
-        "total usage:0 charged",
-        "total usage free",
-        "total usage charged",
-    ]);
-    // More than can be tried in all orders.
-    as_appended(20_000).agrees();
-}
 
 #[test]
 fn what_was_charged_once_agrees() {

@@ -7,7 +7,7 @@ use std::hash::BuildHasher;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use super::once::{Asking, Mark, WAYS_MAX, Way, next};
-use super::resolve::{Ended, Priced, Resolver};
+use super::resolve::{Back, Ended, Priced, Resolver};
 use crate::ledger::credits::Credits;
 use crate::ledger::event::Judge;
 use crate::ledger::outcome::Outcome;
@@ -35,6 +35,8 @@ struct Charge {
     cost: Credits,
     /// The mark that it has set.
     mark: Option<Mark>,
+    dated_ms: i64,
+    user: u32,
 }
 
 #[derive(Clone, Default)]
@@ -139,7 +141,7 @@ impl Search<'_> {
     fn ends(&mut self, state: &mut State, attempt: Priced, ended: Ended) {
         let place = (attempt.kept.partition, attempt.kept.offset, attempt.class);
         // Not in their order: the sum is the same for all orders.
-        let hash = FxBuildHasher.hash_one((place, ended.outcome, ended.charged));
+        let hash = FxBuildHasher.hash_one((place, ended.outcome, ended.charged, ended.takes_back));
         state.ended = state.ended.wrapping_add(hash);
         self.ended.push((attempt, ended));
     }
@@ -150,36 +152,42 @@ impl Search<'_> {
         let class = &self.resolver.classes[attempt.class as usize];
         let days = [Some(attempt.days.own), attempt.days.neighbour];
         let found = days.into_iter().flatten().map(|day| (day, step.event)).find(|key| state.kept.contains_key(key));
-        let voided = Ended { outcome: Outcome::Voided, charged: Credits::ZERO };
         if class.judge == Judge::Void {
             let Some(key) = found else {
                 state.kept.insert((attempt.days.own, step.event), None);
-                return self.ends(state, *attempt, voided);
+                return self.ends(state, *attempt, Ended::VOIDED);
             };
-            let Some(charge) = state.kept[&key] else { return self.ends(state, *attempt, voided) };
+            let Some(charge) = state.kept[&key] else { return self.ends(state, *attempt, Ended::VOIDED) };
             state.kept.remove(&key);
             if step.mark.is_some() && step.mark == charge.mark {
                 state.marks.remove(&charge.mark.expect("it is the void's"));
             }
             // It counts against what it takes back, whatever it says of that.
             let against = Priced { class: charge.class, ..*attempt };
-            return self.ends(state, against, Ended { charged: Credits::ZERO - charge.cost, ..voided });
+            let Charge { dated_ms, user, .. } = charge;
+            let takes_back = Some(Back { dated_ms, user, cycle: class.cycle });
+            return self.ends(
+                state,
+                against,
+                Ended { charged: Credits::ZERO - charge.cost, takes_back, ..Ended::VOIDED },
+            );
         }
         let ended = self.resolver.ended(attempt, Some(attempt.class));
         let takes = matches!(ended.outcome, Outcome::Charged | Outcome::Capped);
         let is_marked = step.mark.is_some_and(|mark| state.marks.contains(&mark) || self.set.contains(&mark));
         if takes && is_marked && attempt.decision.is_none() {
-            return self.ends(state, *attempt, Ended { outcome: Outcome::Free, charged: Credits::ZERO });
+            return self.ends(state, *attempt, Ended::FREE);
         }
         if takes && class.voidable && found.is_some_and(|key| state.kept[&key].is_none()) {
             found.map(|key| state.kept.remove(&key));
-            return self.ends(state, *attempt, voided);
+            return self.ends(state, *attempt, Ended::VOIDED);
         }
         if takes {
             let mark = step.mark.filter(|_| !is_marked);
             mark.map(|mark| state.marks.insert(mark));
             if class.voidable {
-                let charge = Charge { class: attempt.class, cost: ended.charged, mark };
+                let (dated_ms, user) = (attempt.kept.dated_ms(), attempt.kept.user);
+                let charge = Charge { class: attempt.class, cost: ended.charged, mark, dated_ms, user };
                 state.kept.insert((attempt.days.own, step.event), Some(charge));
             }
         }

@@ -87,7 +87,7 @@ pub async fn run(command: AddonCommand, config: &Config, output: Output) -> anyh
 /// a command that came between two reads would be told as replaced though the account has it.
 async fn read(store: &RedisStore, account: &str, end: i64, within: Duration) -> anyhow::Result<(AccountView, i64)> {
     let shard = store.keys().shard_of(account);
-    let asked = [Asked { account: account.into(), days: String::new(), once: String::new() }];
+    let asked = [Asked::account(account)];
     let since = Instant::now();
     loop {
         let Looked { shard: state, accounts } = store.look(shard, &asked).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use chrono::NaiveDate;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::ProgressBar;
@@ -33,6 +34,9 @@ pub struct AuditArgs {
     /// Save a point for later audits to go on from, if there is no difference; with --follow each goes on from the last
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
+    /// First day whose usage by member is compared, where usage.breakdown was turned on later [default: the first that is kept]
+    #[arg(long, value_name = "DATE", value_parser = values::date)]
+    pub usage_from: Option<NaiveDate>,
     /// Audit again and again, and serve /metrics on http.listen
     #[arg(long)]
     pub follow: bool,
@@ -67,7 +71,7 @@ async fn once(args: &AuditArgs, from: Option<PathBuf>, config: &Config) -> anyho
     let catalogue = read_catalogue(config)?;
     let (store, root) = state::open_with_root(config).await?;
     let mut progress = Progress { bar: output::progress(0) };
-    let options = Options { memory_bytes: args.memory, from, save: args.save.clone() };
+    let options = Options { memory_bytes: args.memory, from, save: args.save.clone(), usage_from: args.usage_from };
     let audited = audit::run(config, &catalogue, &store, &root, &options, &mut progress).await;
     progress.bar.finish_and_clear();
     Ok(audited?)
@@ -127,7 +131,8 @@ impl Watch for Progress {
 }
 
 fn text(report: &Report) -> String {
-    let Report { accounts_checked, mismatches, records, ambiguous, collisions, passes, seconds, .. } = report;
+    let Report { accounts_checked, mismatches, records, ambiguous, collisions, usage_days, passes, seconds, .. } =
+        report;
     let outcomes: Vec<String> =
         report.outcomes.iter().map(|(outcome, records)| format!("{records} {outcome}")).collect();
     let mut lines = vec![
@@ -136,6 +141,10 @@ fn text(report: &Report) -> String {
             "{accounts_checked} accounts checked in {seconds} s, the log read {passes} times: {mismatches} mismatches"
         ),
     ];
+    lines.push(match usage_days {
+        0 => "no usage by day and member to compare".to_owned(),
+        days => format!("usage by member compared on {days} days of accounts"),
+    });
     if *ambiguous > 0 {
         lines.push(format!(
             "{ambiguous} events have attempts at different prices, or were priced by one of several plans: any was accepted"

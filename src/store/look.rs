@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chrono::NaiveDate;
+
 use super::keys::{Key, Keys};
 use super::scripts::Script;
-use super::stored::{number, parse_days, parse_ids, parse_marks, parse_shard};
+use super::stored::{number, parse_days, parse_ids, parse_marks, parse_member_count, parse_shard};
+use super::usage::parse_usage;
 use super::words::{Fields, Input};
 use super::{RedisStore, ShardState, StoreError};
 use crate::ledger::call::{OutboxEntry, Output};
 use crate::ledger::day::Layout;
+use crate::ledger::members::MemberCounts;
+use crate::ledger::usage::DayUsage;
 
 /// Entries of an outbox that are read at once: each may hold 256 KiB.
 const OUTBOX_PAGE: usize = 100;
@@ -22,19 +27,34 @@ pub struct LookScript<'a> {
     pub accounts: &'a [Asked],
 }
 
-/// An account to look at, and the `days` and `once` that it is believed to have.
-#[derive(Clone, Debug, PartialEq)]
+/// An account to look at, and what it is believed to have: its `days` and `once`, and where it counts what members use.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Asked {
     pub account: Arc<str>,
     pub days: String,
     pub once: String,
+    /// Cycles in which use is counted by member.
+    pub cycles: Vec<i32>,
+    /// The first and the last of the days of usage.
+    pub usage: Option<(NaiveDate, NaiveDate)>,
 }
 
 impl Asked {
-    /// How many sets hold the account's identities and marks.
-    pub fn sets(&self) -> Result<usize, StoreError> {
+    /// The hash of an account, and nothing that belongs to it.
+    pub fn account(account: &str) -> Asked {
+        Asked { account: account.into(), ..Asked::default() }
+    }
+
+    /// How many keys hold what belongs to the account.
+    pub fn keys(&self) -> Result<usize, StoreError> {
         let days: usize = parse_days(&self.days)?.iter().map(|(_, layout)| layout.sets().count()).sum();
-        Ok(days + parse_marks(&self.once)?.values().map(|layout| layout.sets().count()).sum::<usize>())
+        let marks: usize = parse_marks(&self.once)?.values().map(|layout| layout.sets().count()).sum();
+        Ok(days + marks + self.cycles.len() + 2 * self.usage_days().count())
+    }
+
+    fn usage_days(&self) -> impl Iterator<Item = NaiveDate> {
+        let days = self.usage.map(|(from, to)| from.iter_days().take_while(move |day| *day <= to));
+        days.into_iter().flatten()
     }
 }
 
@@ -58,6 +78,59 @@ pub struct LookedAccount {
     pub marks: BTreeMap<i32, u64>,
     /// Generations of sets, by UTC day: a duplicate that came after a day had grown is remembered in both.
     pub generations: BTreeMap<i64, u64>,
+    /// What was charged to members, by cycle.
+    pub members: BTreeMap<i32, MemberCounts>,
+    /// The days that were asked for and have usage.
+    pub usage: Vec<StoredDay>,
+}
+
+/// A day's usage as it is stored, which takes a fraction of what it is read to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredDay {
+    pub day: NaiveDate,
+    journal: Box<[u8]>,
+    /// The fields and values of its hash, a length before each.
+    hash: Box<[u8]>,
+}
+
+impl StoredDay {
+    pub fn read(&self) -> Result<DayUsage, String> {
+        let mut fields = Vec::new();
+        let mut rest = &*self.hash;
+        let mut next = || {
+            let (length, behind) = rest.split_first_chunk()?;
+            let (bytes, behind) = behind.split_at(u32::from_le_bytes(*length) as usize);
+            rest = behind;
+            Some(bytes.to_vec())
+        };
+        while let (Some(field), Some(value)) = (next(), next()) {
+            fields.push((field, value));
+        }
+        parse_usage(fields, &self.journal)
+    }
+
+    /// A journal of the events charged, thousandths, events denied and free of members and actions.
+    #[cfg(test)]
+    pub fn of(day: NaiveDate, rows: &[(&str, &str, [i64; 4])]) -> StoredDay {
+        let of = |i: usize| rows.iter().map(|(.., numbers)| numbers[i]).collect::<Vec<_>>();
+        let (actions, users): (Vec<&str>, Vec<&str>) = rows.iter().map(|(user, action, _)| (*action, *user)).unzip();
+        let (places, none): (Vec<usize>, Vec<i64>) = (1..=rows.len()).map(|place| (place, 0)).unzip();
+        let mut journal = rmp_serde::to_vec(&(actions, users, &places, of(0), of(1), of(3))).expect("numbers");
+        journal.extend(rmp_serde::to_vec(&(&places, &none, &none, of(2), &none)).expect("numbers"));
+        StoredDay { day, journal: journal.into(), hash: Box::default() }
+    }
+
+    /// From what a script answers.
+    fn from_reply(day: NaiveDate, fields: &mut Fields) -> Result<StoredDay, StoreError> {
+        let journal = fields.bytes()?.into();
+        let mut hash = Vec::new();
+        for _ in 0..2 * number::<usize>(&fields.text()?)? {
+            let bytes = fields.bytes()?;
+            hash.extend(u32::try_from(bytes.len()).expect("a value fits into memory").to_le_bytes());
+            hash.extend(bytes);
+        }
+        Ok(StoredDay { day, journal, hash: hash.into() })
+    }
 }
 
 impl LookedAccount {
@@ -98,9 +171,18 @@ impl Script for LookScript<'_> {
             let sets = sets.into_iter().flat_map(|(_, sets)| sets);
             let sets: Vec<Key> = sets.chain(marks.into_iter().flat_map(|(_, sets)| sets)).collect();
             input.number(1 + sets.len());
+            input.number(asked.cycles.len());
+            input.number(asked.usage_days().count());
             input.key(keys, Key::Commands(&asked.account));
             for set in sets {
                 input.key(keys, set);
+            }
+            for cycle in &asked.cycles {
+                input.key(keys, Key::Members(&asked.account, *cycle));
+            }
+            for day in asked.usage_days() {
+                input.key(keys, Key::Usage(&asked.account, day));
+                input.key(keys, Key::Journal(&asked.account, day));
             }
         }
         input
@@ -128,6 +210,18 @@ impl Script for LookScript<'_> {
             }
             for (day, layout) in parse_days(&asked.days)? {
                 looked.generations.insert(day, layout.generations() as u64);
+            }
+            for cycle in &asked.cycles {
+                let counts = hash(&mut fields)?.into_iter().map(|(field, used)| parse_member_count(&field, &used));
+                looked.members.insert(*cycle, counts.collect::<Result<_, _>>()?);
+            }
+            let days: Vec<NaiveDate> = asked.usage_days().collect();
+            for _ in 0..number::<usize>(&fields.text()?)? {
+                let place: usize = number(&fields.text()?)?;
+                let day = place.checked_sub(1).and_then(|place| days.get(place));
+                let day =
+                    day.ok_or_else(|| StoreError::Broken(format!("look answers day {place} of {}", days.len())))?;
+                looked.usage.push(StoredDay::from_reply(*day, &mut fields)?);
             }
             accounts.push(looked);
         }

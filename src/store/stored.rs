@@ -1,6 +1,7 @@
 //! Reads what the scripts have written: accounts, counters, notes, the root.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Root, ShardState, StoreError};
 use crate::ledger::account::{AccountConfig, AccountView, Counter, Life};
@@ -77,6 +78,12 @@ const DENIED: &str = "d";
 /// The credit type of a field that has this part.
 fn of_type<'a>(field: &'a str, part: &str) -> Option<&'a str> {
     field.split_once('.').filter(|(_, own)| *own == part).map(|(credit_type, _)| credit_type)
+}
+
+/// Reads what was charged to a member.
+pub fn parse_member_count(field: &str, used: &str) -> Result<((String, Arc<str>), Credits), StoreError> {
+    let of = field.split_once(':').ok_or_else(|| StoreError::Broken(format!("the count of a member is `{field}`")))?;
+    Ok(((of.0.to_owned(), of.1.into()), Credits::from_thousandths(number(used)?)))
 }
 
 /// What stands before a field that waits for the renewal.

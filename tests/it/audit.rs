@@ -105,6 +105,7 @@ async fn the_log_and_redis_agree_while_the_meter_goes_on() {
 
     let report = meter.audit();
     assert_eq!(report["records"], json!(records));
+    assert!(report["usage_days"].as_u64().is_some_and(|days| days >= 3), "a day of each account: {report}");
     assert_eq!(report["accounts_checked"], json!(3));
     let outcomes = report["outcomes"].as_object().expect("outcomes");
     let totals = meter.totals("usage").await;
@@ -268,6 +269,24 @@ async fn each_change_by_hand_is_named() {
     let date = chrono::DateTime::from_timestamp_millis(day * DAY_MS).expect("a day").date_naive();
     hand.names(Some("large"), &format!("remembered on {date}"));
     hand.run(&["SADD", &set, &member]).await;
+
+    // As if all of a day's usage had been counted twice, and not at all.
+    let journal = hand.key(Key::Journal("large", date));
+    hand.run(&["COPY", &journal, "by-hand"]).await;
+    let what = format!("usage on {date} of no member, reveal_email");
+    hand.run(&["EVAL", "redis.call('APPEND', KEYS[1], redis.call('GET', KEYS[1]))", "1", &journal]).await;
+    let twice = hand.names(Some("large"), &what);
+    hand.run(&["DEL", &journal]).await;
+    let never = hand.names(Some("large"), &what);
+    assert_eq!(never["expected"], twice["expected"]);
+    assert_eq!(never["found"], "0 charged 0, 0 denied, 0 free");
+    hand.run(&["RENAME", "by-hand", &journal]).await;
+
+    // Its members have no limits, so that nothing is counted for them.
+    let counts = hand.key(Key::Members("large", 0));
+    hand.run(&["HSET", &counts, "email:u-1", "1000"]).await;
+    hand.names(Some("large"), "email counted for member u-1 in cycle 0");
+    hand.run(&["DEL", &counts]).await;
 
     let shard = hand.key(Key::Shard(0));
     hand.run(&["HINCRBY", &shard, "total:usage:1:free", "2"]).await;

@@ -237,7 +237,7 @@ impl World<'_> {
                 let days = account.days.iter().map(|(day, layout)| format!(" {day}:{layout}"));
                 days.collect()
             });
-            Asked { account: Arc::from(*name), days, once: String::new() }
+            Asked { days, ..Asked::account(name) }
         });
         let looked = self.store.look(0, &asked.collect::<Vec<_>>()).await.expect(REDIS_ANSWERS);
         let text = looked.accounts.iter().map(|account| match account.fields.get("plan") {
