@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use credit_meter::ledger::account::AccountConfig;
 use credit_meter::ledger::call::{Output, Partition, Range, Reply, StaleAccount, Stamp};
 use credit_meter::ledger::catalogue::Catalogue;
 use credit_meter::ledger::command::{ACCOUNT_PUT, ADJUST, Command, CommandBody, GRANT, GRANT_VOID, GrantBody};
@@ -18,6 +17,8 @@ use credit_meter::pipeline::recorded::Recorded;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+
+use super::account_config;
 
 const SEEDS: u64 = 400;
 const STEPS: i64 = 60;
@@ -199,16 +200,7 @@ fn history(rng: &mut SmallRng) -> Vec<Record> {
     let mut records = Vec::new();
     let mut command = 0;
     for (account, plan) in accounts.iter().zip(["reject", "cap", "allow"]) {
-        let put = CommandBody::Put(Box::new(AccountConfig {
-            plan: plan.into(),
-            anchor: "2026-03-01".parse().expect("a date"),
-            interval: None,
-            timezone: chrono_tz::UTC,
-            addons: Vec::new(),
-            thresholds: None,
-            overage: None,
-            member_limits: Default::default(),
-        }));
+        let put = CommandBody::Put(Box::new(account_config(plan, Default::default())));
         records.push(command_record(command, account, START_MS, ACCOUNT_PUT, put));
         command += 1;
     }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use credit_meter::ledger::account::AccountConfig;
 use credit_meter::ledger::call::Partition;
 use credit_meter::ledger::command::{ACCOUNT_PUT, ADJUST, Command, CommandBody, GRANT, GRANT_VOID, GrantBody};
 use credit_meter::ledger::credits::Credits;
@@ -17,7 +16,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::{NOW_MS, STEPS, World};
+use super::{NOW_MS, STEPS, World, account_config};
 
 const SEEDS: u64 = 200;
 const ACCOUNTS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -166,16 +165,7 @@ fn command(account: &str, at_ms: i64, offset: i64, (command_type, body): (&'stat
 
 fn put(plan: &str, member_limit: Option<i64>) -> (&'static str, CommandBody) {
     let limit = |amount| MemberLimit { credit_type: "email".into(), user: None, amount: Credits::whole(amount) };
-    let config = AccountConfig {
-        plan: plan.into(),
-        anchor: "2026-03-01".parse().expect("a date"),
-        interval: None,
-        timezone: chrono_tz::UTC,
-        addons: Vec::new(),
-        thresholds: None,
-        overage: None,
-        member_limits: member_limit.map(limit).into_iter().collect(),
-    };
+    let config = account_config(plan, member_limit.map(limit).into_iter().collect());
     (ACCOUNT_PUT, CommandBody::Put(Box::new(config)))
 }
 

@@ -750,34 +750,38 @@ fn end_of(records: &[Record]) -> i64 {
     records.last().map_or(0, |record| record.offset + 2)
 }
 
+/// An account whose cycles begin with the month, with the plan's own of everything but its members' limits.
+fn account_config(plan: &str, member_limits: Arc<[MemberLimit]>) -> AccountConfig {
+    AccountConfig {
+        plan: plan.into(),
+        anchor: "2026-03-01".parse().expect("a date"),
+        interval: None,
+        timezone: chrono_tz::UTC,
+        addons: Vec::new(),
+        thresholds: None,
+        overage: None,
+        member_limits,
+    }
+}
+
 fn make_log(rng: &mut SmallRng) -> BTreeMap<Partition, Vec<Record>> {
     let accounts = ["a", "b", "c", "d", "e", "f", "g", "h", "h"];
     let mut log = BTreeMap::new();
     let commands = accounts[..8].iter().enumerate().map(|(index, account)| {
+        let (plan, limits) = match *account {
+            "d" => ("tiny", Default::default()),
+            "e" => ("capped", Default::default()),
+            "g" => ("basic", member_limits()),
+            "h" => ("basic", [MemberLimit { amount: Credits::whole(1_000), ..member_limits()[0].clone() }].into()),
+            _ => ("basic", Default::default()),
+        };
         let command = Command {
             account: (*account).into(),
             id: format!("put {account}"),
             identity: Identity::of("cli", account),
             time_ms: NOW_MS,
             command_type: ACCOUNT_PUT,
-            body: Ok(CommandBody::Put(Box::new(AccountConfig {
-                plan: match *account {
-                    "d" => "tiny".into(),
-                    "e" => "capped".into(),
-                    _ => "basic".into(),
-                },
-                anchor: "2026-03-01".parse().expect("a date"),
-                interval: None,
-                timezone: chrono_tz::UTC,
-                addons: Vec::new(),
-                thresholds: None,
-                overage: None,
-                member_limits: match *account {
-                    "g" => member_limits(),
-                    "h" => [MemberLimit { amount: Credits::whole(1_000), ..member_limits()[0].clone() }].into(),
-                    _ => Default::default(),
-                },
-            }))),
+            body: Ok(CommandBody::Put(Box::new(account_config(plan, limits)))),
         };
         record(Partition::COMMANDS, 2 * index as i64, Body::Command(Box::new(command)))
     });
