@@ -2,9 +2,8 @@
 //!
 //! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
 use super::group::{Group, Rebalance};
 use super::in_step::InStep;
+use super::room::{Enough, Look, Room};
 use crate::config::{AgeFrom, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Input, Partition};
@@ -42,10 +42,6 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOG_START_TIMEOUT: Duration = Duration::from_secs(1);
 /// Statistics that come before this many are of the time before a pause or an assignment.
 const SETTLED_STATISTICS: u32 = 3;
-/// Records decoded that the worker has not taken yet, at most (and a chunk).
-const ON_THE_WAY_MAX: usize = 20_000;
-/// A short wait for room costs nothing; a longer one pauses the partitions, so that Kafka goes on seeing polls.
-const UNPOLLED_MAX: Duration = Duration::from_secs(1);
 
 const DEFAULTS: [(&str, &str); 8] = [
     ("fetch.min.bytes", "1"),
@@ -151,24 +147,6 @@ pub struct Handle {
     pub thread: JoinHandle<()>,
 }
 
-/// What the worker has enough of.
-#[derive(Debug, Default)]
-pub struct Enough {
-    pub usage: AtomicBool,
-    pub commands: AtomicBool,
-    /// Records on their way from the thread to the worker.
-    pub on_the_way: AtomicUsize,
-}
-
-impl Enough {
-    fn of(&self, input: Input) -> bool {
-        match input {
-            Input::Usage => self.usage.load(Ordering::Acquire),
-            Input::Commands => self.commands.load(Ordering::Acquire),
-        }
-    }
-}
-
 pub struct Settings {
     pub kafka: Kafka,
     pub age_from: AgeFrom,
@@ -196,16 +174,14 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
     let enough = Arc::new(Enough::default());
     let thread = Thread {
         consumer,
+        room: Room::new(enough.clone(), settings.in_order),
         settings,
         events,
         orders,
-        enough: enough.clone(),
         assignment: 0,
         starting: None,
         reading: BTreeMap::new(),
-        paused: BTreeSet::new(),
         in_step: InStep::default(),
-        full_since: None,
         unreadable: Unreadable::default(),
         complained_at: None,
         statistics_since_change: 0,
@@ -222,15 +198,12 @@ struct Thread {
     settings: Settings,
     events: UnboundedSender<FromKafka>,
     orders: Receiver<ToConsumer>,
-    enough: Arc<Enough>,
     assignment: u64,
     /// Positions to start at, until Kafka has taken the generation that goes with them.
     starting: Option<BTreeMap<Partition, Reading>>,
     reading: BTreeMap<Partition, Reading>,
-    /// Of the partitions that are read, those that are paused.
-    paused: BTreeSet<Partition>,
+    room: Room,
     in_step: InStep,
-    full_since: Option<Instant>,
     unreadable: Unreadable,
     complained_at: Option<Instant>,
     /// Statistics seen since the last pause or assignment.
@@ -278,8 +251,12 @@ impl Thread {
             }
             self.try_start();
             self.seek();
-            if self.wait_for_room() {
-                continue;
+            match self.room.look(Instant::now()) {
+                Look::Wait => {
+                    std::thread::park_timeout(Duration::from_millis(1));
+                    continue;
+                }
+                Look::Read { full } => self.pause(&full),
             }
             self.read_chunk();
             self.rebalanced();
@@ -449,7 +426,7 @@ impl Thread {
         if let Err(error) = self.consumer.resume(&list) {
             self.complain(&error, "could not resume reading");
         }
-        self.paused.clear();
+        self.room.assigned();
         self.statistics_since_change = 0;
     }
 
@@ -464,47 +441,21 @@ impl Thread {
         self.consumer.commit(&list, mode)
     }
 
-    /// Whether to wait, since the worker has enough. A short wait polls nothing; a longer one pauses what it has
-    /// enough of, and the rest is read: usage may wait for commands, and in a rebuild for the slowest partition.
-    fn wait_for_room(&mut self) -> bool {
-        if self.enough.on_the_way.load(Ordering::Acquire) >= ON_THE_WAY_MAX {
-            std::thread::park_timeout(Duration::from_millis(1));
-            return true;
-        }
-        let full: Vec<Input> = Input::ALL.into_iter().filter(|input| self.enough.of(*input)).collect();
-        if full.is_empty() {
-            self.full_since = None;
-        } else if self.full_since.get_or_insert_with(Instant::now).elapsed() < UNPOLLED_MAX {
-            std::thread::park_timeout(Duration::from_millis(1));
-            return true;
-        }
-        self.pause(&full);
-        false
-    }
-
     /// Pauses partitions of which there is enough, and resumes the others.
     fn pause(&mut self, full: &[Input]) {
         let ahead = self.in_step.ahead(full.contains(&Input::Usage));
-        let waits = |partition: &Partition| match partition.input {
-            Input::Usage if self.settings.in_order => ahead.contains(partition),
-            input => full.contains(&input),
-        };
-        let (pause, resume): (Vec<_>, Vec<_>) = self
-            .reading
-            .iter()
-            .filter(|(own, _)| waits(own) != self.paused.contains(own))
-            .partition(|(own, _)| waits(own));
-        if pause.is_empty() && resume.is_empty() {
+        let change = self.room.change(self.reading.keys(), full, &ahead);
+        if change.is_none() {
             return;
         }
-        let mut paused = self.paused.clone();
-        if self.consumer.pause(&self.list(pause.iter().copied())).is_ok() {
-            paused.extend(pause.iter().map(|(own, _)| **own));
+        let list = |own: &[Partition]| self.list(self.reading.iter().filter(|(partition, _)| own.contains(partition)));
+        let (pause, resume) = (list(&change.pause), list(&change.resume));
+        if self.consumer.pause(&pause).is_ok() {
+            self.room.paused(&change.pause);
         }
-        if self.consumer.resume(&self.list(resume.iter().copied())).is_ok() {
-            paused.retain(|own| resume.iter().all(|(resumed, _)| *resumed != own));
+        if self.consumer.resume(&resume).is_ok() {
+            self.room.resumed(&change.resume);
         }
-        self.paused = paused;
         self.statistics_since_change = 0;
     }
 
@@ -554,7 +505,7 @@ impl Thread {
         for (partition, records) in chunk {
             let epoch = self.reading.get(&partition).map_or(0, |reading| reading.epoch);
             self.in_step.read(partition, &records);
-            self.enough.on_the_way.fetch_add(records.len(), Ordering::AcqRel);
+            self.room.sent(records.len());
             self.tell(FromKafka::Records { assignment: self.assignment, partition, epoch, records });
         }
         if let Some(error) = failed {
@@ -576,7 +527,7 @@ impl Thread {
             starting.remove(&partition);
         }
         self.in_step.forget(partition);
-        self.paused.remove(&partition);
+        self.room.forget(partition);
         if let Some(reading) = self.reading.remove(&partition) {
             // What comes nevertheless is dropped: it is not being read.
             let _ = self.consumer.pause(&self.list([(&partition, &reading)].into_iter()));
@@ -653,7 +604,7 @@ impl Thread {
                 self.tell(FromKafka::End { partition: view.partition, offset: view.end });
             }
             let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
-            let paused = self.paused.contains(&view.partition);
+            let paused = self.room.is_paused(view.partition);
             let handed_out = view.app_offset == reading.next || (!reading.delivered && view.app_offset < 0);
             let at_end = !reading.seeking && view.queued == 0 && view.next_offset == view.eof_offset && handed_out;
             if settled && !paused && at_end && view.eof_offset > reading.next {

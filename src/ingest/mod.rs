@@ -30,6 +30,8 @@ pub mod mock;
 pub mod producer;
 /// What was published about records that may be decided again.
 pub mod recorded;
+/// Who is read on, what is paused, and why.
+pub mod room;
 /// The newest records of a topic, now and then.
 pub mod sample;
 /// A topic from given offsets to its present end.
