@@ -471,6 +471,12 @@ proptest! {
 
 /// A point with something of everything, and where it is.
 fn saved() -> (tempfile::TempDir, std::path::PathBuf) {
+    let (folder, path, _) = saved_from();
+    (folder, path)
+}
+
+/// And what it was saved from.
+fn saved_from() -> (tempfile::TempDir, std::path::PathBuf, Log) {
     let events = vec![
         usage("phone", 0, "u-1", OLD_MS, 1, false),
         usage("reveal", 1, "", OLD_MS, 2, false),
@@ -490,7 +496,24 @@ fn saved() -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("point");
     log.audit(log.applied, 0, None, Some(&path));
-    (folder, path)
+    (folder, path, log)
+}
+
+#[test]
+fn a_point_of_the_first_format_stands_for_all_but_what_members_had_charged() {
+    let (_folder, path, log) = saved_from();
+    let told = |from: &Path| {
+        let differences = log.audit(log.ends(), 777, Some(from), None).differences;
+        differences.into_iter().filter(|each| each.what.contains(" counted for ")).count()
+    };
+    assert!(told(&path) > 0);
+    let text = std::fs::read_to_string(&path).unwrap().replace("audit_point\":2", "audit_point\":1");
+    let (lines, _) = text.trim_end().rsplit_once('\n').unwrap();
+    let lines = format!("{lines}\n");
+    let checksum = xxhash_rust::xxh3::xxh3_64(lines.as_bytes());
+    std::fs::write(&path, format!("{lines}{{\"checksum\":\"{checksum:016x}\"}}\n")).unwrap();
+    assert_eq!(log.audit(log.ends(), 0, Some(&path), None).differences, vec![]);
+    assert_eq!(told(&path), 0);
 }
 
 #[test]
