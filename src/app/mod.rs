@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use census::Census;
 use sweeper::Sweeper;
 
-use crate::config::{Config, read_catalogue};
+use crate::config::{AgeFrom, Config, read_catalogue};
 use crate::failpoint;
 use crate::http::{self, ByShard, Check, Health};
 use crate::ingest::client::Cluster;
@@ -193,6 +193,8 @@ pub async fn run(
         tokio::spawn(reloader.run(stop.clone()));
     }
 
+    // Where records have times of their own, those of a backlog order them.
+    let in_order = job == Job::Rebuild || config.events.age_from == AgeFrom::Create;
     let (from_kafka, events) = mpsc::unbounded_channel();
     let reader = consumer::spawn(
         consumer::Settings {
@@ -200,7 +202,7 @@ pub async fn run(
             age_from: config.events.age_from,
             decoder: Decoder::new(decode::Settings::of(&config.events), Arc::new(catalogue.conditions())),
             generation,
-            in_order: job == Job::Rebuild,
+            in_order,
         },
         from_kafka,
     )?;
@@ -218,7 +220,7 @@ pub async fn run(
         },
         late_after_ms: config.events.late_after.as_millis() as i64,
         silent_ms: SILENT_AFTER.as_millis() as u64,
-        in_order: job == Job::Rebuild,
+        in_order,
     };
     let pipeline = Pipeline::new(settings, stamp, catalogue);
     let pulse = Arc::new(watchdog::Pulse::default());

@@ -261,7 +261,11 @@ impl Worker {
                 self.parts.health.set_dead(reason.clone());
                 self.fenced = Some(reason);
             }
-            FromKafka::Halted { partition, reason } => self.halt_partition(partition, reason),
+            FromKafka::Halted { partition, reason } => {
+                // Nobody waits for what is not read.
+                self.on(Input::LogEnds(partition.map(|partition| (partition, i64::MIN)).into_iter().collect()));
+                self.halt_partition(partition, reason);
+            }
         }
     }
 

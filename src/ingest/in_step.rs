@@ -1,5 +1,6 @@
-//! Partitions in step: a rebuild applies records in the order in which they were appended. What is read of one partition
-//! far ahead of the others would only wait, and fill the memory that those need.
+//! Partitions in step: a rebuild applies records in the order in which they were appended, and so does a meter with a backlog
+//! of records that have times of their own. What is read of one partition far ahead of the others would only wait, and fill
+//! the memory that those need.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -56,7 +57,14 @@ impl InStep {
     /// It is read again from an offset.
     pub fn rewound(&mut self, partition: Partition, next: i64) {
         if let Some(step) = self.each.get_mut(&partition) {
-            *step = Step { end: step.end, next, reached_ms: i64::MIN, ahead: VecDeque::new(), paused: false };
+            // The worker waits for what it had had, too.
+            *step = Step {
+                end: step.end.max(step.next),
+                next,
+                reached_ms: i64::MIN,
+                ahead: VecDeque::new(),
+                paused: false,
+            };
         }
     }
 
@@ -138,6 +146,18 @@ mod tests {
         assert_eq!(in_step.ahead(true), BTreeSet::from([other]));
         in_step.rewound(other, 0);
         assert_eq!(in_step.ahead(true), BTreeSet::from([one]));
+    }
+
+    #[test]
+    fn what_was_read_beyond_the_end_and_is_read_again_is_waited_for_too() {
+        let (mut in_step, one, other) = two();
+        in_step.reads(one, 1_000_010, 10, 900);
+        in_step.reads(other, 1_000_010, 10, 900);
+        assert_eq!(in_step.ahead(true), BTreeSet::from([one, other]), "what the log held is read");
+        in_step.rewound(other, 1_000_005);
+        assert_eq!(in_step.ahead(true), BTreeSet::from([one]));
+        in_step.read_to(other, 1_000_010);
+        assert_eq!(in_step.ahead(true), BTreeSet::from([one, other]));
     }
 
     #[test]

@@ -104,9 +104,9 @@ pub struct ReadTo {
     pub last: Option<LastRead>,
 }
 
-/// In a rebuild: up to when the records of each topic are known that the log held when reading began. What was appended
+/// Where records go in order: up to when the records of each topic are known that the log held when reading began. What was appended
 /// before is here; `i64::MAX`: all of it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadUpTo {
     pub usage_ms: i64,
     pub commands_ms: i64,

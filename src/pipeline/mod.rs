@@ -11,6 +11,8 @@ pub mod batch;
 mod io;
 /// The lane to one shard.
 pub mod lane;
+/// Records in the order of their times.
+mod order;
 /// A shard that has fallen back.
 mod recall;
 /// A decoded record.
@@ -33,7 +35,7 @@ use crate::ledger::catalogue::Catalogue;
 pub use io::{Answer, Effect, Input, Progress};
 
 use batch::{Accounts, Batch, Call, Known};
-use lane::{Bounds, Lane, Probe, Push, ReadTo, ReadUpTo, Work};
+use lane::{Bounds, Lane, Probe, Push, ReadTo, Work};
 use record::{Body, Record};
 use recorded::{Decision, Recorded};
 
@@ -49,7 +51,7 @@ pub struct Settings {
     /// Records of a shard that has not answered for so long may be let go of, and read again later.
     pub silent_ms: u64,
     /// Records go in the order in which they were appended, whatever their partition, as far as the log reached when
-    /// reading began ([`Input::LogEnds`]): in a rebuild.
+    /// reading began ([`Input::LogEnds`]): in a rebuild, and where records have times of their own.
     pub in_order: bool,
 }
 
@@ -96,16 +98,10 @@ struct Reading {
 
 impl Reading {
     fn begin_again(&mut self, offset: i64) {
+        // What was read already lies in the log, too.
+        self.log_end = self.log_end.map(|end| end.max(self.read.offset));
         self.read = ReadTo { offset, last: None };
         self.epoch += 1;
-    }
-
-    /// What was appended before is read.
-    fn read_up_to_ms(&self) -> i64 {
-        if self.log_end.is_some_and(|end| self.read.offset >= end) {
-            return i64::MAX;
-        }
-        self.read.last.map_or(i64::MIN, |last| last.reached_ms)
     }
 }
 
@@ -285,24 +281,6 @@ impl Pipeline {
         }
     }
 
-    fn log_ends(&mut self, ends: Vec<(Partition, i64)>) {
-        for (partition, end) in ends {
-            if let Some(reading) = self.partitions.get_mut(&partition) {
-                reading.log_end = Some(end);
-            }
-        }
-    }
-
-    /// How far a rebuild has read.
-    fn order(&self) -> Option<ReadUpTo> {
-        let up_to_ms = |input: Topic| {
-            let readings = self.partitions.iter().filter(|(partition, _)| partition.input == input);
-            readings.map(|(_, reading)| reading.read_up_to_ms()).min().unwrap_or(i64::MAX)
-        };
-        let read = || ReadUpTo { usage_ms: up_to_ms(Topic::Usage), commands_ms: up_to_ms(Topic::Commands) };
-        self.settings.in_order.then(read)
-    }
-
     /// Sends what is due on an idle lane.
     fn advance(&mut self, now_ms: u64, shard: u32, effects: &mut Vec<Effect>) {
         let (bounds, order) = (self.settings.bounds, self.order());
@@ -391,8 +369,8 @@ impl Pipeline {
         };
         if let Call::Roll(roll) = &call
             && roll.commands_first.is_none()
-            && !self.settings.in_order
             && batch.records.iter().any(|record| record.partition.input == Topic::Usage)
+            && !batch.records.iter().all(|record| self.has_its_place(record))
         {
             // What was ordered before a renewal comes before it.
             self.hold(now_ms, shard, batch, effects);

@@ -58,9 +58,10 @@ impl Pipeline {
         for published in published {
             self.recorded.insert(published);
         }
+        let in_order = self.is_in_order();
         for lane in &mut self.lanes {
             // One that has fallen back since waits for a question of its own.
-            if !lane.suspect && lane.shut.take_if(|shut| *shut < id).is_some() && !self.settings.in_order {
+            if !lane.suspect && lane.shut.take_if(|shut| *shut < id).is_some() && !in_order {
                 lane.commands_first = Some(commands_end);
             }
         }

@@ -54,7 +54,7 @@ impl Past {
     }
 
     /// Events of an account, at a time of their own.
-    async fn reveal(&self, account: &str, id: &str, quantity: u64, time: &str, partition: i32) {
+    pub async fn reveal(&self, account: &str, id: &str, quantity: u64, time: &str, partition: i32) {
         self.topics.send_at("usage", &revealed(account, id, quantity, time, partition), at(time)).await;
     }
 

@@ -3,8 +3,10 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use credit_meter::ledger::event::DAY_MS;
 use credit_meter::ledger::outcome::Outcome;
+use serde_json::json;
 
-use crate::support::kafka::{Outgoing, Topics, header};
+use crate::cycles::Past;
+use crate::support::kafka::{Outgoing, Topics, data, header};
 use crate::support::meter::Meter;
 use crate::support::redis::shared;
 use crate::support::{dump, until};
@@ -153,4 +155,64 @@ async fn usage_of_a_long_log_is_stored_by_member_once_its_days_have_passed() {
     let told = meter.json(&["usage", "acme", "--json"]);
     assert_eq!(told["usage"][0]["charged"].as_u64(), Some(3), "{told}");
     assert!(running.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_applied_in_the_order_of_its_records_times() {
+    let past = Past::new("backlog").await;
+    let accounts: Vec<String> = (0..6).map(|number| format!("team-{number}")).collect();
+    let commands = [
+        ("account.put", "2026-03-01T00:00:00Z", json!({ "plan": "starter", "anchor": "2026-03-01" })), // 30 e-mail credits
+        ("adjust", "2026-03-03T00:00:00Z", json!({ "credit_type": "email", "amount": -20, "reason": "agreed" })),
+        ("grant", "2026-03-05T00:00:00Z", json!({ "credit_type": "email", "amount": 30, "kind": "topup" })),
+    ];
+    for (kind, time, data) in commands {
+        for account in &accounts {
+            past.command(account, kind, &format!("{kind}-{account}"), time, data.clone()).await;
+        }
+    }
+    let usage = [
+        ("large", 24, "2026-03-02T00:00:00Z"),
+        ("refused", 4, "2026-03-04T00:00:00Z"),
+        ("small", 4, "2026-03-06T00:00:00Z"),
+    ];
+    for (number, (id, quantity, time)) in (0..).zip(usage) {
+        for (place, account) in (0..).zip(&accounts) {
+            past.reveal(account, &format!("{id}-{account}"), quantity, time, (number + place) % 2).await;
+        }
+    }
+    past.tick("2026-03-07T00:00:00Z").await;
+    let running = past.start().await;
+    past.meter.caught_up(&past.topics).await;
+    past.meter.published().await;
+    let mut denied: Vec<String> = past.topics.read("denied", 1).iter().map(data).flat_map(ids).collect();
+    denied.sort_unstable();
+    assert_eq!(denied, accounts.iter().map(|account| format!("refused-{account}")).collect::<Vec<_>>());
+    for account in &accounts {
+        let balance = past.meter.json(&["balance", account, "--json"]);
+        // 24 and 4, and 20 of the adjustment, of 60.
+        assert_eq!(balance["balances"]["email"]["remaining"], 12, "{balance}");
+    }
+
+    // What comes later is taken as it comes: a renewal still waits for the commands before it.
+    past.command(
+        "team-0",
+        "grant",
+        "late",
+        "2026-03-31T23:00:00Z",
+        json!({ "credit_type": "email", "amount": 3, "kind": "topup" }),
+    )
+    .await;
+    past.reveal("team-0", "next", 1, "2026-04-02T00:00:00Z", 0).await;
+    past.meter.caught_up(&past.topics).await;
+    let balance = past.meter.json(&["balance", "team-0", "--json"]);
+    assert_eq!(balance["balances"]["email"]["used"], 1, "{balance}");
+    assert_eq!(past.meter.audit()["mismatches"], 0);
+    assert!(running.terminate().await.success());
+}
+
+/// The ids that a denial tells of.
+fn ids(denial: serde_json::Value) -> Vec<String> {
+    let events = denial["events"].as_array().expect("events").iter();
+    events.map(|event| event["id"].as_str().expect("an id").to_owned()).collect()
 }

@@ -16,7 +16,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::{NOW_MS, STEPS, World, account_config};
+use super::{Job, NOW_MS, STEPS, World, account_config};
 
 const SEEDS: u64 = 200;
 const ACCOUNTS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -37,7 +37,7 @@ fn a_rebuild_comes_to_what_the_order_of_the_log_gives() {
         for record in history {
             log.entry(record.partition).or_default().push(record);
         }
-        let mut world = World::of_log(seed, rng, log, true);
+        let mut world = World::of_log(seed, rng, log, Job::Rebuild);
         for _ in 0..STEPS {
             world.step();
         }
@@ -55,7 +55,7 @@ fn a_rebuild_comes_to_what_the_order_of_the_log_gives() {
 
 /// How the accounts are once each record was applied before the next one was appended.
 fn one_after_the_other(seed: u64, history: &[Record]) -> BTreeMap<Arc<str>, String> {
-    let mut world = World::of_log(seed, SmallRng::seed_from_u64(seed), empty_log(), false);
+    let mut world = World::of_log(seed, SmallRng::seed_from_u64(seed), empty_log(), Job::Serve);
     world.faulty = false;
     for record in history {
         let Record { partition, offset, .. } = *record;

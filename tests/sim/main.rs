@@ -118,6 +118,16 @@ fn the_same_seed_gives_the_same_history() {
     }
 }
 
+/// What workers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Serve,
+    /// Records have times of their own, and those of the log so far order them.
+    Backlog,
+    /// The log's order is all that may decide.
+    Rebuild,
+}
+
 struct World {
     seed: u64,
     rng: SmallRng,
@@ -139,8 +149,7 @@ struct World {
     /// From when on each of the prices counts that were added.
     starts: Vec<i64>,
     faulty: bool,
-    /// Workers rebuild.
-    in_order: bool,
+    job: Job,
     /// Seconds that a shard takes to say where it is.
     slow: u32,
     /// A shard whose calls have no answer, though some arrive.
@@ -210,10 +219,11 @@ impl World {
     fn new(seed: u64) -> World {
         let mut rng = SmallRng::seed_from_u64(seed);
         let log = make_log(&mut rng);
-        World::of_log(seed, rng, log, false)
+        let job = if rng.random_bool(0.3) { Job::Backlog } else { Job::Serve };
+        World::of_log(seed, rng, log, job)
     }
 
-    fn of_log(seed: u64, mut rng: SmallRng, log: BTreeMap<Partition, Vec<Record>>, in_order: bool) -> World {
+    fn of_log(seed: u64, mut rng: SmallRng, log: BTreeMap<Partition, Vec<Record>>, job: Job) -> World {
         let catalogue = Arc::new(Catalogue::parse(CATALOGUE).expect("it is good"));
         let stamp = Arc::new(Stamp {
             generation: "g".into(),
@@ -257,7 +267,7 @@ impl World {
             catalogue,
             starts: Vec::new(),
             faulty: true,
-            in_order,
+            job,
             slow,
             silent: None,
             met: BTreeMap::new(),
@@ -279,7 +289,7 @@ impl World {
             dead_limit: DeadLimit { records: 1_000, among: 1_000 },
             late_after_ms: 259_200_000,
             silent_ms: 100,
-            in_order: self.in_order,
+            in_order: self.job != Job::Serve,
         };
         self.workers.push(Worker {
             pipeline: Pipeline::new(settings, self.stamp.clone(), self.catalogue.clone()),
@@ -307,12 +317,15 @@ impl World {
         self.workers[worker].cursors = cursors.collect();
         // What was read in another assignment is nobody's.
         self.workers[worker].inbox.clear();
-        let end = |partition: &Partition| end_of(&self.log[partition]);
-        let log_ends: Vec<_> = self.log.keys().map(|partition| (*partition, end(partition))).collect();
-        if self.in_order {
-            let each = self.workers[worker].cursors.iter();
-            let each: Vec<_> = each.map(|(partition, cursor)| (*partition, cursor.next, end(partition))).collect();
-            self.workers[worker].in_step = InStep::new(each.into_iter());
+        let mut log_ends: Vec<_> = self.log.iter().map(|(partition, records)| (*partition, end_of(records))).collect();
+        if self.job == Job::Backlog {
+            // The rest is appended later.
+            log_ends.iter_mut().for_each(|(_, end)| *end = self.rng.random_range(0..=*end));
+        }
+        if self.job != Job::Serve {
+            let cursors = &self.workers[worker].cursors;
+            let each = log_ends.iter().map(|(partition, end)| (*partition, cursors[partition].next, *end));
+            self.workers[worker].in_step = InStep::new(each.collect::<Vec<_>>().into_iter());
         }
         self.on(worker, Input::Assigned(positions));
         self.workers[worker].inbox.push_back(Input::LogEnds(log_ends));
@@ -329,7 +342,7 @@ impl World {
                 }
             }
             40..69 => self.arrive(),
-            69..70 if self.faulty && !self.in_order && self.starts.len() < PRICES => self.renew_catalogue(),
+            69..70 if self.faulty && self.job != Job::Rebuild && self.starts.len() < PRICES => self.renew_catalogue(),
             70..80 => self.finish_side_work(worker),
             80..88 => self.on(worker, Input::Tick),
             88..90 => {
@@ -352,7 +365,7 @@ impl World {
             }
             // A command and a renewal do not say where the shard is in the usage: where it falls back within a rebuild, one
             // that is under way then goes first.
-            97..98 if self.faulty && !self.in_order && !self.snapshots.is_empty() => {
+            97..98 if self.faulty && self.job != Job::Rebuild && !self.snapshots.is_empty() => {
                 let (shard, state) = self.snapshots.choose(&mut self.rng).expect("there are some").clone();
                 self.shards[shard] = state;
                 // The server that held the calls is gone, and its connections with it.
@@ -385,7 +398,7 @@ impl World {
         let Some(cursor) = self.workers[worker].cursors.get(&partition).copied() else { return };
         let full = !self.workers[worker].pipeline.wants_more(partition.input);
         let slowest = |worker: &mut Worker| !worker.in_step.ahead(true).contains(&partition);
-        let goes_on = self.in_order && partition.input == Topic::Usage && slowest(&mut self.workers[worker]);
+        let goes_on = self.job != Job::Serve && partition.input == Topic::Usage && slowest(&mut self.workers[worker]);
         if full && !goes_on {
             return;
         }
