@@ -366,14 +366,11 @@ impl Comparison<'_> {
     /// What is charged once: as many marks as were charged, in each cycle that is not forgotten.
     fn marks(&mut self, name: &str, folded: &Folded, stored: &LookedAccount, sums: &Sums) {
         let Ok(view) = parse_view(&stored.fields) else { return };
-        let open = view.cycle.number;
-        let kept = view.closed.keys().map(|number| (*number, Some(*number))).chain([(open, None)]);
+        // The last cycle of a closed account is among the closed ones, or forgotten.
+        let open = (view.life != Life::Closed).then_some((view.cycle.number, None));
+        let kept = view.closed.keys().map(|number| (*number, Some(*number))).chain(open);
         let mut expected: BTreeMap<i32, Between<u64>> =
             kept.map(|(number, cycle)| (number, sums.marks.get(&cycle).copied().unwrap_or_default())).collect();
-        if view.life == Life::Closed {
-            // Its last cycle is among the closed ones, or forgotten.
-            expected.retain(|number, _| view.closed.contains_key(number));
-        }
         for number in stored.marks.keys() {
             expected.entry(*number).or_default();
         }

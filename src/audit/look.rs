@@ -201,7 +201,7 @@ pub async fn look(
 }
 
 /// What belongs to an account, by what its hash says.
-fn asks(account: &Arc<str>, stored: &LookedAccount, shard: &ShardState, window: Option<Window>) -> Asked {
+pub(super) fn asks(account: &Arc<str>, stored: &LookedAccount, shard: &ShardState, window: Option<Window>) -> Asked {
     let (days, once) = (stored.days().to_owned(), stored.once().to_owned());
     // One that cannot be read is told of when it is compared.
     let view = parse_view(&stored.fields).ok();

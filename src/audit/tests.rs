@@ -1,5 +1,7 @@
 //! The fold against cases that are written out by hand: what the log says, what Redis says, and what is told of it.
 
+/// Whole histories of an account.
+mod histories;
 /// Usage by day and member.
 mod members;
 /// What voids took back.
@@ -165,7 +167,6 @@ impl Case {
     fn audit(self) -> Report {
         let catalogue = Catalogue::parse(CATALOGUE).unwrap();
         let names = Names { source: "meter".into(), usage_topic: "usage".into(), commands_topic: "commands".into() };
-        let topics = Topics { usage: "usage".into(), commands: "commands".into() };
         let commands = self.plans.len();
         let at = |usage: &[i64]| {
             let mut positions: Vec<(Partition, i64)> = vec![(Partition::COMMANDS, commands as i64)];
@@ -203,51 +204,14 @@ impl Case {
             dead.add(&names, &record);
             dead.add(&names, &record); // a letter may come twice
         }
-        let (mut sums, mut report) = (Totals::new(1), Report::default());
-        let mut fold = Fold {
-            catalogue: &catalogue,
-            topics: &topics,
-            slice,
-            first: &first,
-            dead: &mut dead,
-            totals: &mut sums,
-            settled: &mut Totals::new(1),
-            cut: None,
-            point: None,
-            report: &mut report,
-            accounts: FxHashMap::default(),
-            kinds: Kinds::default(),
-            fault: None,
-        };
         let state = ShardState { positions: at(&self.positions), ..ShardState::default() };
         let positions = Positions::of(&state).into();
         let (window, stored) = (self.window, self.account(&catalogue));
         let usage_from = window.map(|window| window.first(&first.shards[0]));
-        fold.see(vec![look::Seen { account: "acme".into(), positions, floor_ms: 0, usage_from, stored }]);
-        for (offset, plan) in (0..).zip(&self.plans) {
-            fold.record(put_config(offset, self.config_of(plan, offset > 0)));
-        }
-        for record in self.records {
-            fold.record(record);
-        }
-        let Fold { accounts, kinds, .. } = fold;
-        Comparison {
-            resolver: Resolver::new(&catalogue, &kinds),
-            denials: &mut denials,
-            topics: &topics,
-            first: &first,
-            totals: &mut sums,
-            settled: &mut Totals::new(1),
-            point: None,
-            saver: None,
-            window,
-            unpublished: Default::default(),
-            report: &mut report,
-        }
-        .slice(slice, accounts)
-        .unwrap();
-        compare::whole(&first, &dead, &sums, &topics, &mut report);
-        report
+        let seen = look::Seen { account: "acme".into(), positions, floor_ms: 0, usage_from, stored };
+        let puts = (0..).zip(&self.plans).map(|(offset, plan)| put_config(offset, self.config_of(plan, offset > 0)));
+        let records: Vec<Record> = puts.chain(self.records.iter().cloned()).collect();
+        report(&catalogue, &first, seen, window, (denials, dead), records)
     }
 
     fn config_of(&self, plan: &str, last: bool) -> AccountConfig {
@@ -295,6 +259,55 @@ impl Case {
         let found: Vec<&str> = report.differences.iter().map(|each| each.what.as_str()).collect();
         assert_eq!(found, what, "{:#?}", report.differences);
     }
+}
+
+/// What an audit of one account of one shard tells.
+fn report(
+    catalogue: &Catalogue,
+    first: &FirstLook,
+    seen: look::Seen,
+    window: Option<Window>,
+    (mut denials, mut dead): (Denials, DeadLetters),
+    records: Vec<Record>,
+) -> Report {
+    let topics = Topics { usage: "usage".into(), commands: "commands".into() };
+    let slice = Slice { number: 0, of: 1 };
+    let (mut sums, mut report) = (Totals::new(1), Report::default());
+    let mut fold = Fold {
+        catalogue,
+        topics: &topics,
+        slice,
+        first,
+        dead: &mut dead,
+        totals: &mut sums,
+        settled: &mut Totals::new(1),
+        cut: None,
+        point: None,
+        report: &mut report,
+        accounts: FxHashMap::default(),
+        kinds: Kinds::default(),
+        fault: None,
+    };
+    fold.see(vec![seen]);
+    records.into_iter().for_each(|record| fold.record(record));
+    let Fold { accounts, kinds, .. } = fold;
+    Comparison {
+        resolver: Resolver::new(catalogue, &kinds),
+        denials: &mut denials,
+        topics: &topics,
+        first,
+        totals: &mut sums,
+        settled: &mut Totals::new(1),
+        point: None,
+        saver: None,
+        window,
+        unpublished: Default::default(),
+        report: &mut report,
+    }
+    .slice(slice, accounts)
+    .unwrap();
+    compare::whole(first, &dead, &sums, &topics, &mut report);
+    report
 }
 
 pub(super) fn config() -> AccountConfig {
