@@ -207,7 +207,7 @@ pub(super) fn asks(account: &Arc<str>, stored: &LookedAccount, shard: &ShardStat
     let view = parse_view(&stored.fields).ok();
     let open = view.as_ref().filter(|view| view.life != Life::Closed).map(|view| view.cycle.number);
     let closed = view.iter().flat_map(|view| view.closed.keys().copied());
-    let usage = window.zip(view.as_ref()).and_then(|(window, view)| window.days(shard, view.since_ms));
+    let usage = window.zip(view.as_ref()).and_then(|(window, view)| window.days(shard, view));
     Asked { account: account.clone(), days, once, cycles: closed.chain(open).collect(), usage }
 }
 

@@ -17,7 +17,7 @@ use super::fold::{Folded, Kinds};
 use super::point::Point;
 use super::resolve::{Between, Ended, Priced, Resolver, Sums};
 use crate::config;
-use crate::ledger::account::Life;
+use crate::ledger::account::{AccountView, Life};
 use crate::ledger::credits::Credits;
 use crate::ledger::event::{Class, DAY_MS};
 use crate::ledger::outcome::Outcome;
@@ -48,11 +48,13 @@ impl Window {
         past.max(shard.usage_from).max(self.from).unwrap_or_default()
     }
 
-    /// The days that an account, which began at a time, may have in a shard, whatever its zone.
-    pub fn days(&self, shard: &ShardState, since_ms: i64) -> Option<(NaiveDate, NaiveDate)> {
+    /// The days that an account may have in a shard, whatever its zone. Of what was decided the identity is remembered, by
+    /// day; what is not any more was dated before meter time.
+    pub fn days(&self, shard: &ShardState, account: &AccountView) -> Option<(NaiveDate, NaiveDate)> {
         let day = |ms: i64| DateTime::from_timestamp_millis(ms).map(|time| time.date_naive());
-        let begun = day(since_ms.max(self.begins_ms).saturating_sub(DAY_MS));
-        let last = day(shard.reached_ms?.saturating_add(DAY_MS))?;
+        let begun = day(account.since_ms.max(self.begins_ms).saturating_sub(DAY_MS));
+        let remembered = account.days.keys().last().map_or(0, |day| day.saturating_mul(DAY_MS));
+        let last = day(shard.meter_time_ms.max(remembered).saturating_add(DAY_MS))?;
         let first = begun?.max(self.first(shard));
         (first <= last).then_some((first, last))
     }

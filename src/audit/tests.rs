@@ -180,7 +180,6 @@ impl Case {
             writes: self.writes,
             positions: at(self.first.as_ref().unwrap_or(&self.positions)),
             totals,
-            reached_ms: Some(NOON_MS),
             restamp_tolerance_ms: 600_000,
             ..ShardState::default()
         };

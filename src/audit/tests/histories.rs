@@ -170,9 +170,12 @@ impl Meter {
                 _ => {
                     let partition = rng.random_range(0..partitions);
                     let mut records = Vec::new();
+                    // Records may have times of their own.
+                    let back_ms = if rng.random_bool(0.9) { 0 } else { rng.random_range(0..LATE_AFTER_MS) };
                     for _ in 0..rng.random_range(1..6) {
-                        let event = event_of(&mut rng, now_ms, &mut sent);
-                        records.push(usage_record((partition as i32, next[partition]), now_ms, event));
+                        let append_ms = now_ms - back_ms;
+                        let event = event_of(&mut rng, append_ms, &mut sent);
+                        records.push(usage_record((partition as i32, next[partition]), append_ms, event));
                         next[partition] += rng.random_range(1..3);
                         now_ms += rng.random_range(0..1_000);
                     }
@@ -337,7 +340,6 @@ impl Meter {
         ShardState {
             positions: fence.positions.iter().map(|(partition, offset)| (*partition, *offset)).collect(),
             totals: fence.totals.iter().map(|((partition, outcome), n)| (*partition, *outcome, *n)).collect(),
-            reached_ms: fence.reached.values().copied().max(),
             meter_time_ms: fence.meter_time_ms,
             floor_ms: fence.floor_ms,
             restamp_tolerance_ms: fence.restamp_tolerance_ms,
