@@ -110,6 +110,7 @@ impl Sweeper {
     ) -> Result<Option<Vec<StaleAccount>>, StoreError> {
         let call = RollCall {
             stamp: Arc::new(Stamp { catalogue: catalogue.id.clone(), ..self.stamp.clone() }),
+            others: Vec::new(),
             commands_first: None,
             meter_time_ms: Some(meter.now_ms),
             late_after_ms: self.late_after_ms,

@@ -344,6 +344,7 @@ impl Fold {
             }
             let reply = self.shard.roll(&RollCall {
                 stamp: self.stamp.clone(),
+                others: Vec::new(),
                 commands_first: None,
                 meter_time_ms: None,
                 late_after_ms: self.settings.late_after_ms,

@@ -31,9 +31,7 @@ impl Shard {
 
     fn check(&mut self, call: &ApplyCall) -> Result<(), Reply<Applied>> {
         self.check_fence(&call.stamp, &call.ranges)?;
-        if call.others.iter().any(|(partition, position)| self.position(*partition) < *position) {
-            return Err(Reply::FellBack);
-        }
+        self.check_others(&call.others)?;
 
         let stale = call.groups.iter().filter(|group| self.is_stale(call, group));
         let stale: Vec<_> = stale

@@ -273,6 +273,8 @@ pub struct CommandCall {
     pub credit_types: Vec<String>,
     /// Its answer was published before the shard fell back to an older state; nothing is published again.
     pub told: bool,
+    /// See [`ApplyCall::others`].
+    pub others: Vec<(Partition, i64)>,
 }
 
 /// What a command does.

@@ -243,6 +243,7 @@ impl Shard {
     fn check_command(&self, call: &CommandCall) -> Result<(), Reply<Commanded>> {
         let ranges = std::slice::from_ref(&call.range);
         self.check_fence(&call.stamp, ranges)?;
+        self.check_others(&call.others)?;
         let account = self.accounts.get(&call.account);
         let duplicate = self.seen_command(call);
         let stale = account.map_or(0, |account| account.version) != call.version;

@@ -25,6 +25,8 @@ use super::steps::{Closes, MeterTime, Opens, Step};
 #[derive(Clone, Debug, PartialEq)]
 pub struct RollCall {
     pub stamp: Arc<Stamp>,
+    /// See [`ApplyCall::others`](super::call::ApplyCall::others). Empty: the sweeper knows no positions.
+    pub others: Vec<(Partition, i64)>,
     /// The shard must have applied the commands up to here: what was ordered before a renewal comes before it.
     pub commands_first: Option<i64>,
     /// The meter time by which the steps were found; a shard that has fallen behind it takes none. `None`: usage asked.
@@ -60,7 +62,8 @@ impl Account {
 impl Shard {
     /// Takes the steps of the accounts that are as the worker believes, and shows all of them.
     pub fn roll(&mut self, call: &RollCall) -> Reply<()> {
-        if let Err(refused) = self.check_fence(&call.stamp, &[]) {
+        let fits = self.check_fence(&call.stamp, &[]).and_then(|()| self.check_others(&call.others));
+        if let Err(refused) = fits {
             return refused;
         }
         let commands_position = self.position(Partition::COMMANDS);

@@ -272,6 +272,12 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether the shard is where the worker knows it to be, or further.
+    pub(super) fn check_others<T>(&self, others: &[(Partition, i64)]) -> Result<(), Reply<T>> {
+        let behind = others.iter().any(|(partition, position)| self.position(*partition) < *position);
+        if behind { Err(Reply::FellBack) } else { Ok(()) }
+    }
+
     /// Notes within the ranges, in the order of the ranges.
     pub(super) fn notes_in(&self, ranges: &[Range]) -> Vec<Note> {
         let within = |range: &Range| (range.partition, range.from)..(range.partition, range.to);

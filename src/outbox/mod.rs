@@ -325,6 +325,7 @@ mod tests {
             thresholds: Vec::new(),
             credit_types: Vec::new(),
             told: false,
+            others: Vec::new(),
         };
         assert!(matches!(store.command(0, &call), Reply::Applied(_)));
         store

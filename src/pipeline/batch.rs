@@ -137,8 +137,10 @@ impl Batch {
                 accounts.push(RollAccount { account: account.clone(), version: view.version, thresholds, steps });
             }
         }
+        let own = self.ranges.iter().map(|range| (range.partition, range.from));
         (!accounts.is_empty()).then(|| RollCall {
             stamp: known.stamp.clone(),
+            others: known.others.iter().copied().chain(own).collect(),
             commands_first,
             meter_time_ms: None,
             late_after_ms: known.late_after_ms,
@@ -172,6 +174,7 @@ impl Batch {
             credit_types: known.catalogue.credit_types.clone(),
             change,
             told,
+            others: known.others.clone(),
         }
     }
 }

@@ -278,9 +278,11 @@ impl Lane {
             };
         };
         let before_ms = command_ms.unwrap_or(i64::MAX).min(order.commands_ms).min(order.usage_ms);
+        let waits = |before_ms: i64| self.usage.iter().any(earlier(before_ms));
         match command_ms {
-            _ if self.usage.iter().any(earlier(before_ms)) => Turn::Usage { before_ms: Some(before_ms) },
-            Some(command_ms) if command_ms <= order.usage_ms => Turn::Command,
+            _ if waits(before_ms) => Turn::Usage { before_ms: Some(before_ms) },
+            // Commands may be read again for another shard: then usage before it waits for those.
+            Some(command_ms) if command_ms <= order.usage_ms && !waits(command_ms) => Turn::Command,
             _ => Turn::Nobodys,
         }
     }
@@ -569,16 +571,19 @@ mod tests {
             assert_eq!(lane.push(record(partition, offset, append_ms), 0), Push::Queued);
         }
         let bounds = Bounds { max_events: 100, max_bytes: 100, max_age_ms: 0 };
-        let mut cut = |usage_ms: i64| {
-            let order = Some(ReadUpTo { usage_ms, commands_ms: i64::MAX });
+        let mut cut_of = |usage_ms: i64, commands_ms: i64| {
+            let order = Some(ReadUpTo { usage_ms, commands_ms });
             let due = lane.due_at_ms(bounds, false, order).is_some();
             let batch =
                 lane.cut(bounds, 1, |_| ReadTo::default(), order).map(|batch| batch.records).unwrap_or_default();
             assert_eq!(due, !batch.is_empty(), "it is due when there is something to cut, and not else");
             batch.iter().map(|record| (record.partition, record.offset)).collect::<Vec<_>>()
         };
+        assert_eq!(cut_of(i64::MAX, 95), [(other, 0)], "commands from 95 on may still come");
+        assert_eq!(cut_of(i64::MAX, 95), [], "nor does the command of 120 go before usage that waits for those");
+        let mut cut = |usage_ms: i64| cut_of(usage_ms, i64::MAX);
         assert_eq!(cut(85), [], "what one holds first is of 100");
-        assert_eq!(cut(105), [(other, 0), (one, 0), (one, 1)]);
+        assert_eq!(cut(105), [(one, 0), (one, 1)]);
         assert_eq!(cut(115), [(other, 1)]);
         assert_eq!(cut(119), [], "usage from before the command may still come");
         assert_eq!(cut(120), [(Partition::COMMANDS, 0)]);

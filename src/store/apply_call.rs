@@ -8,7 +8,7 @@ use super::StoreError;
 use super::apply_lines::write_line;
 use super::apply_rows::{Row, told};
 use super::keys::{Key, Keys};
-use super::scripts::{Script, levels_text, refused, unexpected};
+use super::scripts::{Script, levels_text, others, refused, unexpected};
 use super::stored::number;
 use super::words::{Fields, Input, Packed};
 use crate::ledger::apply::json_text;
@@ -68,11 +68,7 @@ impl Script for ApplyScript<'_> {
             input.number(range.repeats);
             input.last_read(range.last);
         }
-        input.number(call.others.len());
-        for (partition, position) in &call.others {
-            input.text(partition.to_string());
-            input.number(*position);
-        }
+        others(&mut input, &call.others);
         input.number(call.found.len() + call.dead.len());
         let found = call.found.iter().map(|note| (note, "0"));
         for (note, produced) in found.chain(call.dead.iter().map(|note| (note, "1"))) {

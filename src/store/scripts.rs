@@ -166,6 +166,7 @@ impl Script for CommandScript<'_> {
         input.text(if call.told { "1" } else { "0" });
         input.text(levels_text(&call.thresholds));
         input.text(call.credit_types.join(","));
+        others(&mut input, &call.others);
         match &call.change {
             Change::Refuse(refusal) => {
                 input.text("refuse");
@@ -286,6 +287,7 @@ impl Script for RollScript<'_> {
         input.text(&call.stamp.generation);
         input.number(call.stamp.catalogue.version);
         input.text(&call.stamp.catalogue.hash);
+        others(&mut input, &call.others);
         input.text(call.commands_first.map(|first| first.to_string()).unwrap_or_default());
         input.text(call.meter_time_ms.map(|found_at_ms| found_at_ms.to_string()).unwrap_or_default());
         input.number(call.stamp.outbox_max);
@@ -308,6 +310,15 @@ impl Script for RollScript<'_> {
         let code = fields.text()?;
         let accounts = self.call.accounts.iter().map(|roll| roll.account.clone()).collect();
         refused(Self::NAME, &code, fields, accounts)
+    }
+}
+
+/// Positions that the worker knows.
+pub fn others(input: &mut Input, others: &[(Partition, i64)]) {
+    input.number(others.len());
+    for (partition, position) in others {
+        input.text(partition.to_string());
+        input.number(*position);
     }
 }
 

@@ -221,8 +221,8 @@ fn every_answer_has_its_row() {
     let reasons = RefusalReason::ALL.iter().map(|reason| reason.name()).collect();
     lacking.extend(missing("command", &command, names(&["applied", "duplicate"])));
     lacking.extend(missing("command", &command, with("refused", reasons)));
-    // A command is one account's, alone: no other partition is asked for, and who it is is part of the version.
-    let never = ["fell_back", "unknown"];
+    // Who it is is part of the version.
+    let never = ["unknown"];
     let refusals: Vec<_> = world::REFUSALS.into_iter().filter(|kind| !never.contains(kind)).collect();
     lacking.extend(missing("command", &command, names(&refusals)));
 

@@ -363,9 +363,7 @@ impl World {
                 let shard = self.rng.random_range(0..self.shards.len());
                 self.snapshots.push((shard, self.shards[shard].clone()));
             }
-            // A command and a renewal do not say where the shard is in the usage: where it falls back within a rebuild, one
-            // that is under way then goes first.
-            97..98 if self.faulty && self.job != Job::Rebuild && !self.snapshots.is_empty() => {
+            97..98 if self.faulty && !self.snapshots.is_empty() => {
                 let (shard, state) = self.snapshots.choose(&mut self.rng).expect("there are some").clone();
                 self.shards[shard] = state;
                 // The server that held the calls is gone, and its connections with it.

@@ -15,6 +15,21 @@ local function take_number()
   return tonumber(ARGV[at])
 end
 
+-- Whether a shard is behind a position that the worker knows: reads n, then n x (partition, position).
+local function fell_back(shard)
+  local fields, known = {}, {}
+  for i = 1, take_number() do
+    fields[i], known[i] = 'position:' .. take(), take_number()
+  end
+  local stored = fields[1] and redis.call('HMGET', shard, unpack(fields)) or {}
+  for i = 1, #known do
+    if tonumber(stored[i] or '0') < known[i] then
+      return true
+    end
+  end
+  return false
+end
+
 local function text(number)
   return string.format('%.0f', number)
 end

@@ -110,18 +110,8 @@ if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
 end
 
-local other_count = take_number()
-local other_fields, known = {}, {}
-for i = 1, other_count do
-  other_fields[i], known[i] = 'position:' .. take(), take_number()
-end
-if other_count > 0 then
-  local others = redis.call('HMGET', KEYS[1], unpack(other_fields))
-  for i = 1, other_count do
-    if tonumber(others[i] or '0') < known[i] then
-      return { 'fell_back' }
-    end
-  end
+if fell_back(KEYS[1]) then
+  return { 'fell_back' }
 end
 
 local dead_count = take_number()

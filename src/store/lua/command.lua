@@ -9,6 +9,7 @@
 -- ARGV    generation, catalogue version, catalogue hash, outbox bound, restamp tolerance in ms,
 --         partition, from, to, anchor and time reached of the record, account, version, member, command id (JSON text),
 --         command type, '1' if its answer was published before, levels and credit types (in order, with commas),
+--         others: n, then n x (partition, position that the worker knows),
 --         change: 'refuse', reason, message (JSON text)
 --              or 'put', '1' if a cycle opens and then its number, from, to; n, then n x (field, value) to set,
 --                 n, then n x field to clear, n, then n x (credit type, kind, amount in thousandths or 'unlimited')
@@ -16,7 +17,7 @@
 --              or 'void', what created the lot
 --              or 'adjust', credit type, amount, '1' if it adds, reason (JSON text)
 --              or 'close', at, n, then n x field to clear
--- Reply   as apply; {'applied', outcome, outbox entries}
+-- Reply   as apply, {'fell_back'} too; {'applied', outcome, outbox entries}
 local IDS_MAX = 3 -- 64-bit numbers that fit into a packed field
 
 local function wrong_arity()
@@ -30,7 +31,7 @@ local outbox_max, restamp_tolerance = tonumber(ARGV[4]), tonumber(ARGV[5])
 local partition, from, to = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 assert(from < to, 'command: a range goes back')
 local anchor, reached, version, member = ARGV[9], ARGV[10], ARGV[12], ARGV[13]
-local command_id, command_type, told, change = ARGV[14], ARGV[15], ARGV[16] == '1', ARGV[19]
+local command_id, command_type, told = ARGV[14], ARGV[15], ARGV[16] == '1'
 local levels, types = codes_from(ARGV[17]), codes_from(ARGV[18])
 
 -- Read and check.
@@ -54,6 +55,11 @@ end
 if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
 end
+at = 18 -- those before it are taken by name
+if fell_back(KEYS[1]) then
+  return { 'fell_back' }
+end
+local change = take()
 local account = read_account(KEYS[4], ARGV[11])
 local ids = words(account.fields.ids or '')
 local duplicate = redis.call('SISMEMBER', KEYS[5], member) == 1
@@ -89,7 +95,6 @@ if outbox_entries >= outbox_max then
 end
 
 -- Decide.
-at = 19 -- those before it are taken by name
 local offset = text(to - 1)
 local entries = {}
 local function line(event_type, kind, credit_type, amount, before, after, more)

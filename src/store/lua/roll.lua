@@ -5,21 +5,21 @@
 -- KEYS[2] outbox  stream
 -- KEYS[3] due     zset    every account, by the time at which it next changes by itself
 -- KEYS[4..] accounts  hash, each followed by the sets of marks and the hashes of members' use that it forgets
--- ARGV    generation, catalogue version, catalogue hash, commands that must be applied first ('' = any), meter time by
---         which the steps were found ('' = usage asked), outbox bound, late_after in ms, types: n, then n x name in order,
+-- ARGV    generation, catalogue version, catalogue hash, others: n, then n x (partition, position that the worker knows),
+--         commands that must be applied first ('' = any), meter time by which the steps were found ('' = usage asked),
+--         outbox bound, late_after in ms, types: n, then n x name in order,
 --         accounts: n, then n x (name, version, levels, steps: n, then n x
 --           ('lots', at) | ('restate', number, cycle as JSON) | ('forget', number, layout of its marks, n sets of them)
 --           | ('renew', number, cycle as JSON, its plan, its overage, n, n x (type, most that is carried over),
 --              '1' if another opens, and then: number, from, to, cycle as JSON, plan, levels, n, n x (type, kind, amount),
 --              n, n x (field, value) to set, n, n x field to clear))
 -- Reply   as apply: {'other_generation', …} {'torn', …} {'other_catalogue', …} {'unknown', position of the commands}
---         {'fell_back'}: what was applied when the steps were found is gone
+--         {'fell_back'}: what the worker knows to be applied, or was when the steps were found, is gone
 --         {'outbox_full', entries}
 --         {'stale', then for each account: index, n, n x (field, value)}: as it is afterwards
 
 -- Read and check.
 local generation, catalogue_version, catalogue_hash = take(), take(), take()
-local commands_first, found_at, outbox_max, late_after = take(), take(), take_number(), take_number()
 local fence = redis.call('HMGET', KEYS[1], 'generation', 'catalogue_version', 'catalogue_hash', 'meter_time_ms', 'floor_ms',
   'position:commands:0', 'begun', 'ended')
 if fence[1] ~= generation then
@@ -31,6 +31,10 @@ end
 if fence[2] ~= catalogue_version or fence[3] ~= catalogue_hash then
   return { 'other_catalogue', fence[2], fence[3] }
 end
+if fell_back(KEYS[1]) then
+  return { 'fell_back' }
+end
+local commands_first, found_at, outbox_max, late_after = take(), take(), take_number(), take_number()
 if commands_first ~= '' and tonumber(fence[6] or '0') < tonumber(commands_first) then
   return { 'unknown', fence[6] or '0' }
 end

@@ -126,6 +126,7 @@ impl History<'_> {
         });
         let call = RollCall {
             stamp: self.stamp.clone(),
+            others: Vec::new(),
             commands_first: None,
             meter_time_ms,
             late_after_ms: LATE_AFTER_MS,

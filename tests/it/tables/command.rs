@@ -82,6 +82,8 @@ pub const REFUSALS: &[Row] = &[
     ("put acme small | shift=1", "other_position 0", "accounts 0"),
     ("put acme small | shift=1 catalogue=x", "other_position 0", "accounts 0"),
     ("put acme small | catalogue=x", "other_catalogue", "accounts 0"),
+    ("put acme small; grant acme email 5 topup | others=1", "fell_back", "version 1"),
+    ("put acme small; grant acme email 5 topup | others=1 catalogue=x", "other_catalogue", "version 1"),
     ("put acme small; grant acme email 5 topup", "stale > applied", "email 15/0/0/15/0"), // the worker does not know it yet
     ("put acme small; put acme large", "stale > applied", "plan large"), // as if it were the first
     ("put acme small; grant acme email 5 topup; lose acme; close acme", "stale > account_lost acme", ""),

@@ -125,6 +125,7 @@ impl World<'_> {
         }
         let call = RollCall {
             stamp: Arc::new(twist.stamp(&self.stamp)),
+            others: Vec::new(),
             commands_first: twist.commands_first,
             meter_time_ms: Some(meter.now_ms + i64::from(ahead)),
             late_after_ms: LATE_AFTER_MS,

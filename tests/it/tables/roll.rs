@@ -42,6 +42,7 @@ pub const REFUSALS: &[Row] = &[
     ("put acme small; @+22d tick; sweep | catalogue=x commands_first=2", "other_catalogue", "cycle 0"),
     ("put acme small; @+22d tick; sweep | commands_first=2", "unknown", "cycle 0"),
     ("put acme small; @+22d tick; sweep ahead", "fell_back", "cycle 0"),
+    ("put acme small; use e0 reveal_email; @+22d use e1 reveal_email | others=1", "fell_back", "cycle 0"),
     ("put acme small; @+22d tick; sweep ahead | commands_first=2", "unknown", "cycle 0"),
     ("put acme small; @+22d tick; sweep | outbox_max=1", "outbox_full", "cycle 0"),
     ("put acme small; @+22d tick; sweep old", "stale", "cycle 0"),
