@@ -312,6 +312,7 @@ impl Meter {
             let account = RollAccount { account: "acme".into(), version: view.version, thresholds, steps };
             let shown = self.roll(&RollCall {
                 stamp: self.stamp.clone(),
+                others: Vec::new(),
                 commands_first: None,
                 meter_time_ms: Some(meter.now_ms),
                 late_after_ms,
