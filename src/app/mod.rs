@@ -54,6 +54,8 @@ use ticker::Ticker;
 
 /// How long a stopping meter waits for what is under way. What has no answer by then is resent at the next start.
 const STOP_WAIT: Duration = Duration::from_secs(10);
+/// Of the room that the worker has, one part in so many is for usage that waits for slower partitions.
+const AHEAD_SHARE: usize = 3;
 /// Longer than a failover takes.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
 
@@ -203,6 +205,7 @@ pub async fn run(
             decoder: Decoder::new(decode::Settings::of(&config.events), Arc::new(catalogue.conditions())),
             generation,
             in_order,
+            ahead_max: config.batch.queue_max / AHEAD_SHARE,
         },
         from_kafka,
     )?;

@@ -155,6 +155,8 @@ pub struct Settings {
     pub generation: String,
     /// Whether partitions are kept in step: records are applied in the order of their times.
     pub in_order: bool,
+    /// Records that may wait for partitions that are behind in time, in order.
+    pub ahead_max: usize,
 }
 
 /// Starts the thread.
@@ -338,7 +340,7 @@ impl Thread {
         self.assign();
         let log_ends = ends.iter().map(|(partition, _, end)| (*partition, *end)).collect();
         if self.settings.in_order {
-            self.in_step = InStep::new(ends.into_iter());
+            self.in_step = InStep::new(self.settings.ahead_max, ends.into_iter());
         }
         self.tell(FromKafka::Started { assignment: self.assignment, log_ends });
     }
@@ -450,6 +452,7 @@ impl Thread {
         }
         let list = |own: &[Partition]| self.list(self.reading.iter().filter(|(partition, _)| own.contains(partition)));
         let (pause, resume) = (list(&change.pause), list(&change.resume));
+        tracing::debug!(paused = ?change.pause, resumed = ?change.resume, "there is enough of some partitions");
         if self.consumer.pause(&pause).is_ok() {
             self.room.paused(&change.pause);
         }

@@ -7,14 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::ledger::call::{Input, Partition};
 use crate::pipeline::record::Record;
 
-/// Records that wait for slower partitions, at most, of all partitions together: a third of the room that the worker has by
-/// default. What a pause throws away of the client's own queue is read again, so that it must be worth it.
-const AHEAD_MAX: usize = 100_000;
-
 /// The usage partitions that are being read, up to where the log ended when that began. Commands are read as they come:
 /// usage may wait for any of them.
 #[derive(Debug, Default)]
 pub struct InStep {
+    /// Records that wait for slower partitions, at most, of all partitions together. What a pause throws away of the
+    /// client's own queue is read again, so that it must be worth it.
+    ahead_max: usize,
     each: BTreeMap<Partition, Step>,
 }
 
@@ -33,10 +32,10 @@ struct Step {
 
 impl InStep {
     /// Partitions with the offset that is read next, and where the log ends.
-    pub fn new(partitions: impl Iterator<Item = (Partition, i64, i64)>) -> InStep {
+    pub fn new(ahead_max: usize, partitions: impl Iterator<Item = (Partition, i64, i64)>) -> InStep {
         let usage = partitions.filter(|(partition, ..)| partition.input == Input::Usage);
         let step = |next, end| Step { end, next, reached_ms: i64::MIN, ahead: VecDeque::new(), paused: false };
-        InStep { each: usage.map(|(partition, next, end)| (partition, step(next, end))).collect() }
+        InStep { ahead_max, each: usage.map(|(partition, next, end)| (partition, step(next, end))).collect() }
     }
 
     pub fn read(&mut self, partition: Partition, records: &[Record]) {
@@ -79,7 +78,7 @@ impl InStep {
             // What the log held is read: it is as ever.
             return if full { self.each.keys().copied().collect() } else { BTreeSet::new() };
         };
-        let each_max = AHEAD_MAX / self.each.len().max(1);
+        let each_max = self.ahead_max / self.each.len().max(1);
         let mut paused = BTreeSet::new();
         for (partition, step) in &mut self.each {
             while step.ahead.front().is_some_and(|(reached_ms, _)| *reached_ms <= slowest_ms) {
@@ -105,6 +104,7 @@ mod tests {
     use crate::ledger::outcome::DeadReason;
     use crate::pipeline::record::Body;
 
+    const AHEAD_MAX: usize = 100_000;
     const MANY: usize = AHEAD_MAX / 2 + 1;
 
     impl InStep {
@@ -117,7 +117,7 @@ mod tests {
 
     fn two() -> (InStep, Partition, Partition) {
         let (one, other) = (Partition::usage(0), Partition::usage(1));
-        (InStep::new([(one, 0, 1_000_000), (other, 0, 1_000_000)].into_iter()), one, other)
+        (InStep::new(AHEAD_MAX, [(one, 0, 1_000_000), (other, 0, 1_000_000)].into_iter()), one, other)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use credit_meter::ledger::event::DAY_MS;
 use credit_meter::ledger::outcome::Outcome;
 use serde_json::json;
 
-use crate::cycles::Past;
+use crate::cycles::{Past, revealed};
 use crate::support::kafka::{Outgoing, Topics, data, header};
 use crate::support::meter::Meter;
 use crate::support::redis::shared;
@@ -207,6 +207,37 @@ async fn a_backlog_is_applied_in_the_order_of_its_records_times() {
     past.meter.caught_up(&past.topics).await;
     let balance = past.meter.json(&["balance", "team-0", "--json"]);
     assert_eq!(balance["balances"]["email"]["used"], 1, "{balance}");
+    assert_eq!(past.meter.audit()["mismatches"], 0);
+    assert!(running.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_of_partitions_far_apart_in_time_is_read_in_step() {
+    const RECORDS: i64 = 6_000;
+    let mut past = Past::new("in-step").await;
+    // Little room: the partition that is ahead is paused again and again, and read on from where it was.
+    past.meter.set("BATCH__QUEUE_MAX", "1500");
+    past.meter.set("BATCH__MAX_EVENTS", "500");
+    let plan = json!({ "plan": "organization", "anchor": "2026-03-01" });
+    past.command("acme", "account.put", "put", "2026-03-01T00:00:00Z", plan).await;
+    let at_ms = |time: &str| time.parse::<DateTime<Utc>>().expect("a time").timestamp_millis();
+    let (early_ms, late_ms) = (at_ms("2026-03-02T00:00:00Z"), at_ms("2026-03-05T00:00:00Z"));
+    let mut records = Vec::new();
+    for number in 0..RECORDS {
+        for (partition, from_ms) in [(0, early_ms), (1, late_ms)] {
+            let time_ms = from_ms + number * 1_000;
+            let time = DateTime::<Utc>::from_timestamp_millis(time_ms).expect("a time").to_rfc3339();
+            // Each comes twice, and its second attempt is days away from the first only by its place in the log.
+            records.push((revealed("acme", &format!("{partition}-{}", number / 2), 1, &time, partition), time_ms));
+        }
+    }
+    past.send_all("usage", records).await;
+    past.tick("2026-03-07T00:00:00Z").await;
+    let running = past.start().await;
+    past.meter.caught_up(&past.topics).await;
+    let totals = past.meter.totals("usage").await;
+    let half = RECORDS as u64;
+    assert_eq!((totals[&Outcome::Charged], totals[&Outcome::Duplicate]), (half, half), "{totals:?}");
     assert_eq!(past.meter.audit()["mismatches"], 0);
     assert!(running.terminate().await.success());
 }

@@ -97,6 +97,7 @@ fn every_event_is_charged_once_whatever_happens() {
         "recalled",
         "renewed",
         "other_catalogue",
+        "paused",
     ];
     for what in expected {
         assert!(met.get(what).is_some_and(|count| *count >= 50), "{what} hardly occurs: {met:?}");
@@ -325,7 +326,8 @@ impl World {
         if self.job != Job::Serve {
             let cursors = &self.workers[worker].cursors;
             let each = log_ends.iter().map(|(partition, end)| (*partition, cursors[partition].next, *end));
-            self.workers[worker].in_step = InStep::new(each.collect::<Vec<_>>().into_iter());
+            self.workers[worker].in_step =
+                InStep::new(self.rng.random_range(5..30), each.collect::<Vec<_>>().into_iter());
         }
         self.on(worker, Input::Assigned(positions));
         self.workers[worker].inbox.push_back(Input::LogEnds(log_ends));
@@ -395,10 +397,12 @@ impl World {
         let count = self.rng.random_range(1..15);
         let Some(cursor) = self.workers[worker].cursors.get(&partition).copied() else { return };
         let full = !self.workers[worker].pipeline.wants_more(partition.input);
-        let slowest = |worker: &mut Worker| !worker.in_step.ahead(true).contains(&partition);
-        let goes_on = self.job != Job::Serve && partition.input == Topic::Usage && slowest(&mut self.workers[worker]);
-        if full && !goes_on {
-            return;
+        let paused = match partition.input {
+            Topic::Usage if self.job != Job::Serve => self.workers[worker].in_step.ahead(full).contains(&partition),
+            _ => full,
+        };
+        if paused {
+            return self.meet("paused");
         }
         let rest = self.log[&partition].iter().filter(|record| record.offset >= cursor.next);
         let conditions = &self.workers[worker].conditions;
