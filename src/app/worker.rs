@@ -33,6 +33,7 @@ use crate::ledger::catalogue::Catalogue;
 use crate::metrics;
 use crate::outbox::Relay;
 use crate::pipeline::batch::Call;
+use crate::pipeline::order::HALTED;
 use crate::pipeline::recorded::Published;
 use crate::pipeline::{Answer, Effect, Input, Pipeline};
 use crate::store::{ShardState, Store, StoreError};
@@ -263,7 +264,7 @@ impl Worker {
             }
             FromKafka::Halted { partition, reason } => {
                 // Nobody waits for what is not read.
-                self.on(Input::LogEnds(partition.map(|partition| (partition, i64::MIN)).into_iter().collect()));
+                self.on(Input::LogEnds(partition.map(|partition| (partition, HALTED)).into_iter().collect()));
                 self.halt_partition(partition, reason);
             }
         }
@@ -346,7 +347,9 @@ impl Worker {
             self.carry_out(effect);
         }
         let Parts { enough, pipeline, .. } = &self.parts;
-        enough.usage.store(!pipeline.wants_more(Topic::Usage), Ordering::Release);
+        let full = !pipeline.wants_more(Topic::Usage);
+        enough.slowest.store(full && !pipeline.waits_for_usage(), Ordering::Release);
+        enough.usage.store(full, Ordering::Release);
         enough.commands.store(!pipeline.wants_more(Topic::Commands), Ordering::Release);
     }
 

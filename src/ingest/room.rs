@@ -16,6 +16,8 @@ const UNPOLLED_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Enough {
     pub usage: AtomicBool,
+    /// Also of the usage partition that is behind the others: nothing waits for it.
+    pub slowest: AtomicBool,
     pub commands: AtomicBool,
     /// Records on their way from the thread to the worker.
     pub on_the_way: AtomicUsize,
@@ -49,16 +51,22 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Room {
     enough: Arc<Enough>,
-    /// Whether of usage those wait that are ahead of the others, and no others.
+    /// Whether of usage those wait that are ahead of the others, and no others while something waits for them.
     in_order: bool,
     full_since: Option<Instant>,
+    /// Since when nothing waits for the usage partition that is behind the others. It may be so for a moment, between
+    /// records that go.
+    idle_since: Option<Instant>,
+    /// That partition is read although there is enough.
+    slowest_goes_on: bool,
     /// Of the partitions that are read, those that are paused.
     paused: BTreeSet<Partition>,
 }
 
 impl Room {
     pub fn new(enough: Arc<Enough>, in_order: bool) -> Room {
-        Room { enough, in_order, full_since: None, paused: BTreeSet::new() }
+        let (full_since, idle_since, paused) = (None, None, BTreeSet::new());
+        Room { enough, in_order, full_since, idle_since, slowest_goes_on: true, paused }
     }
 
     /// Records go to the worker, which takes them off again.
@@ -69,6 +77,12 @@ impl Room {
     /// Whether the worker has enough for now. After a longer wait the rest is read: usage may wait for commands, and in a
     /// rebuild for the slowest partition.
     pub fn look(&mut self, now: Instant) -> Look {
+        if !self.enough.slowest.load(Ordering::Acquire) {
+            self.idle_since = None;
+        } else if self.idle_since.is_none() {
+            self.idle_since = Some(now);
+        }
+        self.slowest_goes_on = self.idle_since.is_none_or(|since| now.duration_since(since) < UNPOLLED_MAX);
         if self.enough.on_the_way.load(Ordering::Acquire) >= ON_THE_WAY_MAX {
             return Look::Wait;
         }
@@ -89,7 +103,8 @@ impl Room {
         ahead: &BTreeSet<Partition>,
     ) -> Change {
         let waits = |partition: &Partition| match partition.input {
-            Input::Usage if self.in_order => ahead.contains(partition),
+            Input::Usage if self.in_order && self.slowest_goes_on => ahead.contains(partition),
+            Input::Usage if self.in_order => full.contains(&Input::Usage) || ahead.contains(partition),
             input => full.contains(&input),
         };
         let changed = reading.copied().filter(|own| waits(own) != self.is_paused(*own));
@@ -153,6 +168,22 @@ mod tests {
         assert_eq!(look(9002), Look::Read { full: vec![] });
         enough.usage.store(true, Ordering::Release);
         assert_eq!((look(9003), look(10_002)), (Look::Wait, Look::Wait));
+    }
+
+    #[test]
+    fn the_slowest_partition_is_paused_once_nothing_has_waited_for_it_for_a_while() {
+        let enough = Arc::new(Enough::default());
+        let mut room = Room::new(enough.clone(), true);
+        let begin = Instant::now();
+        let mut pauses = |ms: u64, waits: bool| {
+            enough.slowest.store(!waits, Ordering::Release);
+            room.look(begin + Duration::from_millis(ms));
+            room.change([Partition::usage(0)].iter(), &[Input::Usage], &BTreeSet::new()).pause.len()
+        };
+        assert_eq!((pauses(0, true), pauses(5_000, true)), (0, 0), "what waits for it would wait for ever");
+        assert_eq!((pauses(6_000, false), pauses(6_999, false)), (0, 0));
+        assert_eq!(pauses(7_000, false), 1, "redis does not answer: the log does not fit into memory");
+        assert_eq!((pauses(8_000, true), pauses(8_500, false)), (0, 0));
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod io;
 /// The lane to one shard.
 pub mod lane;
 /// Records in the order of their times.
-mod order;
+pub mod order;
 /// A shard that has fallen back.
 mod recall;
 /// A decoded record.
