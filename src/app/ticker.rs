@@ -291,7 +291,9 @@ impl Ticker {
             let accounts: Vec<_> = accounts.filter(|account| !account.gone.is_empty()).collect();
             for accounts in in_parts(accounts) {
                 let call = ForgetCall { generation: self.generation.clone(), accounts };
-                changed += self.store.forget(shard, &call).await?.unwrap_or(0);
+                // The shard belongs to another state: it is asked again with the next tick.
+                let Some(gone) = self.store.forget(shard, &call).await? else { return Ok(()) };
+                changed += gone;
             }
             cursor = next;
             if cursor == 0 {
@@ -317,14 +319,15 @@ impl Ticker {
         let Some(last) = last else { return Ok(()) };
         let late_days = self.config.events.late_after.as_secs() as i64 / (DAY_MS / 1000);
         let mut first = last - TimeDelta::days((late_days + FOLD_USAGE_DAYS).min(FOLD_USAGE_DAYS_MAX));
-        let mut journals = self.fold_days(shard, first, last).await?;
+        let Some(mut journals) = self.fold_days(shard, first, last).await? else { return Ok(()) };
         if folded.get(&shard).and_then(NaiveDate::succ_opt) != Some(last) {
             // A log may have been applied since that goes back for longer.
             let mut found = journals;
             while found > 0 {
                 let before = first - TimeDelta::days(1);
                 first -= TimeDelta::days(FOLD_USAGE_DAYS_MAX);
-                found = self.fold_days(shard, first, before).await?;
+                let Some(more) = self.fold_days(shard, first, before).await? else { return Ok(()) };
+                found = more;
                 journals += found;
             }
         }
@@ -335,8 +338,9 @@ impl Ticker {
         Ok(())
     }
 
-    /// Folds usage of some days of all of a shard's accounts; gives how many journals there were.
-    async fn fold_days(&self, shard: u32, first: NaiveDate, last: NaiveDate) -> Result<u64, TickError> {
+    /// Folds usage of some days of all of a shard's accounts; gives how many journals there were. `None`: the shard belongs
+    /// to another state, or is torn: it is asked again with the next tick.
+    async fn fold_days(&self, shard: u32, first: NaiveDate, last: NaiveDate) -> Result<Option<u64>, TickError> {
         let days: Vec<NaiveDate> = first.iter_days().take_while(|day| *day <= last).collect();
         let (mut journals, mut cursor) = (0, 0);
         loop {
@@ -345,11 +349,12 @@ impl Ticker {
             for accounts in accounts.chunks((FOLD_USAGE_AT_ONCE / days.len()).max(1)) {
                 let accounts = accounts.to_vec();
                 let call = FoldUsageCall { generation: self.generation.clone(), days: days.clone(), accounts };
-                journals += self.store.fold_usage(shard, &call).await?.unwrap_or(0);
+                let Some(folded) = self.store.fold_usage(shard, &call).await? else { return Ok(None) };
+                journals += folded;
             }
             cursor = next;
             if cursor == 0 {
-                return Ok(journals);
+                return Ok(Some(journals));
             }
         }
     }
