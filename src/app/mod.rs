@@ -231,6 +231,7 @@ pub async fn run(
     tokio::spawn(watchdog::run(pulse.clone(), health.clone(), stop_watchdog));
     let worker = worker::Worker::new(worker::Parts {
         config,
+        job,
         pipeline,
         store,
         reader: reader.control,

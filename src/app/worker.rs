@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::Job;
 use super::counted::count;
 use super::stall::Stall;
 use super::watchdog::Pulse;
@@ -47,6 +48,7 @@ const TURN: usize = 64;
 
 pub struct Parts {
     pub config: Config,
+    pub job: Job,
     pub pipeline: Pipeline,
     pub store: Store,
     pub reader: Sender<ToConsumer>,
@@ -263,8 +265,10 @@ impl Worker {
                 self.fenced = Some(reason);
             }
             FromKafka::Halted { partition, reason } => {
-                // Nobody waits for what is not read.
-                self.on(Input::LogEnds(partition.map(|partition| (partition, HALTED)).into_iter().collect()));
+                // Nobody waits for what is not read, but for a rebuild: it ends, rather than judge without what is missing.
+                if let Some(partition) = partition.filter(|_| self.parts.job != Job::Rebuild) {
+                    self.on(Input::LogEnds(vec![(partition, HALTED)]));
+                }
                 self.halt_partition(partition, reason);
             }
         }
