@@ -8,7 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::fold::{Folded, Kept, unexplained};
 use super::look::FirstLook;
 use super::members::{Members, Window};
-use super::once::{Once, WAYS_MAX, Way};
+use super::once::{Once, Way};
 use super::point::{Point, PointError};
 use super::recorded::{DeadLetters, Decision, Denials};
 use super::report::{Difference, Named, RECORDS_MAX, Report, Topics};
@@ -213,7 +213,8 @@ impl Comparison<'_> {
         });
         once.each(&self.resolver, &set, |events, ways| {
             let attempts = || events.iter().flat_map(|event| &event.attempts);
-            let same_marks = ways.len() < WAYS_MAX && ways.windows(2).all(|pair| pair[0].set == pair[1].set);
+            let ways = ways.with_bounds(&self.resolver, events);
+            let same_marks = ways.windows(2).all(|pair| pair[0].set == pair[1].set);
             let (sums, totals) = match same_marks && settles(&mut attempts()) {
                 true => {
                     below.marks.extend(ways.iter().flat_map(|way| &way.set));
@@ -224,7 +225,7 @@ impl Comparison<'_> {
                     (&mut sums, &mut *totals)
                 }
             };
-            sums.add_ways(&self.resolver, ways);
+            sums.add_ways(&self.resolver, &ways);
             let mut early: Vec<_> = ways.iter().map(Way::early).collect();
             early.sort_unstable();
             early.dedup();

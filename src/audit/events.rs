@@ -355,9 +355,9 @@ impl Teller<'_> {
         self.folded.attempts.sort_unstable_by_key(|kept| (kept.identity.member, kept.partition, kept.offset));
         let open = self.folded.commanded.view.as_ref().map_or(0, |view| view.cycle.number);
         let told = &mut self.told;
-        let mut tell = |resolver: &Resolver<'_>, ways: &[Ways<'_>]| {
+        let mut tell = |resolver: &Resolver<'_>, ways: &[Ways<'_>], cut_off: bool| {
             for (attempt, ended, certain) in likeliest(ways) {
-                let decided = decided(resolver, &attempt, ended, certain, open);
+                let decided = decided(resolver, &attempt, ended, certain && !cut_off, open);
                 told[places[&place(&attempt)]].ended = Ended::Decided(decided);
             }
         };
@@ -369,12 +369,12 @@ impl Teller<'_> {
                 return;
             }
             let ways: Vec<_> = readings.iter().map(|reading| resolver.all_ended(attempts, reading)).collect();
-            tell(resolver, &ways.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            tell(resolver, &ways.iter().map(Vec::as_slice).collect::<Vec<_>>(), false);
         };
         let mut resolver = Resolver::new(catalogue, &self.kinds);
         resolver.each(&self.account, &self.folded, |_| true, tolerance_ms, &mut self.denials, each);
         once.each(&resolver, &BTreeSet::new(), |_, ways| {
-            tell(&resolver, &ways.iter().map(|way| way.ended.as_slice()).collect::<Vec<_>>());
+            tell(&resolver, &ways.found.iter().map(|way| way.ended.as_slice()).collect::<Vec<_>>(), ways.cut_off);
         });
     }
 }

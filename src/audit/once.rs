@@ -13,6 +13,7 @@ use super::recorded::Decision;
 use super::resolve::{Ended, Priced, Reading, Resolver};
 use super::voids;
 use crate::ledger::call::Partition;
+use crate::ledger::credits::Credits;
 use crate::ledger::event::Identity;
 use crate::ledger::outcome::Outcome;
 
@@ -90,7 +91,7 @@ impl Once {
     }
 
     /// For what hangs together, each way in which it may have ended. Marks that are set already stay so.
-    pub fn each(self, resolver: &Resolver<'_>, set: &BTreeSet<Mark>, mut visit: impl FnMut(&[&Asking], &[Way])) {
+    pub fn each(self, resolver: &Resolver<'_>, set: &BTreeSet<Mark>, mut visit: impl FnMut(&[&Asking], Ways)) {
         let mut part_of: Vec<usize> = (0..self.events.len()).collect();
         let mut first: FxHashMap<Tie, usize> = FxHashMap::default();
         for (index, event) in self.events.iter().enumerate() {
@@ -107,8 +108,42 @@ impl Once {
         }
         for events in parts.values() {
             let any_void = events.iter().any(|event| event.is_void);
-            visit(events, &if any_void { voids::ways(resolver, events, set) } else { ways(resolver, events, set) });
+            visit(events, if any_void { voids::ways(resolver, events, set) } else { ways(resolver, events, set) });
         }
+    }
+}
+
+/// In which ways some events may have ended.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// The likeliest first, where they are voids.
+    pub found: Vec<Way>,
+    /// There are more than can be tried.
+    pub cut_off: bool,
+}
+
+impl Ways {
+    /// Ways between which all lie, those among them that were not tried: nothing was charged, or all of it was.
+    pub fn with_bounds(self, resolver: &Resolver<'_>, events: &[&Asking]) -> Vec<Way> {
+        let mut ways = self.found;
+        if self.cut_off {
+            let attempts = || events.iter().flat_map(|event| &event.attempts);
+            for outcome in [Outcome::Duplicate, Outcome::Free, Outcome::Voided] {
+                let ended = attempts().map(|attempt| (*attempt, Ended { outcome, ..Ended::FREE }));
+                ways.push(Way { ended: ended.collect(), set: BTreeSet::new() });
+            }
+            let charged = events.iter().flat_map(|event| {
+                event.attempts.iter().enumerate().map(|(index, attempt)| {
+                    let classes = event.readings.iter().filter_map(|reading| reading[index]).chain([attempt.class]);
+                    let class = classes.max_by_key(|class| resolver.classes[*class as usize].cost);
+                    let charged = class.map_or(Credits::ZERO, |class| resolver.classes[class as usize].cost);
+                    (attempt.by(class), Ended { outcome: Outcome::Charged, charged, ..Ended::FREE })
+                })
+            });
+            let set = events.iter().flat_map(|event| event.marks.iter().flatten().copied()).collect();
+            ways.push(Way { ended: charged.collect(), set });
+        }
+        ways
     }
 }
 
@@ -122,7 +157,7 @@ fn root(part_of: &mut [usize], mut index: usize) -> usize {
 }
 
 /// All ways of some events: by how their attempts are read, and which of those that ask for a mark came first.
-fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Vec<Way> {
+fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Ways {
     let mut ways = Vec::new();
     let mut chosen = vec![0; events.len()];
     loop {
@@ -159,8 +194,9 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Ve
             found = longer;
         }
         ways.extend(found);
-        if ways.len() >= WAYS_MAX || !next(&mut chosen, events) {
-            return ways;
+        let cut_off = ways.len() >= WAYS_MAX;
+        if cut_off || !next(&mut chosen, events) {
+            return Ways { found: ways, cut_off };
         }
     }
 }

@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
-use super::once::{Asking, Mark, WAYS_MAX, Way, next};
+use super::once::{Asking, Mark, WAYS_MAX, Way, Ways, next};
 use super::resolve::{Back, Ended, Priced, Resolver};
 use crate::ledger::credits::Credits;
 use crate::ledger::event::Judge;
@@ -60,13 +60,15 @@ struct Search<'a> {
     /// Places and states from which all ways are known.
     met: FxHashSet<u64>,
     found: Vec<Way>,
+    /// Not every order was tried.
+    cut_off: bool,
 }
 
 /// All ways of some events, voids among them. The first is the one in which they were appended.
-pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Vec<Way> {
+pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Ways {
     let mut found = Vec::new();
     let mut chosen = vec![0; events.len()];
-    let mut steps = 0;
+    let (mut steps, mut cut_off) = (0, false);
     loop {
         let mut ended = Vec::new();
         let mut lanes: BTreeMap<i32, Vec<Step>> = BTreeMap::new();
@@ -86,11 +88,12 @@ pub fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -
         }
         let at = vec![0; lanes.len()];
         let lanes = lanes.into_values().collect();
-        let mut search = Search { resolver, set, lanes, steps, ended, met: FxHashSet::default(), found };
+        let mut search = Search { resolver, set, lanes, steps, ended, met: FxHashSet::default(), found, cut_off };
         search.go(at, State::default(), 0);
         (steps, found) = (search.steps, search.found);
-        if found.len() >= WAYS_MAX || steps >= STEPS_MAX || !next(&mut chosen, events) {
-            return found;
+        cut_off = search.cut_off || found.len() >= WAYS_MAX || steps >= STEPS_MAX;
+        if cut_off || !next(&mut chosen, events) {
+            return Ways { found, cut_off };
         }
     }
 }
@@ -112,6 +115,7 @@ impl Search<'_> {
                 }
                 if self.steps >= STEPS_MAX || self.found.len() >= WAYS_MAX || depth >= DEPTH_MAX {
                     candidates.truncate(1);
+                    self.cut_off = true;
                 }
             }
             let Some((last, others)) = candidates.split_last() else {

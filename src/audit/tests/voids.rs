@@ -62,4 +62,13 @@ fn voids_among_many_events_of_one_contact_are_told_apart() {
     ]);
     // More than can be tried in all orders.
     as_appended(20_000).agrees();
+    // Of each event one attempt or the other was decided: which ones, has more answers than can be tried.
+    let twice = |n: i64| {
+        let records: Vec<String> =
+            (1..=n).flat_map(|id| [0, 1].map(|partition| format!("{partition}@{id} phone-a{id}"))).collect();
+        Case::new(&records.iter().map(String::as_str).collect::<Vec<_>>()).marked(1)
+    };
+    twice(16).stored(2, 16, &[(0, Duplicate, 16), (1, Charged, 1), (1, Free, 15)]).agrees();
+    twice(16).stored(2, 16, &[(0, Charged, 1), (0, Free, 15), (1, Duplicate, 16)]).agrees();
+    assert!(twice(16).stored(65, 16, &[(0, Duplicate, 16), (1, Charged, 16)]).audit().mismatches > 0);
 }
