@@ -28,7 +28,7 @@ impl Pipeline {
         }
     }
 
-    /// How far a rebuild has read.
+    /// How far the log is read; `None`: records go as they come.
     pub(super) fn order(&self) -> Option<ReadUpTo> {
         let up_to_ms = |input: Topic| {
             let readings = self.partitions.iter().filter(|(partition, _)| partition.input == input);

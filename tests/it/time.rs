@@ -215,30 +215,39 @@ async fn a_backlog_is_applied_in_the_order_of_its_records_times() {
 async fn a_backlog_of_partitions_far_apart_in_time_is_read_in_step() {
     const RECORDS: i64 = 6_000;
     let mut past = Past::new("in-step").await;
-    // Little room: the partition that is ahead is paused again and again, and read on from where it was.
+    // Little room: the partition that is ahead is paused, and read on from where it was.
     past.meter.set("BATCH__QUEUE_MAX", "1500");
     past.meter.set("BATCH__MAX_EVENTS", "500");
     let plan = json!({ "plan": "organization", "anchor": "2026-03-01" });
     past.command("acme", "account.put", "put", "2026-03-01T00:00:00Z", plan).await;
     let at_ms = |time: &str| time.parse::<DateTime<Utc>>().expect("a time").timestamp_millis();
-    let (early_ms, late_ms) = (at_ms("2026-03-02T00:00:00Z"), at_ms("2026-03-05T00:00:00Z"));
+    let [early_ms, late_ms, last_ms] =
+        ["2026-03-02", "2026-03-04", "2026-03-06"].map(|day| at_ms(&format!("{day}T00:00:00Z")));
     let mut records = Vec::new();
     for number in 0..RECORDS {
-        for (partition, from_ms) in [(0, early_ms), (1, late_ms)] {
+        // Whichever is read first comes to be ahead of the other.
+        let first_ms = if number < RECORDS / 2 { early_ms } else { last_ms };
+        for (partition, from_ms) in [(0, first_ms), (1, late_ms)] {
             let time_ms = from_ms + number * 1_000;
             let time = DateTime::<Utc>::from_timestamp_millis(time_ms).expect("a time").to_rfc3339();
-            // Each comes twice, and its second attempt is days away from the first only by its place in the log.
+            // Each comes twice.
             records.push((revealed("acme", &format!("{partition}-{}", number / 2), 1, &time, partition), time_ms));
         }
     }
     past.send_all("usage", records).await;
     past.tick("2026-03-07T00:00:00Z").await;
-    let running = past.start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let told = folder.path().join("told");
+    let running = past.meter.start_telling(&[("LOG__FILTER", "credit_meter=debug")], &told);
+    running.ready().await;
     past.meter.caught_up(&past.topics).await;
     let totals = past.meter.totals("usage").await;
     let half = RECORDS as u64;
     assert_eq!((totals[&Outcome::Charged], totals[&Outcome::Duplicate]), (half, half), "{totals:?}");
     assert_eq!(past.meter.audit()["mismatches"], 0);
+    let told = std::fs::read_to_string(told).expect("it is told");
+    let ahead = [0, 1].map(|index| format!("paused=[Partition {{ input: Usage, index: {index} }}]"));
+    assert!(ahead.iter().any(|ahead| told.contains(ahead)), "the one that is ahead was not paused alone: {told}");
     assert!(running.terminate().await.success());
 }
 

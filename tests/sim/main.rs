@@ -398,7 +398,10 @@ impl World {
         let Some(cursor) = self.workers[worker].cursors.get(&partition).copied() else { return };
         let full = !self.workers[worker].pipeline.wants_more(partition.input);
         let paused = match partition.input {
-            Topic::Usage if self.job != Job::Serve => self.workers[worker].in_step.ahead(full).contains(&partition),
+            Topic::Usage if self.job != Job::Serve => {
+                let Worker { in_step, pipeline, .. } = &mut self.workers[worker];
+                in_step.ahead(full).contains(&partition) || full && !pipeline.waits_for_usage()
+            }
             _ => full,
         };
         if paused {

@@ -17,7 +17,7 @@
 --              or 'void', what created the lot
 --              or 'adjust', credit type, amount, '1' if it adds, reason (JSON text)
 --              or 'close', at, n, then n x field to clear
--- Reply   as apply, {'fell_back'} too; {'applied', outcome, outbox entries}
+-- Reply   as apply; {'applied', outcome, outbox entries}
 local IDS_MAX = 3 -- 64-bit numbers that fit into a packed field
 
 local function wrong_arity()
