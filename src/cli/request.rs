@@ -158,7 +158,10 @@ pub fn tell(sent: &Sent, replaced: Option<&str>, output: Output) -> anyhow::Resu
         None => (report("acknowledged"), Ended::Badly),
     };
     match answer {
-        Some(Answer::Duplicate) => eprintln!("command {id} was decided before: nothing changed"),
+        Some(Answer::Duplicate) => eprintln!(
+            "command {id} was decided before: nothing changed, also if this one asks for something else; \
+             for another command take another --id"
+        ),
         None => eprintln!(
             "no meter has answered within {}; command {id} is acknowledged by kafka and will be applied when a meter \
              runs",

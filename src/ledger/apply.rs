@@ -145,19 +145,23 @@ impl Shard {
         let grown = self.without_room(call, Room::Again);
         let grown_marks = self.marks_without_room(call, Room::Again);
         let mut verdicts = Vec::with_capacity(call.events());
+        let mut all_uncovered: BTreeMap<(usize, usize), Credits> = BTreeMap::new();
         let mut alerts = Vec::new();
-        for group in &call.groups {
+        for (index, group) in call.groups.iter().enumerate() {
             let before = self.accounts.get(&group.account).map(|account| account.counters.clone()).unwrap_or_default();
             let mut denied = Denied::new(call, group);
             let mut unjudged = Unjudged { before, starved: BTreeSet::new() };
             self.begin_marks(group);
             for event in &group.events {
                 let class = &call.classes[event.class];
-                let verdict = match class.judge {
-                    _ if self.is_duplicate(call, group, event) => Verdict::Duplicate,
-                    Judge::Void => self.void(call, group, event, &mut unjudged, &mut alerts),
+                let (verdict, uncovered) = match class.judge {
+                    _ if self.is_duplicate(call, group, event) => (Verdict::Duplicate, Credits::ZERO),
+                    Judge::Void => (self.void(call, group, event, &mut unjudged, &mut alerts), Credits::ZERO),
                     _ => self.decide(call, group, event, &mut denied),
                 };
+                if uncovered > Credits::ZERO {
+                    *all_uncovered.entry((index, event.class)).or_default() += uncovered;
+                }
                 self.count(call.ranges[event.range].partition, verdict.outcome(), 1);
                 verdicts.push(verdict);
                 if class.cycle.is_none()
@@ -181,7 +185,7 @@ impl Shard {
         self.advance(&call.stamp, &call.ranges);
         self.grow(&grown);
         self.grow_marks(&grown_marks);
-        Applied { verdicts, outbox: self.outbox.len(), grown, grown_marks }
+        Applied { verdicts, outbox: self.outbox.len(), uncovered: all_uncovered, grown, grown_marks }
     }
 
     /// Whether an event was decided before; it is remembered from now on.
@@ -201,7 +205,14 @@ impl Shard {
         duplicate
     }
 
-    fn decide(&mut self, call: &ApplyCall, group: &Group, event: &CallEvent, denied: &mut Denied) -> Verdict {
+    /// How an event ends, and what of its cost is not charged where it is capped.
+    fn decide(
+        &mut self,
+        call: &ApplyCall,
+        group: &Group,
+        event: &CallEvent,
+        denied: &mut Denied,
+    ) -> (Verdict, Credits) {
         let class = &call.classes[event.class];
         let days = Days::of(event.event.time_ms, call.stamp.restamp_tolerance_ms);
         let takes = matches!(class.judge, Judge::Charge | Judge::Capped);
@@ -210,7 +221,7 @@ impl Shard {
         // A recorded decision stands, also beside another that was made anew.
         let charged_before = class.judge == Judge::Charge && is_marked;
         if takes && !charged_before && self.was_voided(group, class, event, days) {
-            return Verdict::Voided;
+            return (Verdict::Voided, Credits::ZERO);
         }
         let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
         let count = group.member_count(class, event);
@@ -245,7 +256,7 @@ impl Shard {
             Verdict::Capped => denied.add(verdict, event, class, remaining, Some(uncovered)),
             Verdict::Charged | Verdict::Free | Verdict::Duplicate | Verdict::Voided => {}
         }
-        verdict
+        (verdict, uncovered)
     }
 }
 

@@ -436,6 +436,8 @@ pub struct Applied {
     pub verdicts: Vec<Verdict>,
     /// Entries in the shard's outbox, for the relay to know.
     pub outbox: usize,
+    /// What capped events asked for beyond what was left, by group and class. Such a class' others are as told.
+    pub uncovered: BTreeMap<(usize, usize), Credits>,
     /// Days that have more sets from now on.
     pub grown: Vec<GrownDay>,
     /// Cycles whose marks have.

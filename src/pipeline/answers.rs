@@ -46,11 +46,11 @@ impl Pipeline {
                     self.learn_days(call, &applied.grown);
                     self.learn_marks(call, &applied.grown_marks);
                 }
-                let report = Report::of(&batch, &call, &applied.verdicts, None);
+                let report = Report::of(&batch, &call, &applied);
                 self.applied(shard, &batch, report, applied.outbox, effects);
             }
             Answer::Command(Reply::Applied(commanded)) => {
-                let report = Report::of(&batch, &call, &[], Some(commanded.outcome));
+                let report = Report::of_command(&batch, commanded.outcome);
                 self.applied(shard, &batch, report, commanded.outbox, effects);
             }
             Answer::Apply(Reply::OutboxFull { entries })

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::batch::{Batch, Call};
 use super::record::Body;
-use crate::ledger::call::Note;
+use crate::ledger::call::{Applied, Note};
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
 
@@ -26,8 +26,12 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn of(batch: &Batch, call: &Call, verdicts: &[Verdict], command: Option<Outcome>) -> Report {
-        let mut report = Report { records: batch.records.len(), command, ..Report::default() };
+    pub fn of_command(batch: &Batch, outcome: Outcome) -> Report {
+        Report { records: batch.records.len(), command: Some(outcome), ..Report::default() }
+    }
+
+    pub fn of(batch: &Batch, call: &Call, applied: &Applied) -> Report {
+        let mut report = Report { records: batch.records.len(), ..Report::default() };
         let Call::Apply(call) = call else { return report };
         report.dead(&call.dead);
         report.repeats = call.repeats.clone();
@@ -35,7 +39,7 @@ impl Report {
         // By class and plan first: a call has few of them and many events.
         let mut plans: Vec<&Arc<str>> = Vec::new();
         let mut by_class: FxHashMap<(usize, Option<usize>, Verdict), u64> = FxHashMap::default();
-        let mut verdicts = verdicts.iter();
+        let mut verdicts = applied.verdicts.iter();
         for group in &call.groups {
             let plan = group.plan.as_ref().map(|plan| index_of(&mut plans, plan));
             for (event, verdict) in group.events.iter().zip(&mut verdicts) {
@@ -46,9 +50,15 @@ impl Report {
             let class = &call.classes[class];
             *report.verdicts.entry((class.action.clone(), verdict)).or_default() += events;
             // An account that the worker does not know is not charged.
-            if let (Verdict::Charged, Some(plan)) = (verdict, plan) {
+            if let (Verdict::Charged | Verdict::Capped, Some(plan)) = (verdict, plan) {
                 let cost = class.cost.checked_mul(events).expect("a call's costs fit");
                 *report.charged.entry((class.credit_type.clone(), plans[plan].clone())).or_default() += cost;
+            }
+        }
+        for (&(group, class), &uncovered) in &applied.uncovered {
+            let Some(plan) = &call.groups[group].plan else { continue };
+            if let Some(charged) = report.charged.get_mut(&(call.classes[class].credit_type.clone(), plan.clone())) {
+                *charged = *charged - uncovered;
             }
         }
         report

@@ -1,5 +1,7 @@
 //! The call that applies usage events: `lua/apply.lua`'s keys, arguments and reply.
 
+use std::collections::BTreeMap;
+
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 use rustc_hash::FxHashMap;
@@ -115,11 +117,17 @@ impl Script for ApplyScript<'_> {
                 return Err(unexpected(Self::NAME, "half a verdict"));
             }
         }
-        let (mut grown, mut grown_marks) = (Vec::new(), Vec::new());
+        let (mut uncovered, mut grown, mut grown_marks) = (BTreeMap::new(), Vec::new(), Vec::new());
         while !fields.is_empty() {
-            let group: usize = number(&fields.text()?)?;
-            let group = self.call.groups.get(group).ok_or_else(|| unexpected(Self::NAME, "an unknown group"))?;
+            let index: usize = number(&fields.text()?)?;
+            let group = self.call.groups.get(index).ok_or_else(|| unexpected(Self::NAME, "an unknown group"))?;
             let (of, layout) = (fields.text()?, fields.text()?);
+            if let Some(class) = of.strip_prefix('u') {
+                let class = number::<usize>(class)?.checked_sub(1).filter(|class| *class < self.call.classes.len());
+                let class = class.ok_or_else(|| unexpected(Self::NAME, "an unknown class"))?;
+                uncovered.insert((index, class), Credits::from_thousandths(number(&layout)?));
+                continue;
+            }
             let layout = Layout::parse(&layout).ok_or_else(|| unexpected(Self::NAME, &layout))?;
             let account = group.account.clone();
             match of.strip_prefix('o') {
@@ -127,7 +135,7 @@ impl Script for ApplyScript<'_> {
                 None => grown.push(GrownDay { account, day: number(&of)?, layout }),
             }
         }
-        Ok(Reply::Applied(Applied { verdicts, outbox, grown, grown_marks }))
+        Ok(Reply::Applied(Applied { verdicts, outbox, uncovered, grown, grown_marks }))
     }
 }
 

@@ -57,7 +57,8 @@
 --         {'outbox_full', entries}
 --         {'applied', outbox entries, then for each group the events that ended otherwise than free, for classes that
 --           are, or charged, for all others: a verdict's letter and two bytes each, then for each day that gets more sets
---           from now on: group, day, layout; for marks: group, 'o' and cycle, layout}
+--           from now on: group, day, layout; for marks: group, 'o' and cycle, layout; for classes with capped events: group,
+--           'u' and class, what of their costs was not charged}
 local DENIED_EVENTS_MAX = 500
 local DENIED_BYTES_MAX = 262144
 local byte, format, match = string.byte, string.format, string.match

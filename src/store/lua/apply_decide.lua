@@ -179,6 +179,10 @@ local function one_by_one(group, counter, rows)
       elseif reason == 4 then
         tally.capped = tally.capped + 1
         verdict = 'p'
+        if uncovered > 0 then
+          group.uncovered = group.uncovered or {}
+          group.uncovered[class] = (group.uncovered[class] or 0) + uncovered
+        end
       else
         tally.denied = tally.denied + 1
         verdict = LETTERS[reason]
@@ -396,6 +400,10 @@ for g = 1, group_count do
       changed[#changed + 1] = 'once'
       changed[#changed + 1] = marks
     end
+  end
+  for class, uncovered in pairs(group.uncovered or {}) do
+    local n = #reply
+    reply[n + 1], reply[n + 2], reply[n + 3] = tostring(g - 1), 'u' .. class, format('%.0f', uncovered)
   end
   if days ~= had_days then
     changed[#changed + 1] = 'days'
