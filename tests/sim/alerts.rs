@@ -18,7 +18,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::account_config;
+use super::log::account_config;
 
 const SEEDS: u64 = 400;
 const STEPS: i64 = 60;

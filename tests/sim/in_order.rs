@@ -16,7 +16,9 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::{Job, NOW_MS, STEPS, World, account_config};
+use super::log::account_config;
+use super::world::{Job, World};
+use super::{NOW_MS, STEPS};
 
 const SEEDS: u64 = 200;
 const ACCOUNTS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
