@@ -12,7 +12,7 @@ use super::output::{Output, time};
 use super::source::now_ms;
 use super::{Ended, values};
 use crate::config::{Config, ConfigError, at_line, read_catalogue_file};
-use crate::ledger::catalogue::{Action, Amount, Catalogue, ChargeOnce, Plan, Price, in_force};
+use crate::ledger::catalogue::{Action, Amount, Catalogue, ChargeOnce, Entitlement, Plan, Price, entitled, in_force};
 use crate::ledger::credits::Credits;
 
 #[derive(Debug, Subcommand)]
@@ -161,6 +161,15 @@ struct PlanShown<'a> {
     actions: BTreeMap<&'a str, Vec<PriceShown<'a>>>,
     /// Prices of its own that are announced.
     later: BTreeMap<&'a str, Vec<PriceShown<'a>>>,
+    later_entitlements: Vec<EntitlementShown<'a>>,
+}
+
+/// A change that is announced.
+#[derive(Serialize)]
+struct EntitlementShown<'a> {
+    since: String,
+    action: &'a str,
+    entitled: bool,
 }
 
 #[derive(Serialize)]
@@ -302,6 +311,10 @@ impl<'a> Shown<'a> {
             for (name, prices) in &shown.later {
                 prices.iter().for_each(|each| add(&each.since, format!("plan {plan}: {}", price(name, each))));
             }
+            for EntitlementShown { since, action, entitled } in &shown.later_entitlements {
+                let what = if *entitled { "entitled to" } else { "no longer entitled to" };
+                add(&Some(since.clone()), format!("plan {plan}: {what} {action}"));
+            }
             for each in &shown.later_allowances {
                 add(&each.since, format!("plan {plan}: allowance {}", amounts(&each.amounts)));
             }
@@ -325,8 +338,7 @@ impl<'a> ActionShown<'a> {
 
 impl<'a> PlanShown<'a> {
     fn of(catalogue: &'a Catalogue, plan: &'a Plan, at_ms: i64) -> PlanShown<'a> {
-        let prices =
-            |name: &'a String| (name.as_str(), shown(paid(&catalogue.actions[name], plan.prices.get(name), at_ms)));
+        let prices = |name: &'a str| (name, shown(paid(&catalogue.actions[name], plan.prices.get(name), at_ms)));
         let starts = |from_ms: Option<i64>| from_ms.filter(|from_ms| *from_ms <= at_ms);
         let announced = plan.allowances.iter().filter(|each| each.from_ms.is_some_and(|from_ms| from_ms > at_ms));
         let announced = announced
@@ -340,8 +352,9 @@ impl<'a> PlanShown<'a> {
             carry_over_max: &plan.carry_over_max,
             overage: plan.overage.to_string(),
             thresholds: plan.thresholds.iter().map(ToString::to_string).collect(),
-            actions: plan.actions.iter().map(prices).collect(),
+            actions: plan.entitled_at(at_ms).map(prices).collect(),
             later: plan.prices.iter().map(|(name, prices)| (name.as_str(), later(prices, at_ms))).collect(),
+            later_entitlements: later_entitlements(plan, at_ms),
         }
     }
 }
@@ -355,6 +368,19 @@ fn paid<'a>(action: &'a Action, own: Option<&'a Vec<Price>>, at_ms: i64) -> Vec<
         paid.extend(open);
     }
     paid
+}
+
+fn later_entitlements(plan: &Plan, at_ms: i64) -> Vec<EntitlementShown<'_>> {
+    let mut changes: Vec<(i64, EntitlementShown)> = Vec::new();
+    for (action, when) in &plan.actions {
+        let bounds = when.iter().flat_map(Entitlement::bounds).filter(|bound_ms| *bound_ms > at_ms);
+        let changing = bounds.filter(|bound_ms| entitled(when, *bound_ms) != entitled(when, *bound_ms - 1));
+        changes.extend(changing.map(|bound_ms| {
+            (bound_ms, EntitlementShown { since: time(bound_ms), action, entitled: entitled(when, bound_ms) })
+        }));
+    }
+    changes.sort_by_key(|(bound_ms, change)| (*bound_ms, change.action));
+    changes.into_iter().map(|(_, change)| change).collect()
 }
 
 fn later(prices: &[Price], at_ms: i64) -> Vec<PriceShown<'_>> {
@@ -430,7 +456,11 @@ mod tests {
         [plans.organization]
         interval = "annual"
         allowance = { phone = 12 }
-        actions = ["reveal_phone"]
+        actions = [
+          "reveal_phone",
+          { action = "reveal_email", effective_from = "2027-04-01T00:00:00Z", effective_until = "2027-05-01T00:00:00Z" },
+          { action = "reveal_email", effective_from = "2027-05-01T00:00:00Z", effective_until = "2027-06-01T00:00:00Z" },
+        ]
         prices = { reveal_phone = 0.8 }
     "#;
 
@@ -458,7 +488,15 @@ mod tests {
         assert_eq!(later["plans"]["basic"]["allowance"], serde_json::json!({"email": "unlimited"}));
         assert_eq!(later["plans"]["basic"]["allowance_since"], "2027-02-01T00:00:00Z");
         assert!(later["plans"].get("organization").is_none());
-        assert_eq!(shown_at("2026-06-01", Some("organization"))["actions"].as_object().unwrap().len(), 1);
+        let actions = |date: &str| shown_at(date, Some("organization"))["actions"].as_object().unwrap().len();
+        assert_eq!(["2026-06-01", "2027-04-01", "2027-06-01"].map(actions), [1, 2, 1]);
+        let changes = serde_json::json!([
+            {"since": "2027-04-01T00:00:00Z", "action": "reveal_email", "entitled": true},
+            {"since": "2027-06-01T00:00:00Z", "action": "reveal_email", "entitled": false},
+        ]);
+        assert_eq!(shown_at("2026-06-01", None)["plans"]["organization"]["later_entitlements"], changes);
+        let last = &shown_at("2027-04-01", None)["plans"]["organization"]["later_entitlements"];
+        assert_eq!(*last, serde_json::json!([changes[1]]));
     }
 
     #[test]
@@ -474,5 +512,7 @@ mod tests {
         row(&["reveal_phone", "organization", "phone", "0.8", "contact"]);
         row(&["2027-01-01T00:00:00Z", "reveal_phone costs 1.5"]);
         row(&["2027-02-01T00:00:00Z", "plan basic: allowance email unlimited"]);
+        row(&["2027-04-01T00:00:00Z", "plan organization: entitled to reveal_email"]);
+        row(&["2027-06-01T00:00:00Z", "plan organization: no longer entitled to reveal_email"]);
     }
 }

@@ -37,14 +37,15 @@ impl Source {
     }
 }
 
-/// The actions that a plan is entitled to, or all.
+/// The actions that a plan is entitled to now, or all.
 pub fn actions(catalogue: &Catalogue, plan: Option<&str>) -> anyhow::Result<BTreeMap<String, Action>> {
     let Some(plan) = plan else { return Ok(catalogue.actions.clone()) };
-    let Some(entitled) = catalogue.plans.get(plan).map(|plan| &plan.actions) else {
+    let Some(plan) = catalogue.plans.get(plan) else {
         let known: Vec<&str> = catalogue.plans.keys().map(String::as_str).collect();
         bail!("plan {plan} is none of {}", known.join(", "));
     };
-    let actions = catalogue.actions.iter().filter(|(name, _)| entitled.contains(name));
+    let now_ms = now_ms();
+    let actions = catalogue.actions.iter().filter(|(name, _)| plan.is_entitled(name, now_ms));
     Ok(actions.map(|(name, action)| (name.clone(), action.clone())).collect())
 }
 

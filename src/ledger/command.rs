@@ -83,7 +83,7 @@ pub fn decide(catalogue: &Catalogue, account: Option<&AccountView>, command: &Co
             let message = format!("account `{}` was closed at {closed}: use another account", command.account);
             Err(refuse(RefusalReason::AccountClosed, message))
         }
-        (Ok(CommandBody::Put(config)), Some(account)) => put(catalogue, account, config),
+        (Ok(CommandBody::Put(config)), Some(account)) => put(catalogue, account, account.at(command.time_ms), config),
         (Ok(CommandBody::Grant(body)), Some(account)) => grant(catalogue, account, command, body),
         (Ok(CommandBody::GrantVoid { grant }), Some(account)) => void(account, grant),
         (Ok(CommandBody::Adjust { credit_type, amount, adds, reason }), Some(_)) => {
@@ -133,14 +133,14 @@ fn first_put(catalogue: &Catalogue, command: &Command, config: &AccountConfig) -
 
 /// A put to an account that exists. Add-ons, thresholds, policy and member limits change at once, and so does the plan where the new
 /// one allows at least as much of everything; the rest waits for the renewal. Nothing resets what was used.
-fn put(catalogue: &Catalogue, account: &AccountView, wanted: &AccountConfig) -> Result<Change, Refusal> {
+fn put(catalogue: &Catalogue, account: &AccountView, at_ms: i64, wanted: &AccountConfig) -> Result<Change, Refusal> {
     let plan = known_plan(catalogue, wanted)?;
     let old = &account.config;
     let old_plan = catalogue.plans.get(&old.plan);
     let same_interval =
         old_plan.is_some_and(|old_plan| old.calendar(old_plan).interval == wanted.calendar(plan).interval);
     let upgrade =
-        same_interval && old_plan.is_some_and(|old_plan| plan.allows_all_of(old_plan, account.cycle.start_ms));
+        same_interval && old_plan.is_some_and(|old_plan| plan.allows_all_of(old_plan, account.cycle.start_ms, at_ms));
     let (plan_now, interval_now) = if upgrade { (&wanted.plan, wanted.interval) } else { (&old.plan, old.interval) };
     let now = AccountConfig {
         plan: plan_now.clone(),

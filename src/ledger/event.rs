@@ -5,7 +5,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::account::{AccountView, Life};
-use super::catalogue::{Action, Catalogue, Field, Price, choose};
+use super::catalogue::{Action, Catalogue, Entitlement, Field, Price, choose, entitled};
 use super::credits::Credits;
 use super::outcome::{DeadReason, Denial};
 
@@ -139,14 +139,15 @@ impl Charge {
 pub struct Offer<'a> {
     /// What beats the general prices.
     of_plan: &'a [Price],
-    entitled: bool,
+    /// When it is entitled to it.
+    entitled: &'a [Entitlement],
 }
 
 impl<'a> Offer<'a> {
     pub fn of(catalogue: &'a Catalogue, action: &str, plan: &str) -> Offer<'a> {
         let plan = catalogue.plans.get(plan);
         let of_plan = plan.and_then(|plan| plan.prices.get(action)).map_or(&[][..], Vec::as_slice);
-        let entitled = plan.is_some_and(|plan| plan.actions.iter().any(|name| name == action));
+        let entitled = plan.and_then(|plan| plan.actions.get(action)).map_or(&[][..], Vec::as_slice);
         Offer { of_plan, entitled }
     }
 }
@@ -210,7 +211,7 @@ pub fn charge<'a>(
         return void(action, account, event);
     }
     let (plan, cycle) = terms_at(account, event.dated_ms)?;
-    let Offer { of_plan, entitled } = offer(plan);
+    let Offer { of_plan, entitled: when } = offer(plan);
     let choose =
         |prices: &'a [Price]| choose(prices, event.dated_ms, |name| event.field(name)).map(|price| price.credits);
     let unit = choose(of_plan).or_else(|| choose(&action.prices));
@@ -219,7 +220,7 @@ pub fn charge<'a>(
     let cost = cost.ok_or(DeadReason::CostTooLarge)?;
     let found_nothing =
         event.outcome.as_deref().is_some_and(|outcome| action.free_outcomes.iter().any(|free| free == outcome));
-    let judge = if !entitled {
+    let judge = if !entitled(when, event.dated_ms) {
         Judge::NotEntitled
     } else if found_nothing || cost == Credits::ZERO {
         Judge::Free

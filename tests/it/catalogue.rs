@@ -24,6 +24,8 @@ prices = [
 interval = "monthly"
 allowance = { email = 1000 }
 actions = ["reveal_email"]
+[actions.enrich]
+prices = [{ credit_type = "email", credits = 7 }]
 "#;
 
 /// The file of a worker.
@@ -65,9 +67,13 @@ fn time(time_ms: i64) -> String {
 
 /// An event at a time of its own, in a topic that keeps the producer's time.
 async fn send(topics: &Topics, id: &str, time_ms: i64, source: &str) {
+    send_action(topics, "reveal_email", id, time_ms, source).await;
+}
+
+async fn send_action(topics: &Topics, action: &str, id: &str, time_ms: i64, source: &str) {
     let event = json!({
         "specversion": "1.0", "id": id, "source": "test", "type": "credits.usage.v1", "subject": "acme",
-        "time": time(time_ms), "data": { "action": "reveal_email", "source": source },
+        "time": time(time_ms), "data": { "action": action, "source": source },
     });
     let record = Outgoing { key: Some("acme".into()), value: Some(event.to_string().into()), ..Outgoing::default() };
     topics.send_at("usage", &record, time_ms).await;
@@ -99,20 +105,27 @@ async fn a_price_changes_at_its_date_and_what_is_refused_changes_nothing() {
     // Producers' clocks are ahead, so that the date comes as soon as the test likes.
     let start_ms = Utc::now().timestamp_millis() + 30 * MINUTE_MS;
     send(&topics, "before", start_ms - 2 * MINUTE_MS, "premium").await;
+    send_action(&topics, "enrich", "not entitled", start_ms - 2 * MINUTE_MS, "").await;
     assert_eq!(used(&meter, &topics).await, 1);
 
-    // A price that counts later, and one on a field that was not read so far.
+    // A price that counts later, and one on a field that was not read so far; what the plan may do later.
     let start = time(start_ms);
     let second = format!(
         r#"  {{ credit_type = "email", credits = 2, effective_from = "{start}" }},
   {{ credit_type = "email", credits = 5, when = {{ source = "premium" }}, effective_from = "{start}" }},"#
     );
+    let entitled = format!("\"reveal_email\", {{ action = \"enrich\", effective_from = \"{start}\" }}");
+    let with_prices =
+        |version: u32, prices: &str| with_prices(version, prices).replacen("\"reveal_email\"", &entitled, 1);
     file.write(&with_prices(2, &second));
     reloads(&running, "applied", 1).await;
+    send_action(&topics, "enrich", "not yet", start_ms - 1, "").await;
+    send_action(&topics, "enrich", "entitled", start_ms, "").await;
     send(&topics, "late", start_ms - 1, "premium").await;
     send(&topics, "after", start_ms, "standard").await;
     send(&topics, "premium", start_ms + MINUTE_MS, "premium").await;
-    assert_eq!(used(&meter, &topics).await, 1 + 1 + 2 + 5);
+    assert_eq!(used(&meter, &topics).await, 1 + 1 + 2 + 5 + 7);
+    assert_eq!(meter.totals("usage").await[&Outcome::Denied], 2);
 
     // Not TOML · another price from the beginning · another price for what was priced already · lower.
     let edited = with_prices(3, &second).replacen("credits = 1 }", "credits = 3 }", 1);
@@ -125,7 +138,7 @@ async fn a_price_changes_at_its_date_and_what_is_refused_changes_nothing() {
         reloads(&running, "refused", count).await;
     }
     send(&topics, "still", start_ms + 2 * MINUTE_MS, "standard").await;
-    assert_eq!(used(&meter, &topics).await, 9 + 2);
+    assert_eq!(used(&meter, &topics).await, 16 + 2);
     // A signal asks for an answer, also to what was refused before.
     running.signal("-HUP");
     reloads(&running, "refused", 5).await;
@@ -134,7 +147,7 @@ async fn a_price_changes_at_its_date_and_what_is_refused_changes_nothing() {
     reloads(&running, "unchanged", 1).await;
     running.ready().await;
     let audit = meter.audit();
-    assert_eq!((&audit["mismatches"], &audit["outcomes"]["charged"]), (&json!(0), &json!(5)), "{audit}");
+    assert_eq!((&audit["mismatches"], &audit["outcomes"]["charged"]), (&json!(0), &json!(6)), "{audit}");
     assert!(running.terminate().await.success());
 
     // At a start it is the same.
@@ -150,7 +163,7 @@ async fn a_price_changes_at_its_date_and_what_is_refused_changes_nothing() {
     let running = meter.start(&[]);
     running.ready().await;
     send(&topics, "third", third_ms, "standard").await;
-    assert_eq!(used(&meter, &topics).await, 11 + 3);
+    assert_eq!(used(&meter, &topics).await, 18 + 3);
     assert_eq!(meter.audit()["mismatches"], 0);
 }
 

@@ -22,14 +22,22 @@ pub fn canonical(
     for (name, plan) in plans {
         let Plan { interval, allowances, actions, overage, thresholds, prices, carry_over_max, line: _ } = plan;
         let (first, later) = allowances.split_first().expect("a plan has an allowance");
+        let always = actions.iter().filter(|(_, when)| when[0].always()).map(|(name, _)| name.clone());
+        let always: Vec<_> = always.collect();
         let thresholds: Vec<_> = thresholds.iter().map(Threshold::to_string).collect();
         lines.push(format!(
             "plan {name} {} {} actions={} overage={overage} thresholds={}",
             interval.name(),
             amounts(&first.amounts),
-            sorted(actions),
+            sorted(&always),
             sorted(&thresholds),
         ));
+        for (action, when) in actions {
+            let dated = when.iter().filter(|each| !each.always());
+            lines.extend(dated.map(|each| {
+                format!("entitled {name} {action} from={} until={}", time(each.from_ms), time(each.until_ms))
+            }));
+        }
         for allowance in later {
             let from_ms = allowance.from_ms.expect("only the first has no start");
             lines.push(format!("allowance {name} from={from_ms} {}", amounts(&allowance.amounts)));
@@ -45,6 +53,10 @@ pub fn canonical(
 fn spelled(price: &Price) -> String {
     let from = price.from_ms.map_or_else(|| "start".to_owned(), |from_ms| from_ms.to_string());
     format!("{} from={from} when={}", price.credits, price.when)
+}
+
+fn time(bound_ms: Option<i64>) -> String {
+    bound_ms.map_or_else(|| "none".to_owned(), |bound_ms| bound_ms.to_string())
 }
 
 fn amounts(amounts: &BTreeMap<String, Amount>) -> String {

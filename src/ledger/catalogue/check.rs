@@ -12,8 +12,8 @@ use super::canonical::canonical;
 use super::price::sort;
 use super::written::{self, Name, Value};
 use super::{
-    Action, Allowance, Amount, Catalogue, CatalogueError, CatalogueId, ChargeOnce, Field, Line, Overage, Plan, Price,
-    Threshold, When,
+    Action, Allowance, Amount, Catalogue, CatalogueError, CatalogueId, ChargeOnce, Entitlement, Field, Line, Overage,
+    Plan, Price, Threshold, When,
 };
 use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Interval;
@@ -22,8 +22,9 @@ use crate::ledger::cycle::Interval;
 const CREDIT_TYPES_MAX: usize = 64;
 /// Texts of an event are no longer.
 const VALUE_BYTES_MAX: usize = 256;
-/// The field of a dated entry.
+/// The fields of a dated entry.
 const EFFECTIVE_FROM: &str = "effective_from";
+const EFFECTIVE_UNTIL: &str = "effective_until";
 
 impl Catalogue {
     pub fn parse(text: &str) -> Result<Catalogue, CatalogueError> {
@@ -75,7 +76,12 @@ impl Checker<'_> {
         let hash = format!("{:032x}", xxh3_128(canonical(&credit_types, &actions, &plans).as_bytes()));
         let general = actions.values().flat_map(|action| &action.prices);
         let of_plans = plans.values().flat_map(|plan| plan.prices.values().flatten());
-        let changes: BTreeSet<i64> = general.chain(of_plans).filter_map(|price| price.from_ms).collect();
+        let entitlements = plans.values().flat_map(|plan| plan.actions.values().flatten());
+        let changes: BTreeSet<i64> = general
+            .chain(of_plans)
+            .filter_map(|price| price.from_ms)
+            .chain(entitlements.flat_map(Entitlement::bounds))
+            .collect();
         Ok(Catalogue {
             id: CatalogueId { version, hash },
             credit_types,
@@ -198,13 +204,7 @@ impl Checker<'_> {
                 format!("interval `{}` is none of monthly, quarterly, semi_annual, annual", written.interval.get_ref());
             self.refuse(&written.interval, reason)
         })?;
-        let mut entitled = Vec::new();
-        for action in &written.actions {
-            if !actions.contains_key(action.get_ref()) {
-                return Err(self.refuse(action, format!("action `{}` is not defined", action.get_ref())));
-            }
-            entitled.push(action.get_ref().clone());
-        }
+        let entitled = self.entitled(&written.actions, actions)?;
         let overage = match &written.overage {
             None => Overage::Reject,
             Some(overage) => self.overage(overage)?,
@@ -219,7 +219,7 @@ impl Checker<'_> {
         }
         let mut prices = BTreeMap::new();
         for (action, written) in &written.prices {
-            if !entitled.contains(action.get_ref()) {
+            if !entitled.contains_key(action.get_ref()) {
                 let reason = format!("`{}` has a price, but the plan is not entitled to it", action.get_ref());
                 return Err(self.refuse(action, reason));
             }
@@ -240,6 +240,42 @@ impl Checker<'_> {
             carry_over_max,
             line: self.line(name),
         })
+    }
+
+    fn entitled(
+        &self,
+        written: &[Spanned<written::Entitled>],
+        actions: &BTreeMap<String, Action>,
+    ) -> Result<BTreeMap<String, Vec<Entitlement>>, CatalogueError> {
+        let mut entitled: BTreeMap<String, Vec<Entitlement>> = BTreeMap::new();
+        for entry in written {
+            let (name, from, until) = match entry.get_ref() {
+                written::Entitled::Always(name) => (name, None, None),
+                written::Entitled::Dated(written::EntitledWhen { action, effective_from, effective_until }) => {
+                    (action, effective_from.as_ref(), effective_until.as_ref())
+                }
+            };
+            if !actions.contains_key(name) {
+                return Err(self.refuse(entry, format!("action `{name}` is not defined")));
+            }
+            let time = |what: &str, value: &toml::Value| {
+                time_of(value).map_err(|text| self.refuse(entry, no_time(what, &text)))
+            };
+            let from_ms = from.map(|from| time(EFFECTIVE_FROM, from)).transpose()?;
+            let until_ms = until.map(|until| time(EFFECTIVE_UNTIL, until)).transpose()?;
+            if from_ms.zip(until_ms).is_some_and(|(from_ms, until_ms)| until_ms <= from_ms) {
+                return Err(self.refuse(entry, format!("`{name}`: {EFFECTIVE_UNTIL} is not after {EFFECTIVE_FROM}")));
+            }
+            let own = entitled.entry(name.clone()).or_default();
+            own.push(Entitlement { from_ms, until_ms, line: self.line(entry) });
+            own.sort_by_key(|each| each.from_ms);
+            let overlaps =
+                |pair: &[Entitlement]| pair[0].until_ms.is_none_or(|until_ms| Some(until_ms) > pair[1].from_ms);
+            if own.windows(2).any(overlaps) {
+                return Err(self.refuse(entry, format!("`{name}` is listed twice for the same time")));
+            }
+        }
+        Ok(entitled)
     }
 
     fn plan_prices(&self, written: &Spanned<written::PlanPrices>) -> Result<Vec<Price>, CatalogueError> {
@@ -360,15 +396,7 @@ impl Checker<'_> {
     }
 
     fn time(&self, value: &Value) -> Result<i64, CatalogueError> {
-        let text = match value.get_ref() {
-            toml::Value::String(text) => text.clone(),
-            toml::Value::Datetime(time) => time.to_string(),
-            other => other.to_string(),
-        };
-        let time = DateTime::parse_from_rfc3339(&text).map_err(|_| {
-            self.refuse(value, format!("effective_from `{text}` is no RFC 3339 time like 2027-01-01T00:00:00Z"))
-        })?;
-        Ok(time.timestamp_millis())
+        time_of(value.get_ref()).map_err(|text| self.refuse(value, no_time(EFFECTIVE_FROM, &text)))
     }
 
     fn line<T>(&self, place: &Spanned<T>) -> Line {
@@ -378,6 +406,20 @@ impl Checker<'_> {
     fn refuse<T>(&self, place: &Spanned<T>, reason: impl Into<String>) -> CatalogueError {
         Catalogue::refuse(self.line(place), reason)
     }
+}
+
+/// A time in ms, or the text that is none.
+fn time_of(value: &toml::Value) -> Result<i64, String> {
+    let text = match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Datetime(time) => time.to_string(),
+        other => other.to_string(),
+    };
+    DateTime::parse_from_rfc3339(&text).map(|time| time.timestamp_millis()).map_err(|_| text)
+}
+
+fn no_time(what: &str, text: &str) -> String {
+    format!("{what} `{text}` is no RFC 3339 time like 2027-01-01T00:00:00Z")
 }
 
 fn line_of(text: &str, span: Range<usize>) -> usize {

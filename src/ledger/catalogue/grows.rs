@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::entitled::first_difference;
 use super::{Action, Catalogue, CatalogueError, Line, Plan, Price};
 use crate::ledger::time::rfc3339;
 
@@ -114,11 +115,17 @@ fn same_plan(
         return edited("carry_over_max");
     }
     // Nobody has judged an event with an action that did not exist.
-    let (entitled, now_entitled) = (set(&before.actions), set(&now.actions));
-    if !entitled.is_subset(&now_entitled)
-        || now_entitled.difference(&entitled).any(|name| old.actions.contains_key(*name))
-    {
-        return edited("the actions that it is entitled to (new actions may be added)");
+    for action in now.actions.keys().chain(before.actions.keys()).filter(|name| old.actions.contains_key(*name)) {
+        let of = |plan: &Plan| plan.actions.get(action).cloned().unwrap_or_default();
+        let (of_before, of_now) = (of(before), of(now));
+        let Some(first) = first_difference(&of_before, &of_now) else { continue };
+        let Some(first_ms) = first else {
+            let what = format!("what it is entitled to from the beginning, here `{action}`,");
+            let remedy = "list it with effective_from, or end it with effective_until";
+            return Err(edits(now.line, &place, &what, remedy));
+        };
+        let entry = of_now.iter().find(|each| each.bounds().any(|bound_ms| bound_ms == first_ms));
+        growth.add(first_ms, entry.map_or(now.line, |entry| entry.line));
     }
     for action in now.prices.keys().chain(before.prices.keys()).filter(|name| old.actions.contains_key(*name)) {
         let of = |plan: &Plan| plan.prices.get(action).cloned().unwrap_or_default();

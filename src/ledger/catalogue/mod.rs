@@ -7,6 +7,8 @@
 mod canonical;
 /// What a file may say.
 mod check;
+/// When a plan may do what.
+mod entitled;
 /// What a higher version may change.
 mod grows;
 /// Prices, when they hold, and which one counts.
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use super::credits::Credits;
 use super::cycle::Interval;
 
+pub use entitled::{Entitlement, entitled};
 pub use grows::Growth;
 pub use price::{Conditions, Field, Price, When, choose, in_force};
 
@@ -32,7 +35,7 @@ pub struct Catalogue {
     pub plans: BTreeMap<String, Plan>,
     /// What it was read from. Shards keep it, so that a higher version can be compared with it.
     pub text: Arc<str>,
-    /// The times at which some price changes, in their order.
+    /// The times at which some price or entitlement changes, in their order.
     changes_ms: Vec<i64>,
     line: Line,
 }
@@ -81,8 +84,8 @@ pub struct Plan {
     pub interval: Interval,
     /// In the order of their start; the first has none.
     pub allowances: Vec<Allowance>,
-    /// The actions that the plan is entitled to.
-    pub actions: Vec<String>,
+    /// The actions that the plan is entitled to, and when, in the order of time. None of them has no time.
+    pub actions: BTreeMap<String, Vec<Entitlement>>,
     pub overage: Overage,
     pub thresholds: Vec<Threshold>,
     /// What beats the general prices, by action, in the order of [`choose`].
@@ -176,15 +179,15 @@ impl Catalogue {
         Conditions::of(general.chain(of_plans), once.collect())
     }
 
-    /// Tells apart the times between which some price changes.
+    /// Tells apart the times between which some price or entitlement changes.
     pub fn period_at(&self, time_ms: i64) -> usize {
         self.changes_ms.partition_point(|change_ms| *change_ms <= time_ms)
     }
 }
 
 impl Plan {
-    /// Whether nobody loses anything who changes to it from another plan, in a cycle that starts at a time.
-    pub fn allows_all_of(&self, other: &Plan, start_ms: i64) -> bool {
+    /// Whether nobody loses anything who changes to it from another plan at a time, in a cycle that starts at another.
+    pub fn allows_all_of(&self, other: &Plan, start_ms: i64, at_ms: i64) -> bool {
         let own = self.allowance_at(start_ms);
         let at_least = |(credit_type, amount): (&String, &Amount)| match (own.get(credit_type), amount) {
             (Some(Amount::Unlimited), _) => true,
@@ -193,7 +196,16 @@ impl Plan {
             (_, Amount::Unlimited) => false,
         };
         let allowed = other.allowance_at(start_ms).iter().all(at_least);
-        allowed && other.actions.iter().all(|action| self.actions.contains(action))
+        allowed && other.entitled_at(at_ms).all(|action| self.is_entitled(action, at_ms))
+    }
+
+    /// The actions that it may do at a time.
+    pub fn entitled_at(&self, at_ms: i64) -> impl Iterator<Item = &str> {
+        self.actions.iter().filter(move |(_, when)| entitled(when, at_ms)).map(|(name, _)| name.as_str())
+    }
+
+    pub fn is_entitled(&self, action: &str, at_ms: i64) -> bool {
+        self.actions.get(action).is_some_and(|when| entitled(when, at_ms))
     }
 
     /// What a cycle that starts at a time is given.

@@ -58,6 +58,14 @@ actions = ["reveal_phone", "enrich"]
 prices.reveal_phone = 0.8
 prices.enrich = [{ credits = 0.7, effective_from = "2027-02-01T00:00:00Z" }]
 carry_over_max = { phone = 10.5 }
+[plans.trial]
+interval = "monthly"
+allowance = { phone = 100 }
+actions = [
+  "reveal_phone",
+  { action = "enrich", effective_from = "2029-03-01T00:00:00Z", effective_until = "2029-04-01T00:00:00Z" },
+  { action = "enrich", effective_from = "2029-06-01T00:00:00Z" },
+]
 "#;
 
 fn parse(text: &str) -> Catalogue {
@@ -106,6 +114,9 @@ fn the_hash_is_of_the_content() {
         ("= 0.8", "= 0.9"),
         ("credits = 0.7", "credits = 0.9"),
         ("10.5", "10.6"),
+        ("2029-03", "2029-02"),
+        ("2029-04", "2029-05"),
+        ("2029-06", "2029-07"),
     ] {
         assert_ne!(hash(RICH), hash(&change(RICH, from, to)), "{to}");
     }
@@ -118,28 +129,43 @@ fn the_hash_is_of_the_content() {
     assert_eq!(hash(RICH), hash(&moved), "the order of prices does not count");
 }
 
+#[test]
+fn a_plan_is_entitled_to_an_action_for_a_time() {
+    let catalogue = parse(RICH);
+    let check = |time: &str, expected: Judge| {
+        let event = event("enrich", ms(time), 1);
+        let class = price(&catalogue, &account("trial"), &event).expect("it has a price");
+        assert_eq!(class.judge, expected, "{time}");
+        assert_eq!(catalogue.plans["trial"].is_entitled("enrich", ms(time)), expected == Judge::Charge, "{time}");
+    };
+    check("2029-02-28T23:59:59.999Z", Judge::NotEntitled);
+    check("2029-03-01T00:00:00Z", Judge::Charge);
+    check("2029-03-31T23:59:59.999Z", Judge::Charge);
+    check("2029-04-01T00:00:00Z", Judge::NotEntitled);
+    check("2029-06-01T00:00:00Z", Judge::Charge);
+    check("2099-01-01T00:00:00Z", Judge::Charge);
+    let [before, within, after] = ["2029-02-28T00:00:00Z", "2029-03-01T00:00:00Z", "2029-04-01T00:00:00Z"].map(ms);
+    let periods = [before, within, after].map(|at_ms| catalogue.period_at(at_ms));
+    assert!(periods[0] < periods[1] && periods[1] < periods[2], "{periods:?}");
+
+    // From a plan to one that allows as much, at the time of the change.
+    let (basic, trial) = (&catalogue.plans["basic"], &catalogue.plans["trial"]);
+    let allows = |at_ms: i64| trial.allows_all_of(basic, ms("2026-01-01T00:00:00Z"), at_ms);
+    assert_eq!([before, within, after].map(allows), [false, true, false]);
+}
+
 /// The sum of what an event costs, and how it is judged, by plan, date and data.
 #[test]
 fn the_most_specific_price_counts_then_the_latest_and_a_plans_price_beats_the_general() {
     let catalogue = parse(RICH);
     let check = |plan: &str, action: &str, time: &str, fields: &[(Field, &str)], thousandths: i64| {
-        let dated_ms = ms(time);
         let of = |name: Field| fields.iter().find(|(own, _)| *own == name).map(|(_, value)| Arc::<str>::from(*value));
         let further = fields.iter().filter(|(name, _)| *name != Field::Outcome);
         let event = UsageEvent {
-            account: "acme".into(),
-            source: "s".into(),
-            id: "1".into(),
-            time_ms: 0,
-            dated_ms,
-            action: action.into(),
-            quantity: 2,
             outcome: of(Field::Outcome),
             user: of(Field::User),
             fields: further.map(|(name, value)| (*name, Arc::from(*value))).collect(),
-            once: None,
-            voids: None,
-            identity: Identity::of("s", "1"),
+            ..event(action, ms(time), 2)
         };
         let class = price(&catalogue, &account(plan), &event).expect("it has a price");
         let judge = if thousandths == 0 { Judge::Free } else { Judge::Charge };
@@ -170,6 +196,24 @@ fn the_most_specific_price_counts_then_the_latest_and_a_plans_price_beats_the_ge
     check("organization", "enrich", "2027-02-01T00:00:00Z", &[(Source, "premium")], 700);
 }
 
+fn event(action: &str, dated_ms: i64, quantity: u64) -> UsageEvent {
+    UsageEvent {
+        account: "acme".into(),
+        source: "s".into(),
+        id: "1".into(),
+        time_ms: 0,
+        dated_ms,
+        action: action.into(),
+        quantity,
+        outcome: None,
+        user: None,
+        fields: Box::default(),
+        once: None,
+        voids: None,
+        identity: Identity::of("s", "1"),
+    }
+}
+
 fn account(plan: &str) -> AccountView {
     let config = AccountConfig {
         plan: plan.into(),
@@ -187,21 +231,7 @@ fn account(plan: &str) -> AccountView {
 #[test]
 fn what_one_price_makes_too_dear_another_does_not() {
     let catalogue = parse(RICH);
-    let event = UsageEvent {
-        account: "acme".into(),
-        source: "s".into(),
-        id: "1".into(),
-        time_ms: 0,
-        dated_ms: 0,
-        action: "reveal_phone".into(),
-        quantity: 110_000_000,
-        outcome: None,
-        user: None,
-        fields: Box::default(),
-        once: None,
-        voids: None,
-        identity: Identity::of("s", "1"),
-    };
+    let event = event("reveal_phone", 0, 110_000_000);
     assert_eq!(price(&catalogue, &account("basic"), &event), Err(DeadReason::CostTooLarge));
     let class = price(&catalogue, &account("organization"), &event).expect("it is cheaper");
     assert_eq!(class.cost, Credits::whole(88_000_000));
@@ -214,19 +244,9 @@ fn only_an_event_that_would_be_charged_asks_whether_it_was_before() {
         parse(&change(&text, "actions = [\"reveal_email\"]", "actions = [\"reveal_email\", \"reveal_phone\"]"));
     let check = |action: &str, contact: Option<&str>, outcome: Option<&str>, once: bool| {
         let event = UsageEvent {
-            account: "acme".into(),
-            source: "s".into(),
-            id: "1".into(),
-            time_ms: 0,
-            dated_ms: 0,
-            action: action.into(),
-            quantity: 1,
             outcome: outcome.map(Arc::from),
-            user: None,
-            fields: Box::default(),
             once: contact.map(|contact| Identity::of(action, contact)),
-            voids: None,
-            identity: Identity::of("s", "1"),
+            ..event(action, 0, 1)
         };
         let class = price(&catalogue, &account("basic"), &event).expect("it has a price");
         assert_eq!(class.once, once, "{action} {contact:?} {outcome:?}");
@@ -346,6 +366,14 @@ fn a_bad_catalogue_is_refused_with_line_and_reason() {
     check("phone = 120", "mail = 120", 27, "credit type `mail` is not defined");
     check("credits = 0.7, ", "credits = 0.7, price = 1, ", 34, "unknown field `price`");
     check("credits = 0.7, ", "credits = 0.7123, ", 34, "more than three decimals");
+    check("action = \"enrich\"", "action = \"enriched\"", 41, "action `enriched` is not defined");
+    check("action = \"enrich\"", "actions = \"enrich\"", 41, "unknown field `actions`");
+    check("\"2029-03-01T00:00:00Z\"", "\"2029-03\"", 41, "effective_from `2029-03` is no RFC 3339 time");
+    check("\"2029-04-01T00:00:00Z\"", "2029-04-01", 41, "effective_until `2029-04-01` is no RFC 3339 time");
+    check("\"2029-04-01T00:00:00Z\"", "\"2029-03-01T00:00:00Z\"", 41, "`enrich`: effective_until is not after");
+    check("\"2029-04-01T00:00:00Z\"", "\"2029-06-02T00:00:00Z\"", 42, "`enrich` is listed twice for the same time");
+    check("  \"reveal_phone\",\n", "  \"reveal_phone\", \"reveal_phone\",\n", 40, "`reveal_phone` is listed twice");
+    check("  \"reveal_phone\",\n", "  7,\n", 40, "the name of an action, or {");
 }
 
 #[test]
@@ -371,6 +399,13 @@ fn a_higher_version_only_grows() {
     allowed(",\n]\n[actions.enrich]", added, Some("2027-05-01T00:00:00Z"));
     allowed("credits = 1.5,", "credits = 1.6,", Some("2027-01-01T00:00:00Z"));
     allowed("\"2027-01-01T00:00:00Z\"", "\"2026-12-01T00:00:00Z\"", Some("2026-12-01T00:00:00Z"));
+    allowed(
+        "\"2029-06-01T00:00:00Z\" },\n]",
+        "\"2029-06-01T00:00:00Z\", effective_until = \"2030-01-01T00:00:00Z\" },\n]",
+        Some("2030-01-01T00:00:00Z"),
+    );
+    allowed("effective_from = \"2029-03-01", "effective_from = \"2027-03-01", Some("2027-03-01T00:00:00Z"));
+    allowed("\"2029-04-01T00:00:00Z\" },\n", "\"2029-06-01T00:00:00Z\" },\n", Some("2029-04-01T00:00:00Z"));
     allowed("phone = 120", "phone = 130", Some("2027-03-01T00:00:00Z"));
     allowed(
         "credits = 0.7, effective_from = \"2027-02-01",
@@ -406,7 +441,28 @@ fn a_higher_version_only_grows() {
     refused("interval = \"annual\"", "interval = \"monthly\"", 29, "interval");
     refused("interval = \"annual\"", "overage = \"cap\"\ninterval = \"annual\"", 29, "overage");
     refused("10.5", "11", 29, "carry_over_max");
-    refused("actions = [\"reveal_phone\", \"enrich\"]\n[[", "actions = [\"reveal_phone\"]\n[[", 20, "entitled");
+    refused(
+        "actions = [\"reveal_phone\", \"enrich\"]\n[[",
+        "actions = [\"reveal_phone\"]\n[[",
+        20,
+        "end it with effective_until",
+    );
+    let ended = |until: &str| {
+        format!("actions = [\"reveal_phone\",\n{{ action = \"enrich\", effective_until = \"{until}\" }}]\n[[")
+    };
+    refused(
+        "actions = [\"reveal_phone\", \"enrich\"]\n[[",
+        &ended("2026-11-25T00:00:00Z"),
+        23,
+        "from 2026-11-25T00:00:00Z on",
+    );
+    allowed(
+        "actions = [\"reveal_phone\", \"enrich\"]\n[[",
+        &ended("2027-01-01T00:00:00Z"),
+        Some("2027-01-01T00:00:00Z"),
+    );
+    refused("effective_from = \"2029-03-01T00:00:00Z\", ", "", 36, "from the beginning, here `enrich`");
+    refused("effective_from = \"2029-03", "effective_from = \"2026-03", 41, "from 2026-03-01T00:00:00Z on");
     refused("[plans.organization]", "[plans.enterprise]", 1, "plan `organization` is gone");
 
     let version = |text: &str| parse(&change(text, "version = 7", "version = 6")).grows_from(&old);

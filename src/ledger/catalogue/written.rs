@@ -57,7 +57,7 @@ pub struct Price {
 pub struct Plan {
     pub interval: Name,
     pub allowance: Spanned<Allowances>,
-    pub actions: Vec<Name>,
+    pub actions: Vec<Spanned<Entitled>>,
     #[serde(default)]
     pub overage: Option<Spanned<Overage>>,
     #[serde(default)]
@@ -66,6 +66,20 @@ pub struct Plan {
     pub prices: BTreeMap<Name, Spanned<PlanPrices>>,
     #[serde(default)]
     pub carry_over_max: BTreeMap<Name, Value>,
+}
+
+/// `"reveal_email"`, or a table with the times.
+pub enum Entitled {
+    Always(String),
+    Dated(EntitledWhen),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntitledWhen {
+    pub action: String,
+    pub effective_from: Option<toml::Value>,
+    pub effective_until: Option<toml::Value>,
 }
 
 /// An amount, or `effective_from`, by name.
@@ -113,6 +127,30 @@ pub struct Limit {
 }
 
 // By hand, and not untagged: that would lose the places.
+impl<'de> Deserialize<'de> for Entitled {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entitled, D::Error> {
+        struct NameOrTable;
+        impl<'de> Visitor<'de> for NameOrTable {
+            type Value = Entitled;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "the name of an action, or { action = NAME, effective_from = TIME, effective_until = TIME }",
+                )
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Entitled, E> {
+                Ok(Entitled::Always(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entitled, A::Error> {
+                EntitledWhen::deserialize(MapAccessDeserializer::new(map)).map(Entitled::Dated)
+            }
+        }
+        deserializer.deserialize_any(NameOrTable)
+    }
+}
+
 impl<'de> Deserialize<'de> for Allowances {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Allowances, D::Error> {
         struct OneOrList;
