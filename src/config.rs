@@ -107,6 +107,8 @@ pub struct Redis {
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     pub listen: String,
+    /// Whether it tells of accounts.
+    pub accounts: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -293,7 +295,7 @@ impl Default for Redis {
 
 impl Default for Http {
     fn default() -> Http {
-        Http { listen: "127.0.0.1:9464".into() }
+        Http { listen: "127.0.0.1:9464".into(), accounts: false }
     }
 }
 

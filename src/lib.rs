@@ -15,7 +15,7 @@ pub mod config;
 pub mod demo;
 /// Where a test ends the process as if it were killed.
 pub mod failpoint;
-/// /metrics, /livez and /readyz.
+/// /metrics, /livez and /readyz, and accounts where that is on.
 pub mod http;
 /// Kafka: reading, decoding, dead letters.
 pub mod ingest;
@@ -27,5 +27,7 @@ pub mod metrics;
 pub mod outbox;
 /// Batches, ranges and refusals: what to send to which shard. No IO.
 pub mod pipeline;
+/// What a team sees of its account: the same for the command line and over HTTP.
+pub mod report;
 /// Where shards are kept: Redis with Lua, or memory.
 pub mod store;

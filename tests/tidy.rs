@@ -67,8 +67,9 @@ fn dependencies_point_one_way() {
     check("src/pipeline", &["store", "ingest", "outbox", "http", "app", "audit", "cli", "demo", "config", "metrics"]);
     check("src/store", &["pipeline", "ingest", "outbox", "http", "app", "audit", "cli", "demo"]);
     check("src/ingest", &["store", "outbox", "http", "app", "audit", "cli", "demo"]);
+    check("src/report", &["ingest", "pipeline", "outbox", "http", "app", "audit", "cli", "demo", "metrics"]);
     check("src/outbox", &["app", "audit", "cli", "demo"]);
-    check("src/http", &["store", "ingest", "pipeline", "outbox", "app", "audit", "cli", "demo"]);
+    check("src/http", &["store", "report", "ingest", "pipeline", "outbox", "app", "audit", "cli", "demo"]);
     check("src/app", &["audit", "cli", "demo"]);
     check("src/audit", &["outbox", "http", "app", "cli", "demo", "metrics"]);
     check("src/backtest", &["store", "outbox", "http", "app", "audit", "cli", "demo", "config", "metrics"]);

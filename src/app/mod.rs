@@ -1,5 +1,7 @@
 //! The wiring of a meter: what it is made of, in which order it starts, and in which it stops.
 
+/// Accounts over HTTP.
+mod accounts;
 /// How accounts stand.
 mod census;
 /// What calls have changed, in the metrics.
@@ -30,12 +32,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use accounts::FromRedis;
 use census::Census;
 use sweeper::Sweeper;
 
 use crate::config::{AgeFrom, Config, read_catalogue};
 use crate::failpoint;
-use crate::http::{self, ByShard, Check, Health};
+use crate::http::{self, Accounts, ByShard, Check, Health};
 use crate::ingest::client::Cluster;
 use crate::ingest::consumer;
 use crate::ingest::decode::{self, Decoder};
@@ -76,8 +79,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     tokio::spawn(stop_on_signal(stop.clone()));
     let health = Arc::new(Health::new());
-    let http = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
-    let result = run(config, catalogue, Job::Serve, Store::Redis(store), health, stop.clone()).await;
+    let (in_force, catalogues) = watch::channel(Arc::new(catalogue));
+    let accounts: Option<Arc<dyn Accounts>> = match config.http.accounts {
+        true => Some(Arc::new(FromRedis::new(config.clone(), catalogues))),
+        false => None,
+    };
+    let http = tokio::spawn(http::serve(listener, health.clone(), accounts, stop.clone()));
+    let result = run(config, in_force, Job::Serve, Store::Redis(store), health, stop.clone()).await;
     stop.cancel();
     http.await.context("the http server")??;
     result
@@ -103,15 +111,16 @@ pub enum Job {
     Demo,
 }
 
-/// Runs a meter until it is told to stop.
+/// Runs a meter until it is told to stop. `in_force`: the catalogue, and who else follows it.
 pub async fn run(
     config: Config,
-    catalogue: Catalogue,
+    in_force: watch::Sender<Arc<Catalogue>>,
     job: Job,
     store: Store,
     health: Arc<Health>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let (catalogue, catalogues) = (in_force.borrow().clone(), in_force.subscribe());
     worker::start_series(&catalogue);
     let watermarks = Watermarks::new(&config.kafka)?;
     let producer = Arc::new(Producer::new(&config.kafka)?);
@@ -152,8 +161,6 @@ pub async fn run(
         set_members_max: SET_MEMBERS_MAX,
         journal_bytes_max: JOURNAL_BYTES_MAX,
     });
-    let catalogue = Arc::new(catalogue);
-    let (in_force, catalogues) = watch::channel(catalogue.clone());
     let (lead, leads) = watch::channel(false);
     let ticker = Ticker {
         config: config.clone(),

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::output::{self, Output};
 use super::request::{self, Request};
-use super::{Ended, state, values};
+use super::{Ended, values};
 use crate::config::Config;
 use crate::ledger::account::{AccountConfig, AccountView, Addon, Life};
 use crate::ledger::catalogue::{Amount, Overage, Threshold};
@@ -20,6 +20,8 @@ use crate::ledger::credits::Credits;
 use crate::ledger::cycle::{Cycle, Interval};
 use crate::ledger::grants::{GrantKind, Lot};
 use crate::ledger::members::MemberLimit;
+use crate::report::state;
+use crate::report::{CycleShown, settled, unknown};
 
 #[derive(Debug, Subcommand)]
 pub enum AccountCommand {
@@ -113,14 +115,10 @@ pub async fn close(args: CloseArgs, config: &Config, output: Output) -> anyhow::
 pub async fn get(args: GetArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let stored = state::open(config).await?.account(&args.account).await?;
     let stored = stored.with_context(|| unknown(&args.account))?;
-    let view = state::settled(&stored).view();
+    let view = settled(&stored).view();
     let shown = Shown::of(&args.account, &view);
     output.answer(&shown, || shown.text())?;
     Ok(Ended::Well)
-}
-
-pub fn unknown(account: &str) -> String {
-    format!("account {account} does not exist: make it with `account put`, or wait until the meter has applied that")
 }
 
 /// `data` of `credits.account.put.v1`.
@@ -199,21 +197,6 @@ impl From<Overage> for OverageData {
 
 fn texts(thresholds: &[Threshold]) -> Vec<String> {
     thresholds.iter().map(Threshold::to_string).collect()
-}
-
-/// A cycle as every answer shows it.
-#[derive(Debug, PartialEq, Serialize)]
-pub struct CycleShown {
-    pub number: i32,
-    pub start: String,
-    pub end: String,
-}
-
-impl From<Cycle> for CycleShown {
-    fn from(cycle: Cycle) -> CycleShown {
-        let (start, end) = (output::time(cycle.start_ms), output::time(cycle.end_ms));
-        CycleShown { number: cycle.number, start, end }
-    }
 }
 
 #[derive(Serialize)]

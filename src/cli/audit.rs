@@ -13,11 +13,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{self, Output};
-use super::{Ended, state, values};
+use super::{Ended, values};
 use crate::audit::report::{Difference, Named, Report};
 use crate::audit::{self, Options, Watch};
 use crate::config::{Config, read_catalogue};
 use crate::http::{self, Check, Health};
+use crate::report::state;
 use crate::{app, metrics};
 
 /// Differences that are shown to people; JSON has more.
@@ -84,7 +85,7 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
         .with_context(|| format!("http.listen = {}: is a meter running here?", config.http.listen))?;
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     tokio::spawn(app::stop_on_signal(stop.clone()));
-    let serving = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
+    let serving = tokio::spawn(http::serve(listener, health.clone(), None, stop.clone()));
     // Started again, it goes on from what it has saved.
     let mut from = args.from.clone().or(args.save.clone().filter(|path| path.exists()));
     loop {

@@ -1,20 +1,16 @@
 //! What a team has left.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
 
-use super::account::{CycleShown, unknown};
-use super::output::{self, Output};
-use super::{Ended, state, values};
+use super::output::Output;
+use super::{Ended, values};
 use crate::config::Config;
-use crate::ledger::account::{Balance, Life};
 use crate::ledger::credits::Credits;
-use crate::ledger::grants::Lot;
-use crate::store::{AccountState, ShardState};
+use crate::report::balance::{self, Shown};
+use crate::report::state;
+use crate::report::unknown;
 
 #[derive(Debug, Args)]
 pub struct BalanceArgs {
@@ -25,113 +21,14 @@ pub struct BalanceArgs {
 
 pub async fn run(args: BalanceArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let store = state::open(config).await?;
-    let shard = store.keys().shard_of(&args.account);
-    // Positions first: the account is then at least as new as they say.
-    let positions = store.shard_state(shard).await?;
-    let account = store.account(&args.account).await?.with_context(|| unknown(&args.account))?;
+    let read = balance::read(&store, &args.account).await?;
+    let (account, positions) = read.with_context(|| unknown(&args.account))?;
     let shown = Shown::of(&args.account, &account, &positions);
     output.answer(&shown, || shown.text())?;
     Ok(Ended::Well)
 }
 
-#[derive(Serialize)]
-struct Shown<'a> {
-    account: &'a str,
-    plan: &'a str,
-    cycle: CycleShown,
-    balances: BTreeMap<&'a str, BalanceShown>,
-    /// The plan that waits for the renewal.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_plan: Option<&'a str>,
-    /// When the account was closed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    closed_at: Option<String>,
-    /// Top-ups and promos, the soonest ending first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    grants: Vec<GrantShown>,
-    as_of: AsOf,
-}
-
-#[derive(Serialize)]
-struct BalanceShown {
-    granted: Option<Credits>,
-    used: Credits,
-    expired: Credits,
-    remaining: Option<Credits>,
-    reserved: Credits,
-    available: Option<Credits>,
-    overage: Credits,
-}
-
-/// What is left of a top-up or promo, and until when.
-#[derive(Serialize)]
-struct GrantShown {
-    kind: &'static str,
-    credit_type: String,
-    left: Credits,
-    /// Where it has not begun.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    /// `null`: the end of the cycle in which it begins.
-    until: Option<String>,
-    command_id: String,
-}
-
-/// Those that are used up do not matter any more.
-fn grants(state: &AccountState) -> Vec<GrantShown> {
-    let account = state::settled(state);
-    let end_ms = account.cycle.end_ms;
-    let ends = |lot: &Lot| lot.expires_ms.or(lot.begun.then_some(end_ms));
-    let mut lots: Vec<Lot> = account.lots.into_values().filter(|lot| lot.left > Credits::ZERO).collect();
-    lots.sort_by_key(|lot| ends(lot).unwrap_or(i64::MAX));
-    let shown = lots.into_iter().map(|lot| GrantShown {
-        kind: lot.kind.name(),
-        from: (!lot.begun).then(|| output::time(lot.effective_ms)),
-        until: ends(&lot).map(output::time),
-        credit_type: lot.credit_type,
-        left: lot.left,
-        command_id: lot.command_id,
-    });
-    shown.collect()
-}
-
-#[derive(Serialize)]
-struct AsOf {
-    /// The next offset of each partition: all records below it are counted.
-    positions: BTreeMap<String, i64>,
-}
-
-impl From<Balance> for BalanceShown {
-    fn from(balance: Balance) -> BalanceShown {
-        BalanceShown {
-            granted: balance.granted,
-            used: balance.used,
-            expired: balance.expired,
-            remaining: balance.remaining,
-            // There are no reservations yet.
-            reserved: Credits::ZERO,
-            available: balance.remaining,
-            overage: balance.overage,
-        }
-    }
-}
-
-impl<'a> Shown<'a> {
-    fn of(account: &'a str, state: &'a AccountState, shard: &ShardState) -> Shown<'a> {
-        let counters = state.counters.iter();
-        let positions = shard.positions.iter().map(|(partition, offset)| (partition.to_string(), *offset));
-        Shown {
-            account,
-            plan: &state.view.config.plan,
-            cycle: state.view.cycle.into(),
-            balances: counters.map(|(name, counter)| (name.as_str(), counter.balance().into())).collect(),
-            next_plan: state.view.next.as_ref().map(|next| next.plan.as_str()),
-            closed_at: (state.view.life != Life::Open).then(|| output::time(state.view.cycle.end_ms)),
-            grants: grants(state),
-            as_of: AsOf { positions: positions.collect() },
-        }
-    }
-
+impl Shown<'_> {
     fn text(&self) -> String {
         let cycle = &self.cycle;
         let head = format!(
@@ -178,12 +75,15 @@ impl<'a> Shown<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::ledger::account::{AccountConfig, AccountView, Counter};
     use crate::ledger::call::Partition;
     use crate::ledger::catalogue::Amount;
     use crate::ledger::cycle::Cycle;
-    use crate::ledger::grants::GrantKind;
+    use crate::ledger::grants::{GrantKind, Lot};
+    use crate::store::{AccountState, ShardState};
 
     fn state() -> AccountState {
         AccountState {

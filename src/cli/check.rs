@@ -4,11 +4,12 @@ use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
 
+use super::Ended;
 use super::output::Output;
-use super::{Ended, state};
 use crate::config::{Config, ConfigError, PublishAfter, read_catalogue};
 use crate::ingest::admin::{Admin, TopicReport};
 use crate::outbox;
+use crate::report::state;
 use crate::store::info::{RedisInfo, cluster_info};
 
 /// EXPIRE and SET options that the scripts use, and replication by effects.

@@ -7,14 +7,15 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::account::unknown;
 use super::audit::Progress;
 use super::output::{self, Output, quoted};
-use super::{Ended, in_order, state, usage_error, values};
+use super::{Ended, in_order, usage_error, values};
 use crate::audit::events::{self, Dated, Told};
 use crate::config::{Config, read_catalogue};
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::Outcome;
+use crate::report::state;
+use crate::report::unknown;
 
 /// Beyond all times that events may bear.
 const NO_END_MS: i64 = i64::MAX;

@@ -20,8 +20,6 @@ pub mod check;
 pub mod events;
 /// A program for each alert.
 mod exec;
-/// When an account's credits will run out.
-mod forecast;
 /// Made-up usage.
 pub mod generate;
 /// Top-ups, promos and corrections.
@@ -38,8 +36,6 @@ pub mod rebuild;
 mod request;
 /// Events to load, read ahead.
 mod source;
-/// The state in Redis, as the meter left it.
-mod state;
 /// What a team was granted and has used, cycle by cycle.
 pub mod statement;
 /// What meters do, as it happens.

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Ended;
@@ -77,8 +78,9 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     eprintln!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
+    let (in_force, _) = watch::channel(Arc::new(catalogue));
     let mut meter =
-        tokio::spawn(app::run(config.clone(), catalogue, Job::Rebuild, store.clone(), health.clone(), stop.clone()));
+        tokio::spawn(app::run(config.clone(), in_force, Job::Rebuild, store.clone(), health.clone(), stop.clone()));
     let progress = ProgressBar::new(plan.records.max(0) as u64);
     let caught_up = follow(config, &store, &watermarks, &health, &progress);
     let ended = tokio::select! {

@@ -7,9 +7,9 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::account::{CycleShown, closed_cycle, unknown};
+use super::account::closed_cycle;
 use super::output::{self, Output};
-use super::{Ended, state, values};
+use super::{Ended, values};
 use crate::config::Config;
 use crate::ingest::client::Cluster;
 use crate::ingest::log::Span;
@@ -20,6 +20,8 @@ use crate::ledger::catalogue::Amount;
 use crate::ledger::closed::{ClosedCounter, ClosedCycle};
 use crate::ledger::credits::Credits;
 use crate::ledger::grants::{GrantKind, Granted};
+use crate::report::state;
+use crate::report::{CycleShown, unknown};
 use crate::store::AccountState;
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use chrono::Utc;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Job;
@@ -74,10 +75,10 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     eprintln!("credit-meter demo: a mock broker and a store in memory, for {:?}", options.for_);
     eprintln!("metrics while it runs: http://{}/metrics", listener.local_addr()?);
-    let http = tokio::spawn(http::serve(listener, health.clone(), stop.clone()));
+    let http = tokio::spawn(http::serve(listener, health.clone(), None, stop.clone()));
     let catalogue = Catalogue::parse(CATALOGUE).context("the demo's catalogue")?;
-    let meter =
-        tokio::spawn(crate::app::run(config.clone(), catalogue, Job::Demo, store.clone(), health, stop.clone()));
+    let (in_force, _) = watch::channel(Arc::new(catalogue));
+    let meter = tokio::spawn(crate::app::run(config.clone(), in_force, Job::Demo, store.clone(), health, stop.clone()));
 
     let producer = Producer::new(&config.kafka)?;
     let started = Instant::now();

@@ -1,5 +1,7 @@
-//! The operators' HTTP: `/metrics`, `/livez` and `/readyz`. The only place that names axum.
+//! The operators' HTTP: `/metrics`, `/livez` and `/readyz`; where it is on, accounts. The only place that names axum.
 
+/// What a team sees of its account.
+pub mod accounts;
 /// A check that holds when it holds for every shard.
 mod by_shard;
 /// What the meter says of its own state.
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
+pub use accounts::Accounts;
 pub use by_shard::{ByShard, name_shards};
 pub use health::{Check, Health};
 
@@ -27,16 +30,25 @@ const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers until it is stopped; requests under way are finished.
-pub async fn serve(listener: TcpListener, health: Arc<Health>, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router(health)).with_graceful_shutdown(stop.cancelled_owned()).await
+pub async fn serve(
+    listener: TcpListener,
+    health: Arc<Health>,
+    accounts: Option<Arc<dyn Accounts>>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(health, accounts)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-fn router(health: Arc<Health>) -> Router {
-    Router::new()
+fn router(health: Arc<Health>, accounts: Option<Arc<dyn Accounts>>) -> Router {
+    let operators = Router::new()
         .route("/metrics", get(show_metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(health)
+        .with_state(health);
+    match accounts {
+        Some(accounts) => operators.merge(accounts::router(accounts)),
+        None => operators,
+    }
 }
 
 async fn show_metrics(State(health): State<Arc<Health>>) -> Response {
@@ -104,19 +116,39 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::net::SocketAddr;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
 
-    struct Answer {
-        status: u16,
-        head: String,
-        body: String,
+    pub struct Answer {
+        pub status: u16,
+        pub head: String,
+        pub body: String,
     }
 
-    async fn ask(address: std::net::SocketAddr, path: &str) -> Answer {
+    /// A server of its own, that ends with the test.
+    pub struct Site {
+        address: SocketAddr,
+    }
+
+    impl Site {
+        pub async fn open(accounts: Option<Arc<dyn Accounts>>) -> Site {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let site = Site { address: listener.local_addr().unwrap() };
+            tokio::spawn(serve(listener, Arc::new(Health::new()), accounts, CancellationToken::new()));
+            site
+        }
+
+        pub async fn ask(&self, path: &str) -> Answer {
+            ask(self.address, path).await
+        }
+    }
+
+    async fn ask(address: SocketAddr, path: &str) -> Answer {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: meter\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -132,7 +164,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
-        let serving = tokio::spawn(serve(listener, health.clone(), stop.clone()));
+        let serving = tokio::spawn(serve(listener, health.clone(), None, stop.clone()));
 
         let starting = ask(address, "/readyz").await;
         assert_eq!(starting.status, 503);

@@ -23,6 +23,7 @@ mod metrics;
 mod monitoring;
 mod once;
 mod outage;
+mod over_http;
 mod rebuild;
 mod redis_answers;
 mod renewals;

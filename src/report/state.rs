@@ -1,14 +1,10 @@
 //! The state in Redis, as the meter left it.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, bail};
 
 use crate::config::Config;
-use crate::ledger::account::AccountView;
 use crate::ledger::call::SCHEMA;
-use crate::ledger::shard::Account;
-use crate::store::{AccountState, RedisStore, Root};
+use crate::store::{RedisStore, Root};
 
 /// A store that only needs the root key: how many shards there are stands in it.
 pub fn store_without_shards(config: &Config) -> anyhow::Result<RedisStore> {
@@ -33,32 +29,6 @@ pub async fn open_with_root(config: &Config) -> anyhow::Result<(RedisStore, Root
     })?;
     readable(&root)?;
     Ok((store(config, root.shards)?, root))
-}
-
-/// An account whose top-ups and promos show what is left of them now. Its alarms are not read.
-pub fn settled(state: &AccountState) -> Account {
-    let AccountState { view, counters, denied } = state.clone();
-    let AccountView { version, config, next, life, since_ms, cycle, pools, lots, closed, days, marks } = view;
-    let counters = counters.into_iter().collect();
-    let mut account = Account {
-        version,
-        config,
-        next,
-        life,
-        since_ms,
-        cycle,
-        counters,
-        pools,
-        lots,
-        denied,
-        closed,
-        days,
-        marks,
-        alarms: BTreeMap::new(),
-    };
-    let credit_types: Vec<String> = account.counters.keys().cloned().collect();
-    credit_types.iter().for_each(|credit_type| account.settle(credit_type));
-    account
 }
 
 /// Whether this program knows the layout of a state.

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use chrono::{NaiveDate, TimeDelta};
 use serde::Serialize;
 
-use super::output::time;
 use super::usage::credit_type;
 use crate::ledger::account::Counter;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
 use crate::ledger::event::DAY_MS;
+use crate::ledger::time::rfc3339 as time;
 use crate::ledger::usage::DayUsage;
 use crate::store::AccountState;
 
