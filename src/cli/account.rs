@@ -20,8 +20,7 @@ use crate::ledger::credits::Credits;
 use crate::ledger::cycle::{Cycle, Interval};
 use crate::ledger::grants::{GrantKind, Lot};
 use crate::ledger::members::MemberLimit;
-use crate::report::state;
-use crate::report::{CycleShown, settled, unknown};
+use crate::report::{CycleShown, settled, state, unknown};
 
 #[derive(Debug, Subcommand)]
 pub enum AccountCommand {

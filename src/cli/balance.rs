@@ -9,8 +9,7 @@ use super::{Ended, values};
 use crate::config::Config;
 use crate::ledger::credits::Credits;
 use crate::report::balance::{self, Shown};
-use crate::report::state;
-use crate::report::unknown;
+use crate::report::{state, unknown};
 
 #[derive(Debug, Args)]
 pub struct BalanceArgs {

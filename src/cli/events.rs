@@ -14,8 +14,7 @@ use crate::audit::events::{self, Dated, Told};
 use crate::config::{Config, read_catalogue};
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::Outcome;
-use crate::report::state;
-use crate::report::unknown;
+use crate::report::{state, unknown};
 
 /// Beyond all times that events may bear.
 const NO_END_MS: i64 = i64::MAX;

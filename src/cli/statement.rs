@@ -20,8 +20,7 @@ use crate::ledger::catalogue::Amount;
 use crate::ledger::closed::{ClosedCounter, ClosedCycle};
 use crate::ledger::credits::Credits;
 use crate::ledger::grants::{GrantKind, Granted};
-use crate::report::state;
-use crate::report::{CycleShown, unknown};
+use crate::report::{CycleShown, state, unknown};
 use crate::store::AccountState;
 
 #[derive(Debug, Args)]

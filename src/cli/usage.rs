@@ -9,9 +9,8 @@ use super::output::{self, Output, quoted};
 use super::source::now_ms;
 use super::{Ended, in_order, usage_error, values};
 use crate::config::{Config, read_catalogue};
-use crate::report::state;
-use crate::report::unknown;
 use crate::report::usage::{self, By, Days, Shown, distinct};
+use crate::report::{state, unknown};
 
 /// Days that are read at most: eleven years.
 const DAYS_MAX: i64 = 4_000;
