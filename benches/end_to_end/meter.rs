@@ -266,7 +266,7 @@ impl Running {
     }
 
     fn stop(mut self) -> anyhow::Result<()> {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        Command::new("sh").args(["-c", "kill -TERM $0", &self.child.id().to_string()]).status()?;
         let status = self.child.wait()?;
         ensure!(status.success(), "the meter ended badly ({status}): see {}", self.log.display());
         Ok(())

@@ -112,8 +112,7 @@ impl OwnRedis {
     }
 
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(sent.success());
+        super::signal(self.child.id(), signal);
     }
 
     pub fn kill(&mut self) {
