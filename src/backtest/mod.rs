@@ -15,3 +15,6 @@ pub mod statement;
 pub mod tally;
 
 pub use fold::{Fold, Settings};
+
+#[cfg(test)]
+mod tests;
