@@ -113,7 +113,7 @@ impl Batch {
         let mut earlier = FxHashSet::default();
         self.records.iter().position(|record| {
             let Body::Usage(event) = &record.body else { return false };
-            let due = accounts.get(&event.account).is_some_and(|account| account.is_due(event.dated_ms));
+            let due = accounts.get(&event.account).is_some_and(|account| account.is_due(record.append_ms));
             if !due {
                 earlier.insert(&event.account);
             }
@@ -330,15 +330,16 @@ impl<'a> Builder<'a> {
         let charge = match self.account_of[group] {
             // The shard answers with the account, or says that it has none.
             None => None,
-            Some(account) if account.is_due(event.dated_ms) => {
+            // By its append time: by then a sweeper had renewed an idle account, and late use is late, whoever is quicker.
+            Some(account) if account.is_due(record.append_ms) => {
                 // The first one decides how far: what comes between it and the next is judged before that.
                 if self.due.contains_key(&*event.account) {
                     return;
                 }
-                if steps_until(self.catalogue, account, event.dated_ms, MeterTime::default()).is_empty() {
+                if steps_until(self.catalogue, account, record.append_ms, MeterTime::default()).is_empty() {
                     return self.found(record, DeadReason::CycleNotOpen);
                 }
-                self.due.insert(&event.account, event.dated_ms);
+                self.due.insert(&event.account, record.append_ms);
                 return;
             }
             Some(account) => match self.charge(action, account, event) {

@@ -8,7 +8,8 @@ use crate::support::meter::Meter;
 use crate::support::until;
 use crate::walk::{CATALOGUE, reveal_event};
 
-/// A meter with an account whose first cycle has ended, with 20 e-mail credits used in it.
+/// A meter with an account whose first cycle has ended, with 20 e-mail credits used in it. They were told of after its end, so
+/// that its statement was written anew for them.
 pub async fn renewed(topics: &Topics, meter: &mut Meter) -> (crate::support::meter::Running, String) {
     meter.set("TIME__TICK_EVERY", "200ms");
     let anchor = Utc::now().date_naive() - Days::new(1) - Months::new(1);
@@ -24,9 +25,9 @@ pub async fn renewed(topics: &Topics, meter: &mut Meter) -> (crate::support::met
     topics.send("usage", &record).await;
     let running = meter.start(&[]);
     running.ready().await;
-    until("the first cycle is closed", || async {
+    until("the first cycle is closed, and stated with its late use", || async {
         let account = meter.store.account("acme").await.ok()??;
-        (account.view.cycle.number == 1).then_some(())
+        (account.view.closed.get(&0)?.revision == 2).then_some(())
     })
     .await;
     (running, anchor.to_string())
@@ -62,7 +63,7 @@ async fn an_account_goes_through_a_renewal_grants_corrections_addons_and_its_end
         let sums = ["granted", "used", "expired", "remaining", "overage"].map(|name| email[name].clone());
         (statement["cycle"]["number"].clone(), statement["revision"].clone(), statement["open"].clone(), json!(sums))
     };
-    let first = (json!(0), json!(1), json!(false), json!([1000, 20, 980, 0, 0]));
+    let first = (json!(0), json!(2), json!(false), json!([1000, 20, 980, 0, 0]));
     // Also before it is published.
     let both = [first.clone(), (json!(1), json!(0), json!(true), json!([1000, 0, 0, 1000, 0]))];
     assert_eq!(statements(&[]).iter().map(told).collect::<Vec<_>>(), both);
@@ -73,7 +74,7 @@ async fn an_account_goes_through_a_renewal_grants_corrections_addons_and_its_end
     refused(&meter, &["statement", "acme", "--cycle", "7"], "no statement of cycle 7");
     refused(&meter, &["statement", "nobody"], "does not exist");
     let text = String::from_utf8(meter.run(&["statement", "acme"]).stdout).expect("text");
-    assert!(text.contains("(revision 1)") && text.contains("(open)"), "{text}");
+    assert!(text.contains("(revision 2)") && text.contains("(open)"), "{text}");
 
     // A promo that ends first burns first; a top-up waits, and is taken back.
     let (tomorrow, later) = (Utc::now() + Days::new(1), Utc::now() + Days::new(2));

@@ -1,9 +1,14 @@
-//! A rebuild comes to what the log's own order gives, one record after the other, whatever happens meanwhile.
+//! A rebuild comes to what the log's own order gives, one record after the other, whatever happens meanwhile; and so does a
+//! backtest, which renews accounts at the end of their cycles, as a meter's sweeper does: late use is late in all of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use credit_meter::backtest::lines::Timed;
+use credit_meter::backtest::statement::Statement;
+use credit_meter::backtest::{Fold, Settings};
 use credit_meter::ledger::call::Partition;
+use credit_meter::ledger::catalogue::Catalogue;
 use credit_meter::ledger::command::{ACCOUNT_PUT, ADJUST, Command, CommandBody, GRANT, GRANT_VOID, GrantBody};
 use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{Identity, UsageEvent};
@@ -18,13 +23,15 @@ use rand::{Rng, SeedableRng};
 
 use super::log::account_config;
 use super::world::{Job, World};
-use super::{NOW_MS, STEPS};
+use super::{CATALOGUE, NOW_MS, STEPS};
 
 const SEEDS: u64 = 200;
 const ACCOUNTS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 const USAGE_PARTITIONS: i32 = 3;
 /// Long enough that they last over two renewals.
 const BETWEEN_RECORDS_MS: i64 = 10 * 3_600_000;
+/// Late use is of the cycle before for some.
+const LATE_MS: i64 = 60 * 3_600_000;
 
 #[test]
 fn a_rebuild_comes_to_what_the_order_of_the_log_gives() {
@@ -33,7 +40,9 @@ fn a_rebuild_comes_to_what_the_order_of_the_log_gives() {
     for seed in 0..SEEDS {
         let mut rng = SmallRng::seed_from_u64(seed);
         let history = history(&mut rng);
-        let expected = one_after_the_other(seed, &history);
+        let alone = one_after_the_other(seed, &history);
+        let expected = accounts(&alone);
+        same_statements(seed, &backtest(&history), &statements(&alone));
 
         let mut log = empty_log();
         for record in history {
@@ -56,7 +65,7 @@ fn a_rebuild_comes_to_what_the_order_of_the_log_gives() {
 }
 
 /// How the accounts are once each record was applied before the next one was appended.
-fn one_after_the_other(seed: u64, history: &[Record]) -> BTreeMap<Arc<str>, String> {
+fn one_after_the_other(seed: u64, history: &[Record]) -> World {
     let mut world = World::of_log(seed, SmallRng::seed_from_u64(seed), empty_log(), Job::Serve);
     world.faulty = false;
     for record in history {
@@ -73,7 +82,38 @@ fn one_after_the_other(seed: u64, history: &[Record]) -> BTreeMap<Arc<str>, Stri
             world.finish_side_work(0);
         }
     }
-    accounts(&world)
+    world
+}
+
+/// The same history as a file has it: usage and commands by their lines.
+fn backtest(history: &[Record]) -> Vec<Statement> {
+    let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
+    let settings = Settings { late_after_ms: 259_200_000, restamp_tolerance_ms: 600_000, until_ms: None };
+    let mut fold = Fold::new(catalogue, settings);
+    for (line, record) in (1..).zip(history) {
+        let partition = if record.partition == Partition::COMMANDS { record.partition } else { Partition::usage(0) };
+        let record = Record { partition, offset: line, ..record.clone() };
+        fold.record(Timed { time_ms: Some(record.append_ms), record, detail: None });
+    }
+    fold.finish().0
+}
+
+fn statements(world: &World) -> Vec<Statement> {
+    let accounts = world.shards.iter().flat_map(|shard| &shard.accounts);
+    let of_account = accounts.flat_map(|(name, account)| {
+        let closed = account.closed.iter().map(|(number, closed)| Statement::closed(name, *number, closed));
+        closed.chain(Statement::open(name, account)).collect::<Vec<_>>()
+    });
+    of_account.collect()
+}
+
+/// A cycle that ended after its account's last record is open where nobody renews idle accounts.
+fn same_statements(seed: u64, backtest: &[Statement], alone: &[Statement]) {
+    for expected in alone {
+        let same = |found: &&Statement| (&found.account, found.cycle) == (&expected.account, expected.cycle);
+        let found = backtest.iter().find(same).unwrap_or_else(|| panic!("seed {seed}: no {expected:?}"));
+        assert!(found == expected || expected.open && !found.open, "seed {seed}: {found:?}, not {expected:?}");
+    }
 }
 
 /// What no cutting of calls may change.
@@ -104,16 +144,45 @@ fn history(rng: &mut SmallRng) -> Vec<Record> {
         *offset += 2;
     };
     for account in ACCOUNTS {
-        let plan = if account == "f" { "capped" } else { "tiny" };
+        let plan = match account {
+            "e" => "rolling",
+            "f" => "capped",
+            _ => "tiny",
+        };
         append(&mut history, Partition::COMMANDS, &|at_ms, offset| command(account, at_ms, offset, put(plan, None)));
     }
+    let mut voids: Vec<(&str, &str, i64)> = Vec::new();
     for _ in 0..rng.random_range(60..140) {
         let account = *ACCOUNTS.choose(rng).expect("there are some");
         let draw = rng.random_range(0..100);
         if draw < 80 {
             let partition = Partition::usage(rng.random_range(0..USAGE_PARTITIONS));
             let user = ["ada", "bob"][rng.random_range(0..2)];
-            append(&mut history, partition, &|at_ms, _| usage(account, user, at_ms));
+            let action = if rng.random_bool(0.3) { "enrich" } else { "reveal_email" };
+            // One in four comes late.
+            let late_ms = if rng.random_bool(0.75) { 0 } else { rng.random_range(0..LATE_MS) };
+            append(&mut history, partition, &|at_ms, _| usage(account, user, action, at_ms, at_ms - late_ms));
+            if action == "enrich" && rng.random_bool(0.4) {
+                voids.push((account, user, NOW_MS + (history.len() as i64 - 1) * BETWEEN_RECORDS_MS - late_ms));
+            }
+            continue;
+        }
+        // None that would be too late: in this world no time passes.
+        let at_ms = NOW_MS + history.len() as i64 * BETWEEN_RECORDS_MS;
+        voids.retain(|(.., voided_ms)| at_ms - voided_ms <= LATE_MS);
+        if draw < 86 && !voids.is_empty() {
+            let (account, user, voided_ms) = voids.swap_remove(rng.random_range(0..voids.len()));
+            let partition = Partition::usage(rng.random_range(0..USAGE_PARTITIONS));
+            append(&mut history, partition, &|at_ms, _| {
+                let Body::Usage(event) = usage(account, user, "enrich", voided_ms, voided_ms) else { unreachable!() };
+                let (identity, voids) = (event.identity.of_its_void(), Some(event.identity));
+                Body::Usage(Arc::new(UsageEvent {
+                    identity,
+                    voids,
+                    dated_ms: voided_ms.min(at_ms),
+                    ..(*event).clone()
+                }))
+            });
             continue;
         }
         let amount = rng.random_range(2..8);
@@ -133,8 +202,8 @@ fn history(rng: &mut SmallRng) -> Vec<Record> {
     history
 }
 
-fn usage(account: &str, user: &str, at_ms: i64) -> Body {
-    let id = at_ms.to_string();
+fn usage(account: &str, user: &str, action: &str, at_ms: i64, time_ms: i64) -> Body {
+    let id = time_ms.to_string();
     Body::Usage(Arc::new(UsageEvent {
         account: account.into(),
         source: "s".into(),
@@ -142,9 +211,9 @@ fn usage(account: &str, user: &str, at_ms: i64) -> Body {
         fields: Box::default(),
         once: None,
         voids: None,
-        time_ms: at_ms,
-        dated_ms: at_ms,
-        action: "reveal_email".into(),
+        time_ms,
+        dated_ms: time_ms.min(at_ms),
+        action: action.into(),
         quantity: 1,
         outcome: None,
         user: Some(user.into()),

@@ -47,6 +47,12 @@ interval = "monthly"
 allowance = { email = 10 }
 actions = ["reveal_email"]
 overage = "cap"
+[plans.rolling]
+interval = "monthly"
+allowance = { email = 10 }
+carry_over_max = { email = 6 }
+actions = ["reveal_email", "enrich"]
+overage = { allow = { limit = 5 } }
 "#;
 
 #[test]
