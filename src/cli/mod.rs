@@ -16,6 +16,8 @@ pub mod balance;
 pub mod catalogue;
 /// Whether all that the meter needs is there.
 pub mod check;
+/// Records that could not be judged.
+pub mod dead_letters;
 /// What a team has used, event by event.
 pub mod events;
 /// A program for each alert.
@@ -124,6 +126,9 @@ pub enum Command {
     Events(events::EventsArgs),
     /// Print the alerts: balances that ran low, ran out or recovered; --follow goes on
     Alerts(alerts::AlertsArgs),
+    /// Records that could not be judged: list them, show one, send them again
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Watch one or several meters: lag, outcomes, call time, the hottest accounts and those in alarm
     Top(top::TopArgs),
     /// Check or show the price list
@@ -212,6 +217,7 @@ impl Cli {
             Command::Usage(args) => usage::run(args, &config, output).await,
             Command::Events(args) => events::run(args, &config, output).await,
             Command::Alerts(args) => alerts::run(args, &config, output).await,
+            Command::DeadLetters(command) => dead_letters::run(command, &config, output).await,
             Command::Top(args) => top::run(args, &config, output).await,
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),

@@ -82,7 +82,9 @@ struct Data {
 impl Alert {
     /// `None`: another message, or another meter's; several may share the topic.
     pub fn read(record: &TailRecord, meter: &str) -> serde_json::Result<Option<Alert>> {
-        let Ok(event) = serde_json::from_slice::<Event>(&record.value) else { return Ok(None) };
+        let Ok(event) = serde_json::from_slice::<Event>(record.value.as_deref().unwrap_or_default()) else {
+            return Ok(None);
+        };
         let Some(edge) = Edge::of_type(&event.r#type).filter(|_| event.source == meter) else { return Ok(None) };
         let data: Data = serde_json::from_str(event.data.get())?;
         Ok(Some(Alert {
@@ -129,7 +131,7 @@ pub mod tests {
             "type":"credits.{edge}.v1","subject":"{account}","datacontenttype":"application/json",
             "data":{{"credit_type":"{credit_type}","threshold":"{threshold}","used":{used},"granted":{granted},"remaining":{remaining},"cycle":0,"arming":{arming}}}}}"#
         );
-        TailRecord { timestamp_ms: 1_790_000_000_000, value: value.into_bytes(), ..TailRecord::default() }
+        TailRecord { timestamp_ms: 1_790_000_000_000, value: Some(value.into_bytes()), ..TailRecord::default() }
     }
 
     pub fn alert(text: &str) -> Alert {
@@ -145,10 +147,13 @@ pub mod tests {
         let record = record("low acme email 80% 1/2 3");
         assert!(Alert::read(&record, "another").expect("it is readable").is_none());
         assert!(Alert::read(&TailRecord::default(), "meter").expect("no message").is_none());
-        let other = String::from_utf8(record.value.clone()).expect("text").replace("credits.low.v1", "credits.high.v1");
-        let other = TailRecord { value: other.into_bytes(), ..record.clone() };
+        let other = String::from_utf8(record.value.clone().expect("a value"))
+            .expect("text")
+            .replace("credits.low.v1", "credits.high.v1");
+        let other = TailRecord { value: Some(other.into_bytes()), ..record.clone() };
         assert!(Alert::read(&other, "meter").expect("another type").is_none());
-        let broken = String::from_utf8(record.value.clone()).expect("text").replace("\"cycle\":0,", "");
-        assert!(Alert::read(&TailRecord { value: broken.into_bytes(), ..record }, "meter").is_err());
+        let broken =
+            String::from_utf8(record.value.clone().expect("a value")).expect("text").replace("\"cycle\":0,", "");
+        assert!(Alert::read(&TailRecord { value: Some(broken.into_bytes()), ..record }, "meter").is_err());
     }
 }

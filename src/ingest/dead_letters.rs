@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{self, BrokerError, Reasons, topic_of};
 use super::decode::{self, Decoder, Raw};
 use super::producer::{Outgoing, ProduceError, Producer};
+use super::tail::headers;
 use crate::config::{Config, Kafka};
 use crate::ledger::call::{Note, Partition};
 use crate::pipeline::record::Body;
@@ -89,6 +90,9 @@ pub async fn produce(config: &Config, producer: &Producer, notes: &[Note]) -> Re
 
 /// The meter that a dead letter comes from: several may share the topic, and each follows its own decisions only.
 pub const FROM_METER: &str = "__connect.errors.connector.name";
+
+/// What each of the headers that are added begins with.
+pub const ADDED: &str = "__connect.errors.";
 
 /// The string headers of Kafka Connect, which tools for dead letters read.
 fn reason_headers(meter: &str, topic: &str, original: &Original, decoder: &mut Decoder) -> Vec<(&'static str, String)> {
@@ -181,12 +185,11 @@ fn read_partition(
 const READ_ON_MAX: i64 = 1_000;
 
 fn original(note: Note, message: &BorrowedMessage) -> Original {
-    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
     Original {
         note,
         timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
-        headers: headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect(),
+        headers: headers(message),
     }
 }

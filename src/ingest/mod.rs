@@ -22,6 +22,8 @@ pub mod group;
 pub mod in_step;
 /// Waits for the answer to a command.
 pub mod ledger_tail;
+/// A dead letter, read again.
+pub mod letter;
 /// A log from one offset to another, for those who fold it again.
 pub mod log;
 /// A broker inside the process, for the demo.

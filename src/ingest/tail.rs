@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message as _;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::{Instant, sleep_until};
 
@@ -25,6 +25,11 @@ const FIXED: [(&str, &str); 4] = [
     ("isolation.level", "read_committed"),
 ];
 
+pub(super) fn headers(message: &BorrowedMessage) -> Vec<(String, Option<Vec<u8>>)> {
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+}
+
 /// All partitions of a topic from a moment on.
 pub struct Tail {
     consumer: StreamConsumer<Reasons>,
@@ -36,6 +41,8 @@ pub struct Tail {
     /// Where partitions ended at the start that have not come so far.
     ends: BTreeMap<i32, i64>,
     told_end: bool,
+    /// Offsets between where it began and where the topic ended then.
+    pub backlog: u64,
 }
 
 /// A record, on its own.
@@ -45,7 +52,8 @@ pub struct TailRecord {
     pub offset: i64,
     pub timestamp_ms: i64,
     pub key: Option<Vec<u8>>,
-    pub value: Vec<u8>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +83,7 @@ impl Tail {
             StartFrom::Earliest | StartFrom::Latest => BTreeMap::new(),
         };
         let watermarks = Watermarks::new(kafka)?;
-        let (mut starts, mut ends) = (TopicPartitionList::new(), BTreeMap::new());
+        let (mut starts, mut ends, mut backlog) = (TopicPartitionList::new(), BTreeMap::new(), 0);
         for partition in 0..partitions {
             let (first, end) = watermarks.range(topic, partition).await?;
             let start = match from {
@@ -85,6 +93,7 @@ impl Tail {
             };
             if start < end {
                 ends.insert(partition, end);
+                backlog += (end - start).unsigned_abs();
             }
             let added = starts.add_partition_offset(topic, partition, Offset::Offset(start));
             added.expect("an offset that kafka gave is valid");
@@ -94,7 +103,7 @@ impl Tail {
         consumer.assign(&starts).map_err(refused)?;
         let looked = Instant::now();
         let topic = topic.to_owned();
-        Ok(Tail { consumer, cluster, brokers, topic, partitions, looked, ends, told_end: false })
+        Ok(Tail { consumer, cluster, brokers, topic, partitions, looked, ends, told_end: false, backlog })
     }
 
     /// Waits for what comes next; may be dropped while it waits.
@@ -122,7 +131,8 @@ impl Tail {
                         offset,
                         timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
                         key: message.key().map(<[u8]>::to_vec),
-                        value: message.payload().unwrap_or_default().to_vec(),
+                        value: message.payload().map(<[u8]>::to_vec),
+                        headers: headers(&message),
                     }));
                 }
                 // What lies before the end are control records.

@@ -12,6 +12,7 @@ mod cli_follow;
 mod cluster;
 mod commands;
 mod cycles;
+mod dead_letters;
 mod durable;
 mod faults;
 mod halts;
