@@ -233,6 +233,11 @@ pub fn set_meter_time_held(held: Option<(&str, i32, Duration)>) {
 }
 
 /// What the sweeper has done for idle accounts.
+/// A round in which the accounts of a shard that are due could not be renewed.
+pub fn record_sweep_failed() {
+    METRICS.sweep_failures.inc();
+}
+
 pub fn record_swept(steps: impl Iterator<Item = &'static str>) {
     for step in steps {
         METRICS.swept.with_label_values(&[step]).inc();
@@ -387,6 +392,7 @@ struct Metrics {
     floor_seconds: GaugeVec,
     meter_time_held_seconds: GaugeVec,
     swept: IntCounterVec,
+    sweep_failures: IntCounter,
     forgotten: IntCounter,
     outbox_entries: IntGauge,
     outbox_published: IntCounterVec,
@@ -510,6 +516,10 @@ impl Metrics {
                 "credit_meter_meter_time_held_seconds",
                 "For how long a partition that is not applied to its end has held meter time back.",
                 &["topic", "partition"],
+            ),
+            sweep_failures: register.counter(
+                "credit_meter_sweep_failures_total",
+                "Rounds in which a shard's idle accounts that were due could not be renewed; they wait for the next.",
             ),
             swept: register.counters(
                 "credit_meter_swept_steps_total",

@@ -43,7 +43,10 @@ impl Sweeper {
             match sweeper.sweep(shard, meter).await {
                 Ok(0) => {}
                 Ok(steps) => tracing::info!(shard, steps, "accounts that were due are rolled"),
-                Err(error) => tracing::warn!(shard, %error, "accounts that are due wait"),
+                Err(error) => {
+                    metrics::record_sweep_failed();
+                    tracing::warn!(shard, %error, "accounts that are due wait");
+                }
             }
             sweeper.busy[shard as usize].store(false, Ordering::Relaxed);
         });

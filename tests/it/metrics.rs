@@ -125,6 +125,39 @@ async fn accounts_in_alarm_are_told_at_once_by_one_worker_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn idle_accounts_that_cannot_be_renewed_are_counted_and_renewed_once_they_can() {
+    let topics = Topics::create("sweeping", 1).await;
+    let redis = OwnRedis::start(&[]);
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.use_redis(&redis.url());
+    meter.set("TIME__TICK_EVERY", "200ms");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "starter")).await;
+    meter.caught_up(&topics).await;
+    let failures = "credit_meter_sweep_failures_total";
+    has(&running, failures, "", |count| count == 0.0).await;
+
+    // Somebody has changed the account by hand, and then a promo of it ends.
+    let key = meter.key(Key::Account("acme"));
+    let ends = (chrono::Utc::now() + chrono::TimeDelta::seconds(4)).to_rfc3339();
+    let promo =
+        ["grant", "acme", "--type", "email", "--amount", "5", "--kind", "promo", "--expires-at", &ends, "--json"];
+    assert_eq!(meter.json(&promo)["status"], "applied");
+    let version: String = redis.tell(&["HGET", &key, "version"]).await;
+    let _: i64 = redis.tell(&["HSET", &key, "version", "abc"]).await;
+    has(&running, failures, "", |count| count >= 2.0).await;
+    assert_eq!(running.get("/readyz").await.expect("it answers").0, 200, "usage goes on");
+    let _: i64 = redis.tell(&["HSET", &key, "version", &version]).await;
+    until("the promo has ended", || async {
+        let balance = meter.json(&["balance", "acme", "--json"]);
+        (balance["balances"]["email"]["expired"] == 5).then_some(())
+    })
+    .await;
+    assert_eq!(meter.audit()["mismatches"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn series_stay_bounded_with_100_000_accounts() {
     const OK: u64 = 40_000;
     const EXHAUSTED: u64 = 60_000;
