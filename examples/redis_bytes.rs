@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use credit_meter::config::Redis;
 use credit_meter::ledger::account::{AccountConfig, Addon};
 use credit_meter::ledger::call::{Partition, Range, Reply, StaleAccount, Stamp};
 use credit_meter::ledger::catalogue::Catalogue;
@@ -163,7 +164,9 @@ struct Meter {
 impl Meter {
     async fn open(url: &str) -> anyhow::Result<Meter> {
         let prefix = format!("redis-bytes-{}", std::process::id());
-        let store = RedisStore::new(url, &prefix, 1, Duration::from_secs(60))?;
+        let timeout = Duration::from_secs(60);
+        let redis = Redis { url: url.to_owned(), prefix: prefix.clone(), shards: 1, timeout, ..Redis::default() };
+        let store = RedisStore::new(&redis)?;
         let catalogue = Catalogue::parse(CATALOGUE)?;
         let init = InitCall {
             generation: "g".into(),

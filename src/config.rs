@@ -101,6 +101,27 @@ pub struct Redis {
     /// How often its eviction policy is looked at.
     #[serde(with = "duration")]
     pub probe_every: Duration,
+    pub tls: RedisTls,
+    pub sentinel: Sentinel,
+}
+
+/// Files in PEM, for addresses that begin with `rediss`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedisTls {
+    /// Who may have signed the servers' certificates; without it the system's authorities.
+    pub ca: Option<PathBuf>,
+    /// What this program shows to servers that ask for it.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+/// What Sentinels themselves ask for; `redis.url` has what Redis asks for.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sentinel {
+    pub username: Option<String>,
+    pub password: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -289,6 +310,8 @@ impl Default for Redis {
             shards: 16,
             timeout: Duration::from_secs(10),
             probe_every: Duration::from_secs(60),
+            tls: RedisTls::default(),
+            sentinel: Sentinel::default(),
         }
     }
 }

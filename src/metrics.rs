@@ -49,7 +49,7 @@ pub const INDEFINITE: &str = "indefinite";
 pub const BROKEN: &str = "broken";
 /// Why a call changed nothing, or nothing is known of it: the kinds of `ledger::call::Reply`, the above, and those
 /// of `store::Refusal`.
-const CALL_REFUSALS: [&str; 26] = [
+const CALL_REFUSALS: [&str; 30] = [
     "other_generation",
     "torn",
     "done_before",
@@ -75,6 +75,10 @@ const CALL_REFUSALS: [&str; 26] = [
     "no_script",
     "not_allowed",
     "too_many_clients",
+    "unknown_primary",
+    "certificate",
+    "client_tls",
+    "no_tls",
     "refused",
 ];
 /// How an audit ends: without a difference, with some, without a result.

@@ -69,8 +69,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(place) = &config.debug.failpoint {
         failpoint::arm(place)?;
     }
-    let redis = &config.redis;
-    let store = RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout)?;
+    let store = RedisStore::new(&config.redis)?;
     let listener = TcpListener::bind(&config.http.listen)
         .await
         .with_context(|| format!("http.listen = {}: is another meter running here?", config.http.listen))?;

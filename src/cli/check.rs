@@ -129,6 +129,10 @@ fn topic_line(report: &TopicReport, made: bool) -> Result<String, String> {
 
 async fn check_redis(config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
     let store = state::store_without_shards(config)?;
+    for (place, primary) in store.sentinels().await {
+        let told = primary.map(|primary| format!("says that the primary is at {primary}"));
+        lines.add(&format!("sentinel {place}"), told.map_err(|error| error.to_string()));
+    }
     let primaries = store.primaries().await;
     let (primaries, cluster) = primaries.map_err(|error| anyhow!("{error}; is it up, and is redis.url right?"))?;
     if cluster {

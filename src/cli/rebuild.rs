@@ -50,7 +50,7 @@ struct Report {
 pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let catalogue = read_catalogue(config)?;
     let redis = &config.redis;
-    let store = Store::Redis(RedisStore::new(&redis.url, &redis.prefix, redis.shards, redis.timeout)?);
+    let store = Store::Redis(RedisStore::new(redis)?);
     let watermarks = Watermarks::new(&config.kafka)?;
     if let Some(shard) = args.shard.iter().find(|shard| **shard >= redis.shards) {
         bail!("--shard {shard}: there are {} shards, counted from 0", redis.shards);

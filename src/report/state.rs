@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 
-use crate::config::Config;
+use crate::config::{Config, Redis};
 use crate::ledger::call::SCHEMA;
 use crate::store::{RedisStore, Root};
 
@@ -12,8 +12,7 @@ pub fn store_without_shards(config: &Config) -> anyhow::Result<RedisStore> {
 }
 
 fn store(config: &Config, shards: u32) -> anyhow::Result<RedisStore> {
-    let redis = &config.redis;
-    Ok(RedisStore::new(&redis.url, &redis.prefix, shards, redis.timeout)?)
+    Ok(RedisStore::new(&Redis { shards, ..config.redis.clone() })?)
 }
 
 /// Opens the state with the number of shards that it was made with.

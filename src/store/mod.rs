@@ -1,5 +1,7 @@
 //! Where shards are kept: in Redis, or in memory for the demo. The only place that names redis.
 
+/// What the settings say of where Redis is.
+mod address;
 /// The call that applies usage events.
 pub mod apply_call;
 /// What names the events of such a call.
@@ -28,6 +30,8 @@ pub mod redis;
 pub mod refusal;
 /// One typed struct for each Lua script.
 pub mod scripts;
+/// Where Sentinels say that the primary is.
+mod sentinel;
 /// Who has which slot of a Redis Cluster.
 pub mod slots;
 /// What the scripts have written, read.

@@ -8,25 +8,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError, Value,
-};
+use redis::{AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value};
 
 use super::StoreError;
+use super::address::Address;
 use super::attempt::Attempt;
 use super::refusal::{Refusal, store_error};
+use super::sentinel::{self, Role};
 use super::slots::Slots;
+use crate::config::Redis;
 use crate::metrics;
 
 /// Redirections of one call in a row, after which it is given up for now.
 const REDIRECTIONS_MAX: usize = 5;
 /// How often a script may be missing in a row before the call is given up for now: something flushes scripts.
 const NOSCRIPT_MAX: usize = 100;
-const SCHEMES: [&str; 2] = ["redis", "unix"];
 
 pub struct Nodes {
-    /// The addresses of `redis.url`; the first tells user and password for all nodes.
-    seeds: Vec<ConnectionInfo>,
+    address: Arc<Address>,
     timeout: Duration,
     state: Mutex<State>,
     /// One asks who has which slot; the others wait for the answer.
@@ -39,12 +38,15 @@ struct State {
     nodes: BTreeMap<String, Arc<Node>>,
     /// The node that has failed last: asked last.
     suspect: Option<String>,
+    /// The Sentinel that answered last, as `redis.url` counts them.
+    sentinel: usize,
 }
 
 /// One server.
 pub struct Node {
     pub address: String,
-    client: Client,
+    info: ConnectionInfo,
+    how: Arc<Address>,
     timeout: Duration,
     connection: Mutex<Option<Up>>,
     connecting: Attempt<RedisError>,
@@ -67,24 +69,9 @@ pub struct Request<'a> {
 }
 
 impl Nodes {
-    /// `url`: one address, or several of a cluster's, separated by commas.
-    pub fn new(url: &str, timeout: Duration) -> Result<Nodes, StoreError> {
-        let mut seeds: Vec<ConnectionInfo> = Vec::new();
-        for part in url.split(',').map(str::trim) {
-            // What stands before the first host counts for all.
-            let whole = if part.contains("://") { part.to_owned() } else { format!("redis://{part}") };
-            let unfit = |reason: String| {
-                let schemes = SCHEMES.map(|scheme| format!("{scheme}://")).join(" or ");
-                StoreError::Unfit(format!("redis.url is not a {schemes} address: {reason}"))
-            };
-            let mut info = whole.as_str().into_connection_info().map_err(|error| unfit(error.to_string()))?;
-            if let Some(first) = seeds.first() {
-                info = info.set_redis_settings(first.redis_settings().clone());
-            }
-            Client::open(info.clone()).map_err(|error| unfit(error.to_string()))?;
-            seeds.push(info);
-        }
-        Ok(Nodes { seeds, timeout, state: Mutex::default(), asking: Attempt::default() })
+    pub fn new(redis: &Redis) -> Result<Nodes, StoreError> {
+        let address = Arc::new(Address::new(redis)?);
+        Ok(Nodes { address, timeout: redis.timeout, state: Mutex::default(), asking: Attempt::default() })
     }
 
     /// Sends a call to the node that has its slot, and follows where it is sent on.
@@ -131,7 +118,7 @@ impl Nodes {
         let slots = self.slots().await?;
         let Some(address) = slots.owner(slot) else {
             self.forget(None);
-            let place = self.seeds[0].addr().to_string();
+            let place = self.address.seeds[0].addr().to_string();
             let told = format!("no node has slot {slot}");
             return Err(StoreError::Refused { place, refusal: Refusal::ClusterDown, told });
         };
@@ -194,6 +181,9 @@ impl Nodes {
     async fn slots(&self) -> Result<Slots, StoreError> {
         let known = || self.state().slots.clone();
         let ask = async || {
+            if let Some(name) = &self.address.primary {
+                return self.ask_sentinels(name).await;
+            }
             let mut failure = None;
             for address in self.candidates() {
                 let node = self.node(&address)?;
@@ -210,10 +200,45 @@ impl Nodes {
         self.asking.share(known, ask).await
     }
 
+    /// The primary that a Sentinel names; first the one that answered last.
+    async fn ask_sentinels(&self, name: &str) -> Result<Slots, StoreError> {
+        let mut sentinels: Vec<ConnectionInfo> = self.address.sentinels().collect();
+        let first = self.state().sentinel;
+        let count = sentinels.len();
+        sentinels.rotate_left(first);
+        let mut failure = None;
+        for (place, info) in sentinels.into_iter().enumerate() {
+            let sentinel = Node::new(info, &self.address, self.timeout);
+            let asked = async { self.single(&*self.node(&sentinel::primary(&sentinel, name).await?)?).await };
+            match asked.await {
+                Ok(slots) => {
+                    let mut state = self.state();
+                    state.sentinel = (first + place) % count;
+                    state.slots = Some(slots.clone());
+                    return Ok(slots);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.expect("redis.url names an address"))
+    }
+
+    /// What each Sentinel says: its address, and where the primary is. Nothing where there are none.
+    pub async fn sentinels(&self) -> Vec<(String, Result<String, StoreError>)> {
+        let Some(name) = &self.address.primary else { return Vec::new() };
+        let mut told = Vec::new();
+        for info in self.address.sentinels() {
+            let sentinel = Node::new(info, &self.address, self.timeout);
+            let primary = sentinel::primary(&sentinel, name).await;
+            told.push((sentinel.address, primary));
+        }
+        told
+    }
+
     /// Whom to ask, the one that has failed last.
     fn candidates(&self) -> Vec<String> {
         let state = self.state();
-        let seeds = self.seeds.iter().map(|seed| seed.addr().to_string());
+        let seeds = self.address.seeds.iter().map(|seed| seed.addr().to_string());
         let mut candidates: Vec<String> = seeds.collect();
         let others = state.nodes.keys().filter(|known| !candidates.contains(known)).cloned();
         candidates.extend(others.collect::<Vec<_>>());
@@ -239,27 +264,50 @@ impl Nodes {
             }
             // No cluster, or nothing of the kind: a proxy, or a user without the right to ask.
             Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => {
-                if self.seeds.len() > 1 {
+                if self.address.seeds.len() > 1 {
                     return Err(StoreError::Unfit(format!(
                         "redis.url names {} addresses, but redis at {} is no cluster: name one",
-                        self.seeds.len(),
+                        self.address.seeds.len(),
                         node.address
                     )));
                 }
-                // A replica would answer reads with what was, until the first write.
-                match up.send(&redis::cmd("ROLE"), false).await {
-                    Ok(Value::Array(role)) if role.first() == Some(&Value::BulkString(b"slave".to_vec())) => {
-                        let told = redis::make_extension_error("READONLY".into(), Some("ROLE is slave".into()));
-                        Err(failed(Some(up.number), told))
-                    }
-                    Ok(_) => Ok(Slots::Single(node.address.clone())),
-                    Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => {
-                        Ok(Slots::Single(node.address.clone()))
-                    }
-                    Err(error) => Err(failed(Some(up.number), error)),
-                }
+                self.single(node).await
             }
             Err(error) => Err(failed(Some(up.number), error)),
+        }
+    }
+
+    /// One Redis for all slots, if it is a primary.
+    async fn single(&self, node: &Node) -> Result<Slots, StoreError> {
+        let failed = |number, error: RedisError| {
+            if let Some(number) = number {
+                node.forget(number);
+            }
+            store_error(&error, &node.address, "")
+        };
+        let up = match node.up().await {
+            Ok(up) => up,
+            Err(error) => return Err(failed(None, error)),
+        };
+        let role = match up.send(&redis::cmd("ROLE"), false).await {
+            Ok(answer) => Role::of(&answer),
+            // A proxy, or a user without the right to ask.
+            Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => Role::Primary,
+            Err(error) => return Err(failed(Some(up.number), error)),
+        };
+        match role {
+            Role::Primary => Ok(Slots::Single(node.address.clone())),
+            // It would answer reads with what was, until the first write.
+            Role::Replica => {
+                let told = redis::make_extension_error("READONLY".into(), Some("ROLE is slave".into()));
+                Err(failed(Some(up.number), told))
+            }
+            Role::Sentinel(names) => Err(StoreError::Unfit(format!(
+                "redis at {} is a Sentinel: begin redis.url with redis-sentinel:// and end it with /# and the primary's \
+                 name ({})",
+                node.address,
+                names.join(", ")
+            ))),
         }
     }
 
@@ -268,22 +316,7 @@ impl Nodes {
         if let Some(node) = state.nodes.get(address) {
             return Ok(node.clone());
         }
-        let seed = self.seeds.iter().find(|seed| seed.addr().to_string() == address);
-        let info = match (seed, address.rsplit_once(':').map(|(host, port)| (host, port.parse()))) {
-            (Some(seed), _) => seed.clone(),
-            (None, Some((host, Ok(port)))) => {
-                self.seeds[0].clone().set_addr(ConnectionAddr::Tcp(host.to_owned(), port))
-            }
-            (None, _) => return Err(StoreError::Broken(format!("redis names a node `{address}`"))),
-        };
-        let client = Client::open(info).map_err(|error| StoreError::Unfit(error.to_string()))?;
-        let node = Arc::new(Node {
-            address: address.to_owned(),
-            client,
-            timeout: self.timeout,
-            connection: Mutex::default(),
-            connecting: Attempt::default(),
-        });
+        let node = Arc::new(Node::new(self.address.node(address)?, &self.address, self.timeout));
         state.nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }
@@ -294,12 +327,34 @@ impl Nodes {
 }
 
 impl Node {
+    pub fn new(info: ConnectionInfo, how: &Arc<Address>, timeout: Duration) -> Node {
+        Node {
+            address: info.addr().to_string(),
+            info,
+            how: how.clone(),
+            timeout,
+            connection: Mutex::default(),
+            connecting: Attempt::default(),
+        }
+    }
+
     /// A connection of the caller's own, that waits for answers so much longer than the shared one.
     pub async fn open(&self, longer: Duration) -> Result<MultiplexedConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout + longer));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let client = self.how.client(self.info.clone())?;
+        let connected = client.get_multiplexed_async_connection_with_config(&config).await;
+        // A port without TLS waits for the end of a line, as we do; one with TLS closes what speaks without it.
+        let connection = connected.map_err(|error| match self.info.addr() {
+            ConnectionAddr::TcpTls { .. } if error.is_timeout() => {
+                RedisError::from((ErrorKind::Io, "its port may be one without TLS", error.to_string()))
+            }
+            ConnectionAddr::Tcp(..) if error.is_connection_dropped() => {
+                RedisError::from((ErrorKind::Io, "its port may be one with TLS", error.to_string()))
+            }
+            _ => error,
+        })?;
         tracing::info!(redis = self.address, "connected");
         Ok(connection)
     }
@@ -352,19 +407,8 @@ pub async fn load(connection: &mut MultiplexedConnection, script: &str) -> Resul
 mod tests {
     use super::*;
 
-    fn seeds(url: &str) -> Result<Vec<String>, String> {
-        let nodes = Nodes::new(url, Duration::from_secs(1)).map_err(|error| error.to_string())?;
-        Ok(nodes.seeds.iter().map(|seed| format!("{:?}@{}", seed.redis_settings().password(), seed.addr())).collect())
-    }
-
-    #[test]
-    fn an_address_list_shares_what_stands_before_its_first_host() {
-        assert_eq!(seeds("redis://10.0.0.1:7001/").unwrap(), ["None@10.0.0.1:7001"]);
-        let nodes = ["Some(\"x\")@a:7001", "Some(\"x\")@b:7002", "Some(\"x\")@c:6379"];
-        assert_eq!(seeds("redis://:x@a:7001, b:7002,redis://c").unwrap(), nodes);
-        assert_eq!(seeds("unix:///run/redis.sock").unwrap(), ["None@/run/redis.sock"]);
-        assert!(seeds("http://a").unwrap_err().starts_with("redis.url is not a redis:// or unix:// address"));
-        assert!(seeds("redis://a:7001,").is_err(), "an empty address");
+    fn nodes(url: &str, timeout: Duration) -> Nodes {
+        Nodes::new(&Redis { url: url.to_owned(), timeout, ..Redis::default() }).expect("an address")
     }
 
     #[tokio::test]
@@ -372,7 +416,7 @@ mod tests {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         silent.set_nonblocking(true).unwrap();
         let url = format!("redis://{}", silent.local_addr().unwrap());
-        let nodes = Arc::new(Nodes::new(&url, Duration::from_millis(500)).unwrap());
+        let nodes = Arc::new(nodes(&url, Duration::from_millis(500)));
         let node = nodes.node(&silent.local_addr().unwrap().to_string()).unwrap();
         for round in 1..=2 {
             let mut callers = tokio::task::JoinSet::new();
@@ -393,7 +437,7 @@ mod tests {
 
     #[test]
     fn the_node_that_failed_is_asked_last() {
-        let nodes = Nodes::new("redis://a:1,b:2", Duration::from_secs(1)).unwrap();
+        let nodes = nodes("redis://a:1,b:2", Duration::from_secs(1));
         nodes.node("c:3").unwrap();
         assert_eq!(nodes.candidates(), ["a:1", "b:2", "c:3"]);
         nodes.forget(Some("a:1"));

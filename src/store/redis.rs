@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use redis::Cmd;
 
@@ -19,6 +18,7 @@ use super::scripts::{
 use super::stored::{parse_counters, parse_days, parse_denied, parse_root, parse_shard, parse_view};
 use super::words::Fields;
 use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
+use crate::config::Redis;
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::roll::RollCall;
@@ -39,13 +39,13 @@ struct Shared {
 }
 
 impl RedisStore {
-    pub fn new(url: &str, prefix: &str, shards: u32, timeout: Duration) -> Result<RedisStore, StoreError> {
+    pub fn new(redis: &Redis) -> Result<RedisStore, StoreError> {
         let hashes = ALL.iter().map(|(name, source)| (*name, redis::Script::new(source).get_hash().to_owned()));
         Ok(RedisStore {
             shared: Arc::new(Shared {
-                keys: Keys::new(prefix, shards),
-                nodes: Nodes::new(url, timeout)?,
-                own: OwnConnections::new(shards),
+                keys: Keys::new(&redis.prefix, redis.shards),
+                nodes: Nodes::new(redis)?,
+                own: OwnConnections::new(redis.shards),
                 hashes: hashes.collect(),
             }),
         })
@@ -231,6 +231,11 @@ impl RedisStore {
     /// Every node that has shards, and whether they are a cluster.
     pub async fn primaries(&self) -> Result<(Vec<Arc<Node>>, bool), StoreError> {
         self.shared.nodes.primaries().await
+    }
+
+    /// What each Sentinel says: its address, and where the primary is. Nothing where there are none.
+    pub async fn sentinels(&self) -> Vec<(String, Result<String, StoreError>)> {
+        self.shared.nodes.sentinels().await
     }
 
     /// Asks one node something that has no key.

@@ -3,6 +3,8 @@
 //! Most clear by themselves once their cause is gone: nothing was written, and the same call goes out again. An
 //! error from inside a script, or a key of another type, does not: sending again would only repeat it.
 
+use std::sync::Arc;
+
 use redis::RedisError;
 
 use super::StoreError;
@@ -24,12 +26,20 @@ pub enum Refusal {
     NoScript,
     NotAllowed,
     TooManyClients,
+    /// A Sentinel was asked for a primary that it does not watch.
+    UnknownPrimary,
+    /// The certificate that the server shows.
+    Certificate,
+    /// The server does not like what this program shows, or how it wants to speak.
+    ClientTls,
+    /// The port is one without TLS.
+    NoTls,
     /// One that this program does not know: a proxy's, or a newer Redis'.
     Other,
 }
 
 impl Refusal {
-    pub const ALL: [Refusal; 14] = [
+    pub const ALL: [Refusal; 18] = [
         Refusal::ReadOnly,
         Refusal::Loading,
         Refusal::Busy,
@@ -43,6 +53,10 @@ impl Refusal {
         Refusal::NoScript,
         Refusal::NotAllowed,
         Refusal::TooManyClients,
+        Refusal::UnknownPrimary,
+        Refusal::Certificate,
+        Refusal::ClientTls,
+        Refusal::NoTls,
         Refusal::Other,
     ];
 
@@ -62,6 +76,10 @@ impl Refusal {
             Refusal::NoScript => "no_script",
             Refusal::NotAllowed => "not_allowed",
             Refusal::TooManyClients => "too_many_clients",
+            Refusal::UnknownPrimary => "unknown_primary",
+            Refusal::Certificate => "certificate",
+            Refusal::ClientTls => "client_tls",
+            Refusal::NoTls => "no_tls",
             Refusal::Other => "refused",
         }
     }
@@ -82,6 +100,10 @@ impl Refusal {
             Refusal::NoScript => "loses each script that it is given",
             Refusal::NotAllowed => "does not allow it",
             Refusal::TooManyClients => "takes no more clients",
+            Refusal::UnknownPrimary => "is a Sentinel that does not watch this primary",
+            Refusal::Certificate => "shows a certificate that is not accepted",
+            Refusal::ClientTls => "does not accept this program's TLS",
+            Refusal::NoTls => "does not speak TLS at this port",
             Refusal::Other => "refused the call",
         }
     }
@@ -99,9 +121,15 @@ impl Refusal {
             Refusal::Redirected => "see what redis-cli --cluster check says of the slots",
             Refusal::NoScript => "find what runs SCRIPT FLUSH in a loop, with MONITOR",
             Refusal::NotAllowed => {
-                "see user and password in redis.url, and that user's rights: ACL LOG names what it lacks"
+                "see user and password in redis.url, or in redis.sentinel for a Sentinel; ACL LOG names the rights that it lacks"
             }
             Refusal::TooManyClients => "raise maxclients, or close other clients",
+            Refusal::UnknownPrimary => "see the name behind # in redis.url",
+            Refusal::Certificate => {
+                "name who has signed it in redis.tls.ca, or give it one that is in force and names this host"
+            }
+            Refusal::ClientTls => "see redis.tls.certificate and redis.tls.key, and the server's log",
+            Refusal::NoTls => "name its tls-port in redis.url, or begin it without the s of rediss",
             Refusal::Other => "see its log",
         }
     }
@@ -126,9 +154,24 @@ impl Refusal {
     }
 }
 
+/// What is wrong with a connection that TLS did not let come about: nothing was sent on it.
+fn of_tls(error: &RedisError) -> Option<Refusal> {
+    let source = std::error::Error::source(error)?;
+    let io = source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()?.downcast_ref::<std::io::Error>()?;
+    match io.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(Refusal::Certificate),
+        rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_) => Some(Refusal::ClientTls),
+        rustls::Error::InvalidMessage(_) => Some(Refusal::NoTls),
+        _ => None,
+    }
+}
+
 /// What a failed call means. `place` is the node that was asked, `keys` what its keys begin with.
 pub fn store_error(error: &RedisError, place: &str, keys: &str) -> StoreError {
     let place = place.to_owned();
+    if let Some(refusal) = of_tls(error) {
+        return StoreError::Refused { place, refusal, told: error.to_string() };
+    }
     if matches!(error.kind(), redis::ErrorKind::AuthenticationFailed) {
         return StoreError::Refused { place, refusal: Refusal::NotAllowed, told: error.to_string() };
     }

@@ -21,7 +21,6 @@ mod poison;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use credit_meter::ledger::account::AccountView;
 use credit_meter::ledger::call::{Anchor, LastRead, Partition, Range, RefusalReason, Reply, StaleAccount, Stamp};
@@ -114,7 +113,7 @@ async fn scripts_and_ledger_agree_on_random_histories() {
     let mut seen = BTreeMap::new();
     for seed in 0..HISTORIES {
         let prefix = own_prefix("lua");
-        let store = RedisStore::new(&url, &prefix, 1, Duration::from_secs(60)).expect("an address");
+        let store = crate::support::redis::store(&url, &prefix, 1);
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         history.accounts_first().await;
         for _ in 0..STEPS {

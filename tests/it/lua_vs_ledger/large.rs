@@ -1,7 +1,6 @@
 //! Calls as large as they come: what a script unpacks at once is bounded, and no history of a few events meets the bounds.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use credit_meter::ledger::account::AccountConfig;
 use credit_meter::ledger::call::{CALL_EVENTS_MAX, Partition};
@@ -12,7 +11,6 @@ use credit_meter::ledger::event::{Identity, UsageEvent};
 use credit_meter::ledger::grants::GrantKind;
 use credit_meter::ledger::members::{MEMBER_LIMITS_MAX, MemberLimit};
 use credit_meter::pipeline::record::{Body, Record};
-use credit_meter::store::RedisStore;
 
 use super::{CATALOGUE, History, MIDNIGHT_MS, MINUTE_MS};
 use crate::support::redis::OwnRedis;
@@ -27,7 +25,7 @@ async fn scripts_and_ledger_agree_on_calls_as_large_as_they_come() {
     // With limits all is decided one by one, without them all is added up.
     for (seed, limited) in [(1, false), (2, true)] {
         let prefix = own_prefix("large");
-        let store = RedisStore::new(&redis.url(), &prefix, 1, Duration::from_secs(60)).expect("an address");
+        let store = crate::support::redis::store(&redis.url(), &prefix, 1);
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         let stamp = Arc::make_mut(&mut history.stamp);
         (stamp.breakdown, stamp.outbox_max, stamp.set_members_max) = (true, usize::MAX >> 1, 512);

@@ -1,7 +1,6 @@
 //! Whatever key of a shard is of another type: a call that meets it writes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use credit_meter::ledger::catalogue::Catalogue;
 use credit_meter::ledger::usage::FoldUsageCall;
@@ -26,7 +25,7 @@ async fn a_call_that_meets_a_key_of_another_type_writes_nothing() {
     let mut refused: BTreeMap<(&str, String), u64> = BTreeMap::new();
     for seed in 0..HISTORIES {
         let prefix = own_prefix("poison");
-        let store = RedisStore::new(&service("REDIS_URL"), &prefix, 1, Duration::from_secs(60)).expect("an address");
+        let store = crate::support::redis::store(&service("REDIS_URL"), &prefix, 1);
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         history.poisons = Some((connection.clone(), prefix.clone()));
         for step in 0..STEPS {

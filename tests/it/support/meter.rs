@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use credit_meter::ledger::call::Partition;
 use credit_meter::ledger::outcome::Outcome;
-use credit_meter::store::{RedisStore, ShardState, Store};
+use credit_meter::store::{ShardState, Store};
 
 use super::kafka::Topics;
 use super::redis::free_port;
@@ -41,7 +41,7 @@ impl Meter {
     pub fn named(prefix: &str, topics: &Topics, catalogue: &str) -> Meter {
         let prefix = prefix.to_owned();
         let url = service("REDIS_URL");
-        let store = RedisStore::new(&url, &prefix, SHARDS, Duration::from_secs(30)).expect("an address");
+        let store = super::redis::store(&url, &prefix, SHARDS);
         let mut meter = Meter { environment: BTreeMap::new(), prefix: prefix.clone(), store: Store::Redis(store) };
         meter.set("KAFKA__BROKERS", &topics.brokers);
         meter.set("KAFKA__GROUP", &prefix);
@@ -64,9 +64,17 @@ impl Meter {
 
     /// Another Redis than the one that all tests share.
     pub fn use_redis(&mut self, url: &str) {
-        let store = RedisStore::new(url, &self.prefix, SHARDS, Duration::from_secs(60)).expect("an address");
+        let store = super::redis::store(url, &self.prefix, SHARDS);
         self.store = Store::Redis(store);
         self.set("REDIS__URL", url);
+    }
+
+    /// A Redis that Sentinels lead to.
+    pub fn use_sentinels(&mut self, url: &str, password: &str) {
+        let store = super::redis::store_by(url, Some(password), &self.prefix, SHARDS);
+        self.store = Store::Redis(store);
+        self.set("REDIS__URL", url);
+        self.set("REDIS__SENTINEL__PASSWORD", password);
     }
 
     /// The program with its settings, for a test that runs it in its own way.

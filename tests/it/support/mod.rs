@@ -1,6 +1,7 @@
 //! What the tests share: where the services are, topics and prefixes of a test's own, a meter as a child process,
 //! servers that a test may break.
 
+pub mod certificates;
 pub mod dump;
 pub mod kafka;
 pub mod meter;
@@ -10,6 +11,7 @@ pub mod past;
 pub mod proxy;
 pub mod redis;
 pub mod report;
+pub mod sentinels;
 pub mod traffic;
 
 use std::future::Future;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
+use credit_meter::config;
+use credit_meter::store::RedisStore;
 use redis::FromRedisValue;
 use redis::aio::MultiplexedConnection;
 
@@ -17,6 +19,20 @@ pub async fn connection(url: &str) -> MultiplexedConnection {
         .set_response_timeout(Some(std::time::Duration::from_secs(60)));
     let client = redis::Client::open(url).expect("an address");
     client.get_multiplexed_async_connection_with_config(&config).await.expect("redis answers")
+}
+
+/// The meter's own reader, which waits as long.
+pub fn store(url: &str, prefix: &str, shards: u32) -> RedisStore {
+    store_by(url, None, prefix, shards)
+}
+
+/// The same by Sentinels, with what they ask for.
+pub fn store_by(url: &str, password: Option<&str>, prefix: &str, shards: u32) -> RedisStore {
+    let timeout = std::time::Duration::from_secs(60);
+    let sentinel = config::Sentinel { password: password.map(str::to_owned), ..Default::default() };
+    let (url, prefix) = (url.to_owned(), prefix.to_owned());
+    let redis = config::Redis { url, prefix, shards, timeout, sentinel, ..Default::default() };
+    RedisStore::new(&redis).expect("an address")
 }
 
 /// A connection to the Redis that all tests share.

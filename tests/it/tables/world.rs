@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use credit_meter::ledger::account::AccountView;
 use credit_meter::ledger::call::{Anchor, LastRead, Partition, Range, Reply, StaleAccount, Stamp};
@@ -84,7 +83,7 @@ pub fn same<T: PartialEq + std::fmt::Debug>(stored: T, expected: T) -> Result<T,
 impl<'a> World<'a> {
     pub async fn new(catalogue: &'a Catalogue) -> World<'a> {
         let prefix = own_prefix("table");
-        let store = RedisStore::new(&service("REDIS_URL"), &prefix, 1, Duration::from_secs(60)).expect("an address");
+        let store = crate::support::redis::store(&service("REDIS_URL"), &prefix, 1);
         let partitions = [Partition::COMMANDS, Partition::usage(0), Partition::usage(1)];
         let mut world = World {
             catalogue,
