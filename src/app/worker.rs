@@ -73,7 +73,8 @@ pub struct Worker {
     finished: UnboundedReceiver<Done>,
     assignment: u64,
     /// The ends of the partitions, as the brokers last told.
-    ends: BTreeMap<Partition, i64>,
+    /// Where each partition ends, and up to where its transactions have ended.
+    ends: BTreeMap<Partition, (i64, i64)>,
     stall: Stall,
     /// Why what was published is not known yet.
     recall_fault: Option<String>,
@@ -257,8 +258,8 @@ impl Worker {
                 let state = if connected { Ok(()) } else { Err("no broker is connected".to_owned()) };
                 self.parts.health.set(Check::Kafka, state);
             }
-            FromKafka::End { partition, offset } => {
-                self.ends.insert(partition, offset);
+            FromKafka::End { partition, offset, stable } => {
+                self.ends.insert(partition, (offset, stable));
             }
             FromKafka::Fenced { reason } => {
                 self.parts.health.set_dead(reason.clone());

@@ -95,10 +95,11 @@ pub enum FromKafka {
         epoch: u32,
         offset: i64,
     },
-    /// The offset after a partition's last record, for the lag.
+    /// The offset after a partition's last record, for the lag, and up to where its transactions have ended.
     End {
         partition: Partition,
         offset: i64,
+        stable: i64,
     },
     /// Whether the client has a connection to some broker.
     Connected(bool),
@@ -589,9 +590,9 @@ impl Thread {
 
     /// Where the client has reached a partition's end, what lies behind the last record holds no record.
     ///
-    /// Nothing is queued, the client has fetched up to the end that it saw, and the last record that it handed out
-    /// is the last that was read here (or none has come since the assignment): then none lies between that and the
-    /// end. A pause or an assignment empties the client's queue while the end is still the old one, so the first
+    /// Nothing is queued, the client has fetched up to the end that it saw, and what it has handed out has been read
+    /// here (or nothing has come since the assignment): then no record lies between that and the end. It counts markers of
+    /// transactions as handed out, though nobody is given them. A pause or an assignment empties the client's queue while the end is still the old one, so the first
     /// statistics after it do not count.
     fn read_statistics(&mut self) {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
@@ -604,11 +605,12 @@ impl Thread {
         let settled = self.statistics_since_change >= SETTLED_STATISTICS;
         for view in statistics.partitions {
             if view.end >= 0 {
-                self.tell(FromKafka::End { partition: view.partition, offset: view.end });
+                let stable = view.stable_end.min(view.end);
+                self.tell(FromKafka::End { partition: view.partition, offset: view.end, stable });
             }
             let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
             let paused = self.room.is_paused(view.partition);
-            let handed_out = view.app_offset == reading.next || (!reading.delivered && view.app_offset < 0);
+            let handed_out = view.app_offset >= reading.next || (!reading.delivered && view.app_offset < 0);
             let at_end = !reading.seeking && view.queued == 0 && view.next_offset == view.eof_offset && handed_out;
             if settled && !paused && at_end && view.eof_offset > reading.next {
                 let (assignment, partition, epoch) = (self.assignment, view.partition, reading.epoch);

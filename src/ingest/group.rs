@@ -52,6 +52,8 @@ pub struct PartitionView {
     pub next_offset: i64,
     pub eof_offset: i64,
     pub queued: i64,
+    /// Up to where transactions have ended: what is behind it is given to nobody.
+    pub stable_end: i64,
     pub end: i64,
 }
 
@@ -96,7 +98,8 @@ impl ClientContext for Group {
                         next_offset: view.next_offset,
                         eof_offset: view.eof_offset,
                         queued: view.fetchq_cnt,
-                        end: view.ls_offset,
+                        stable_end: view.ls_offset,
+                        end: view.hi_offset,
                     });
                 }
             }

@@ -35,6 +35,7 @@ mod start;
 mod support;
 mod tables;
 mod time;
+mod transactions;
 mod usage;
 mod voids;
 mod walk;

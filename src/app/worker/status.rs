@@ -20,7 +20,7 @@ impl Worker {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
         let mut standing: Vec<Standing> = Vec::new();
         for each in &progress {
-            let end = self.ends.get(&each.partition).copied().unwrap_or(each.read);
+            let end = self.ends.get(&each.partition).map_or(each.read, |(end, _)| *end);
             let lag = (end - each.applied).max(0);
             standing.push(Standing { partition: each.partition, applied: each.applied, lag });
             let age_ms = each.oldest_append_ms.map_or(0, |append_ms| (now_ms - append_ms).max(0));
@@ -53,9 +53,26 @@ impl Worker {
             return self.parts.health.set(Check::Progress, Ok(()));
         };
         let since = humantime::format_duration(Duration::from_secs(since.as_secs()));
-        let why = self.recall_fault.as_ref().map(|fault| format!(": {fault}")).unwrap_or_default();
+        let in_transaction = |own: &&Standing| own.partition == partition && self.in_transaction(own);
+        let why = match &self.recall_fault {
+            Some(fault) => format!(": {fault}"),
+            None if standing.iter().find(in_transaction).is_some() => {
+                let topic = topic_of(&self.parts.config.kafka.topics, partition.input);
+                format!(
+                    ": a producer has not ended its transaction in {topic}/{}; kafka-transactions.sh find-hanging names it",
+                    partition.index
+                )
+            }
+            None => String::new(),
+        };
         let reason = format!("{lag} records of {partition} wait and its position has not moved for {since}{why}");
         self.parts.health.set(Check::Progress, Err(reason));
+    }
+
+    /// Whether all is applied but what is in transactions, or behind them.
+    fn in_transaction(&self, standing: &Standing) -> bool {
+        let ends = self.ends.get(&standing.partition);
+        ends.is_some_and(|&(end, stable)| stable < end && standing.applied >= stable)
     }
 
     /// A shard that prices by another catalogue waits for this worker's file to be renewed, or for the shard.
