@@ -10,8 +10,11 @@ use serde::Deserialize;
 mod check;
 /// The layers: file, environment, flags.
 mod load;
+/// Values that are shown to nobody.
+mod secret;
 
 pub use load::{ConfigError, at_line, read_catalogue, read_catalogue_file};
+pub use secret::Secret;
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -44,7 +47,7 @@ pub struct Kafka {
     pub start_from: StartFrom,
     pub topics: Topics,
     /// Given to librdkafka as they are.
-    pub properties: BTreeMap<String, String>,
+    pub properties: BTreeMap<String, Secret>,
 }
 
 /// Where a first start begins to read usage. Commands are always read from the beginning: they make the accounts.
@@ -92,7 +95,7 @@ pub struct Topics {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Redis {
-    pub url: String,
+    pub url: Secret,
     pub prefix: String,
     /// Fixed at the first start.
     pub shards: u32,

@@ -22,7 +22,7 @@ use crate::config::{Config, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::http::{ByShard, Check, Health};
 use crate::ingest::anchors;
-use crate::ingest::client::{BrokerError, topic_of};
+use crate::ingest::client::{BrokerError, Fault, topic_of};
 use crate::ingest::consumer::{FromKafka, ToConsumer};
 use crate::ingest::dead_letters::{self, DeadLetterError};
 use crate::ingest::producer::Producer;
@@ -255,7 +255,8 @@ impl Worker {
                 }
             }
             FromKafka::Connected(connected) => {
-                let state = if connected { Ok(()) } else { Err("no broker is connected".to_owned()) };
+                let reason = |fault: Option<Fault>| fault.map_or_else(String::new, |fault| format!(": {fault}"));
+                let state = connected.map_err(|fault| format!("no broker is connected{}", reason(fault)));
                 self.parts.health.set(Check::Kafka, state);
             }
             FromKafka::End { partition, offset, stable } => {

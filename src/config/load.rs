@@ -133,6 +133,10 @@ impl Layers {
                 Err(_) => {}
             }
         }
+        // The text was meant for a key below, and may be a password.
+        if path.len() == 1 && reason.starts_with("invalid type") {
+            reason = format!("`{}` has keys below it, and no value of its own", path[0]);
+        }
         Err(refused(place.to_owned(), reason))
     }
 
@@ -275,16 +279,15 @@ mod tests {
         assert_eq!(config.kafka.instance_id, None);
         assert_eq!(config.events.late_after, Duration::from_secs(3600));
         assert_eq!(config.events.age_from, super::super::AgeFrom::Create);
-        let properties =
-            pairs(&[("fetch.min.bytes", "1"), ("security.protocol", "ssl"), ("ssl.ca.location", "/ca.pem")]);
-        assert_eq!(config.kafka.properties, properties.into_iter().collect());
+        let properties = [("fetch.min.bytes", "1"), ("security.protocol", "ssl"), ("ssl.ca.location", "/ca.pem")];
+        assert!(config.kafka.properties.iter().map(|(name, value)| (&**name, &**value)).eq(properties));
         assert_eq!(load("", &[], &[]).unwrap(), Config::default());
     }
 
     #[test]
     fn a_secret_is_read_from_a_file() {
         let config = load("", &[("CREDIT_METER__REDIS__URL_FILE", "SECRET")], &[]).unwrap();
-        assert_eq!(config.redis.url, "redis://:pass word@host/");
+        assert_eq!(&*config.redis.url, "redis://:pass word@host/");
         let config = load("", &[("CREDIT_METER__KAFKA__PROPERTIES__SASL_PASSWORD_FILE", "SECRET")], &[]).unwrap();
         assert!(config.kafka.properties["sasl.password"].starts_with("redis://"));
     }
@@ -316,10 +319,10 @@ mod tests {
             "FILE:2: `5 minuets` is no duration: unknown time unit \"minuets\"",
         );
         file("[redis]\nurl =", "FILE:2: string values must be quoted, expected literal string");
-        file("[kafka.properties]\n'a.b' = 1", "FILE:2: invalid type: integer `1`, expected a string");
+        file("[kafka.properties]\n'a.b' = 1", "FILE:2: invalid type: write the value in quotes");
         variable("CREDIT_METER__REDIS__URLS", "x", "unknown field `urls`, expected one of `url`");
         variable("CREDIT_METER__REDIS_URL", "x", "unknown field `redis_url`");
-        variable("CREDIT_METER__REDIS", "x", "expected struct Redis");
+        variable("CREDIT_METER__REDIS", "redis://:hush@host/", "`redis` has keys below it, and no value of its own");
         variable("CREDIT_METER__REDIS__SHARDS", "many", "invalid type: string \"many\", expected u32");
         variable("CREDIT_METER__REDIS__SHARDS", "-1", "invalid value: integer `-1`, expected u32");
         variable("CREDIT_METER__REDIS__SHARDS", "5000", "redis.shards is 5000: write 1 to 4096");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier};
 use rdkafka::admin::{ResourceSpecifier, TopicReplication};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::client::{self, ANSWER_TIMEOUT, BrokerError, Cluster, Reasons, TopicView};
 use crate::config::{AgeFrom, Config};
@@ -152,7 +152,7 @@ pub struct Admin {
 impl Admin {
     pub fn new(config: &Config) -> Result<Admin, BrokerError> {
         let made = client::settings(&config.kafka, &[], &[]).create_with_context(Reasons::default());
-        let client = made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })?;
+        let client = made.map_err(BrokerError::settings)?;
         let cluster = Cluster::new(&config.kafka)?;
         Ok(Admin { client, cluster, plan: topic_plan(config), brokers: config.kafka.brokers.clone() })
     }

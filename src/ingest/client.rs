@@ -22,26 +22,113 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum BrokerError {
     #[error("librdkafka does not take the settings: {reason}; see kafka.properties")]
     Settings { reason: String },
-    #[error("no answer from kafka at {brokers}: {reason}; is it up, and are kafka.brokers and kafka.properties right?")]
-    NoAnswer { brokers: String, reason: String },
+    #[error("no answer from kafka at {brokers}: {fault}")]
+    NoAnswer { brokers: String, fault: Fault },
     #[error("topic {topic} does not exist; make it with `credit-meter check --create-topics`")]
     NoTopic { topic: String },
     #[error("kafka refused to {what}: {reason}")]
     Refused { what: String, reason: String },
 }
 
+impl BrokerError {
+    /// A client could not be made. The value of a property may be a password: only its name is told.
+    pub fn settings(error: KafkaError) -> BrokerError {
+        let reason = match error {
+            KafkaError::ClientConfig(_, reason, name, _) => format!("{name}: {reason}"),
+            KafkaError::ClientCreation(reason) if reason.starts_with("ssl.") => {
+                format!("{reason}: is the file that it names there, readable, and PEM?")
+            }
+            other => other.to_string(),
+        };
+        BrokerError::Settings { reason }
+    }
+}
+
+/// Why there is no answer, and what to look at.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}; {}", .look.remedy())]
+pub struct Fault {
+    reason: String,
+    look: Look,
+}
+
+/// Where a remedy is to be looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Password,
+    Certificate,
+    Protocol,
+    Brokers,
+}
+
+impl Look {
+    fn remedy(self) -> &'static str {
+        match self {
+            Look::Password => {
+                "do the brokers know this user and password? see sasl.mechanism, sasl.username and sasl.password in \
+                 kafka.properties"
+            }
+            Look::Certificate => {
+                "was the brokers' certificate made by an authority of ssl.ca.location in kafka.properties, for the names \
+                 in kafka.brokers, and is it in force?"
+            }
+            Look::Protocol => "is security.protocol in kafka.properties what this listener of the brokers asks for?",
+            Look::Brokers => "is it up, and are kafka.brokers and kafka.properties right?",
+        }
+    }
+}
+
+impl Fault {
+    pub fn new(error: &KafkaError, reason: &str) -> Fault {
+        let look = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => Look::Password,
+            Some(RDKafkaErrorCode::SSL) if reason.contains("certificate") => Look::Certificate,
+            Some(RDKafkaErrorCode::SSL) => Look::Protocol,
+            _ => Fault::silence(reason.to_owned()).look,
+        };
+        Fault { reason: reason.to_owned(), look }
+    }
+
+    /// Nothing is known but what the client says by itself.
+    pub fn silence(reason: String) -> Fault {
+        // A listener hangs up on whom it does not understand: right after the connection, or, as a hint of the client has it,
+        // where it asks for a password.
+        let hung_up = ["in state APIVERSION_QUERY", "SSL_HANDSHAKE", "security.protocol"];
+        let look = if hung_up.iter().any(|words| reason.contains(words)) { Look::Protocol } else { Look::Brokers };
+        Fault { reason, look }
+    }
+
+    /// That a broker hangs up is only logged. Without the thread's name.
+    pub fn logged(facility: &str, message: &str) -> Option<Fault> {
+        let message = message.split_once("]: ").map_or(message, |(_, message)| message);
+        (facility == "FAIL").then(|| Fault::silence(message.to_owned()))
+    }
+}
+
+impl From<&KafkaError> for Fault {
+    fn from(error: &KafkaError) -> Fault {
+        Fault::new(error, &error.to_string())
+    }
+}
+
 /// Settings of a client: the meter's defaults, then the user's properties, then what the meter's promises rest on.
 pub fn settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
     let mut settings = ClientConfig::new();
+    // It says only at this level that a broker has hung up, which may be all that is known; `log` decides what is shown.
+    if !matches!(settings.log_level, RDKafkaLogLevel::Debug) {
+        settings.set_log_level(RDKafkaLogLevel::Info);
+    }
     settings.set("bootstrap.servers", &kafka.brokers);
     settings.set("client.id", "credit-meter");
     // Idle connections die in silence behind load balancers.
     settings.set("socket.keepalive.enable", "true");
+    // The OpenSSL that is built in has no authorities of its own: those of the system, wherever it keeps them.
+    settings.set("ssl.ca.location", "probe");
     for (name, value) in defaults {
         settings.set(*name, *value);
     }
     for (name, value) in &kafka.properties {
-        settings.set(name, value);
+        settings.set(name, &**value);
     }
     for (name, value) in fixed {
         settings.set(*name, *value);
@@ -118,11 +205,16 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 /// The last fault that a client reported by itself: a call that times out does not say why.
 #[derive(Debug, Default)]
 pub struct Reasons {
-    last: Mutex<Option<String>>,
+    last: Mutex<Option<Fault>>,
 }
 
 impl Reasons {
-    pub fn last(&self) -> Option<String> {
+    /// The last fault; else the error itself says what is known.
+    pub fn fault(&self, error: &KafkaError) -> Fault {
+        self.last().unwrap_or_else(|| error.into())
+    }
+
+    pub fn last(&self) -> Option<Fault> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -139,13 +231,16 @@ impl ClientContext for Reasons {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && self.last().is_some() {
             return;
         }
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fault::new(&error, reason));
         if let Some(times) = tell(&error) {
             tracing::warn!(reason, times, "kafka client");
         }
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some(fault) = Fault::logged(facility, message) {
+            self.last.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+        }
         log(level, facility, message);
     }
 }
@@ -185,7 +280,7 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(kafka: &Kafka) -> Result<Cluster, BrokerError> {
         let made = settings(kafka, &[], &[]).create_with_context(Reasons::default());
-        let client = made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })?;
+        let client = made.map_err(BrokerError::settings)?;
         Ok(Cluster { client: Arc::new(client), brokers: kafka.brokers.clone() })
     }
 
@@ -214,8 +309,8 @@ impl Cluster {
     }
 
     fn no_answer(&self, error: &KafkaError) -> BrokerError {
-        let reason = self.client.context().last().unwrap_or_else(|| error.to_string());
-        BrokerError::NoAnswer { brokers: self.brokers.clone(), reason }
+        let fault = self.client.context().fault(error);
+        BrokerError::NoAnswer { brokers: self.brokers.clone(), fault }
     }
 }
 
@@ -248,6 +343,14 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_that_is_not_taken_is_named_without_its_value() {
+        let mut kafka = Kafka::default();
+        kafka.properties.insert("sasl.pasword".into(), "hush".into());
+        let said = Cluster::new(&kafka).map(|_| ()).unwrap_err().to_string();
+        assert!(said.contains("sasl.pasword: No such configuration property") && !said.contains("hush"), "{said}");
+    }
+
+    #[test]
     fn the_users_properties_stand_between_defaults_and_promises() {
         let mut kafka = Kafka::default();
         kafka.properties.insert("linger.ms".into(), "50".into());
@@ -256,5 +359,6 @@ mod tests {
         assert_eq!(settings.get("linger.ms"), Some("50"));
         assert_eq!(settings.get("acks"), Some("all"));
         assert_eq!(settings.get("bootstrap.servers"), Some("127.0.0.1:9092"));
+        assert_eq!(settings.get("ssl.ca.location"), Some("probe"));
     }
 }

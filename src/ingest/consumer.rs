@@ -14,7 +14,7 @@ use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::client::{self, BrokerError, topic_of};
+use super::client::{self, BrokerError, Fault, topic_of};
 use super::decode::{Decoder, Raw};
 use super::group::{Group, Rebalance};
 use super::in_step::InStep;
@@ -101,8 +101,8 @@ pub enum FromKafka {
         offset: i64,
         stable: i64,
     },
-    /// Whether the client has a connection to some broker.
-    Connected(bool),
+    /// That the client has a connection to some broker; else why it has none, as far as that is known.
+    Connected(Result<(), Option<Fault>>),
     /// Kafka has no place for this consumer any more, and it reads nothing more.
     Fenced {
         reason: String,
@@ -169,10 +169,9 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         config.set("group.instance.id", instance);
     }
     let group = Group::new(settings.kafka.topics.clone());
-    let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
-    let consumer: BaseConsumer<Group> = config.create_with_context(group).map_err(refused)?;
+    let consumer: BaseConsumer<Group> = config.create_with_context(group).map_err(BrokerError::settings)?;
     let topics = [settings.kafka.topics.usage.as_str(), settings.kafka.topics.commands.as_str()];
-    consumer.subscribe(&topics).map_err(refused)?;
+    consumer.subscribe(&topics).map_err(BrokerError::settings)?;
     let (control, orders) = channel();
     let enough = Arc::new(Enough::default());
     let thread = Thread {

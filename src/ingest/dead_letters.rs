@@ -118,8 +118,8 @@ fn read(kafka: &Kafka, notes: &[Note]) -> Result<Vec<Original>, DeadLetterError>
     let mut config = client::settings(kafka, &[("fetch.wait.max.ms", "20")], &READ_FIXED);
     // Never joined and never committed to; the client asks for one all the same.
     config.set("group.id", format!("{}-dead-letters", kafka.group));
-    let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
-    let consumer: BaseConsumer<Reasons> = config.create_with_context(Reasons::default()).map_err(refused)?;
+    let consumer: BaseConsumer<Reasons> =
+        config.create_with_context(Reasons::default()).map_err(BrokerError::settings)?;
     let mut by_partition: BTreeMap<Partition, Vec<Note>> = BTreeMap::new();
     for note in notes {
         by_partition.entry(note.partition).or_default().push(*note);

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::{self, topic_of};
+use super::client::{self, Fault, topic_of};
 use crate::config::Topics;
 use crate::ledger::call::{Input, Partition};
 
@@ -30,6 +30,8 @@ struct Shared {
     statistics: Option<View>,
     /// Since when no broker is connected.
     down_since: Option<Instant>,
+    /// The last fault since one was.
+    fault: Option<Fault>,
 }
 
 pub enum Rebalance {
@@ -39,7 +41,8 @@ pub enum Rebalance {
 
 /// The cluster as the client's statistics show it.
 pub struct View {
-    pub connected: bool,
+    /// That some broker is; else why none is, as far as that is known.
+    pub connected: Result<(), Option<Fault>>,
     /// Brokers that have told their number; the addresses of `kafka.brokers` and the coordinator come on top.
     pub brokers_up: usize,
     pub partitions: Vec<PartitionView>,
@@ -111,6 +114,10 @@ impl ClientContext for Group {
             client::all_is_well();
             tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
         }
+        if connected {
+            shared.fault = None;
+        }
+        let connected = if connected { Ok(()) } else { Err(shared.fault.clone()) };
         shared.statistics = Some(View { connected, brokers_up, partitions: views });
     }
 
@@ -118,8 +125,11 @@ impl ClientContext for Group {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             return; // the end of a partition is no error
         }
+        // That all are down follows the reason why.
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.shared().down_since.get_or_insert_with(Instant::now);
+        } else {
+            self.shared().fault = Some(Fault::new(&error, reason));
         }
         if let Some(times) = client::tell(&error) {
             tracing::warn!(%error, reason, times, "kafka client");
@@ -127,6 +137,9 @@ impl ClientContext for Group {
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some(fault) = Fault::logged(facility, message) {
+            self.shared().fault.get_or_insert(fault);
+        }
         client::log(level, facility, message);
     }
 }

@@ -43,8 +43,7 @@ impl LedgerTail {
             [("group.id", kafka.group.as_str()), ("enable.auto.commit", "false"), ("auto.offset.reset", "error")];
         let made =
             client::settings(kafka, &[("fetch.wait.max.ms", "100")], &fixed).create_with_context(Reasons::default());
-        let consumer: StreamConsumer<Reasons> =
-            made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })?;
+        let consumer: StreamConsumer<Reasons> = made.map_err(BrokerError::settings)?;
         let tail = Arc::new(LedgerTail { consumer, brokers: kafka.brokers.clone() });
         let opening = tail.clone();
         let opened = tokio::task::spawn_blocking(move || opening.start_at_end(&topic, partitions));
@@ -87,8 +86,8 @@ impl LedgerTail {
     }
 
     fn no_answer(&self, error: &KafkaError) -> BrokerError {
-        let reason = self.consumer.context().last().unwrap_or_else(|| error.to_string());
-        BrokerError::NoAnswer { brokers: self.brokers.clone(), reason }
+        let fault = self.consumer.context().fault(error);
+        BrokerError::NoAnswer { brokers: self.brokers.clone(), fault }
     }
 }
 

@@ -135,9 +135,7 @@ impl Producer {
 }
 
 fn connect(settings: &ClientConfig) -> Result<ThreadedProducer<Reports>, BrokerError> {
-    settings
-        .create_with_context(Reports::default())
-        .map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })
+    settings.create_with_context(Reports::default()).map_err(BrokerError::settings)
 }
 
 fn base_record<'a>(record: &Outgoing<'a>, report: Box<Report>) -> BaseRecord<'a, [u8], [u8], Box<Report>> {

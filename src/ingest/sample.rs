@@ -58,8 +58,7 @@ impl Sampler {
         // Never joined and never committed to; the client asks for one all the same.
         config.set("group.id", &kafka.group);
         let made = config.create_with_context(Reasons::default());
-        let consumer: BaseConsumer<Reasons> =
-            made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })?;
+        let consumer: BaseConsumer<Reasons> = made.map_err(BrokerError::settings)?;
         let mut sampler =
             Sampler { consumer, kafka: kafka.clone(), topic: topic.to_owned(), partitions: BTreeMap::new() };
         let metadata = sampler.consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT);
@@ -145,7 +144,7 @@ impl Sampler {
     }
 
     fn no_answer(&self, error: &KafkaError) -> BrokerError {
-        let reason = self.consumer.context().last().unwrap_or_else(|| error.to_string());
-        BrokerError::NoAnswer { brokers: self.kafka.brokers.clone(), reason }
+        let fault = self.consumer.context().fault(error);
+        BrokerError::NoAnswer { brokers: self.kafka.brokers.clone(), fault }
     }
 }

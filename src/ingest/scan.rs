@@ -9,7 +9,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
+use super::client::{self, ANSWER_TIMEOUT, BrokerError, Fault, Reasons};
 use crate::config::Kafka;
 
 /// A broker that is there delivers something within this time.
@@ -71,7 +71,7 @@ pub fn scan(
             Some(Err(error)) if heard.elapsed() > SILENCE_MAX => return Err(failed(&error)),
             None if heard.elapsed() > SILENCE_MAX => {
                 let reason = format!("{topic} cannot be read: nothing came for {SILENCE_MAX:?}");
-                return Err(BrokerError::NoAnswer { brokers: kafka.brokers.clone(), reason });
+                return Err(BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault: Fault::silence(reason) });
             }
             Some(Err(_)) | None => {}
         }
@@ -114,9 +114,9 @@ fn consumer(kafka: &Kafka) -> Result<BaseConsumer<Reasons>, BrokerError> {
     // Never joined and never committed to; the client asks for one all the same.
     config.set("group.id", &kafka.group);
     let made = config.create_with_context(Reasons::default());
-    made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })
+    made.map_err(BrokerError::settings)
 }
 
 fn no_answer(kafka: &Kafka, error: &KafkaError) -> BrokerError {
-    BrokerError::NoAnswer { brokers: kafka.brokers.clone(), reason: error.to_string() }
+    BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault: error.into() }
 }

@@ -71,8 +71,7 @@ impl Tail {
         let mut config = client::settings(kafka, &[("fetch.wait.max.ms", "100")], &FIXED);
         config.set("group.id", &kafka.group);
         let made = config.create_with_context(Reasons::default());
-        let consumer: StreamConsumer<Reasons> =
-            made.map_err(|error: KafkaError| BrokerError::Settings { reason: error.to_string() })?;
+        let consumer: StreamConsumer<Reasons> = made.map_err(BrokerError::settings)?;
 
         let since = match from {
             StartFrom::Time(time_ms) => {
@@ -99,7 +98,7 @@ impl Tail {
             added.expect("an offset that kafka gave is valid");
         }
         let brokers = kafka.brokers.clone();
-        let refused = |error: KafkaError| BrokerError::NoAnswer { brokers: brokers.clone(), reason: error.to_string() };
+        let refused = |error: KafkaError| BrokerError::NoAnswer { brokers: brokers.clone(), fault: (&error).into() };
         consumer.assign(&starts).map_err(refused)?;
         let looked = Instant::now();
         let topic = topic.to_owned();

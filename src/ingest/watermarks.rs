@@ -21,8 +21,7 @@ impl Watermarks {
     pub fn new(kafka: &Kafka) -> Result<Watermarks, BrokerError> {
         let mut config = client::settings(kafka, &[], &[("isolation.level", "read_committed")]);
         config.set("group.id", &kafka.group);
-        let refused = |error: KafkaError| BrokerError::Settings { reason: error.to_string() };
-        let consumer = config.create_with_context(Reasons::default()).map_err(refused)?;
+        let consumer = config.create_with_context(Reasons::default()).map_err(BrokerError::settings)?;
         Ok(Watermarks { consumer: Arc::new(consumer), brokers: kafka.brokers.clone() })
     }
 
@@ -51,7 +50,7 @@ impl Watermarks {
         let consumer = self.consumer.clone();
         let answer = tokio::task::spawn_blocking(move || question(&consumer, ANSWER_TIMEOUT));
         let no_answer =
-            |error: KafkaError| BrokerError::NoAnswer { brokers: self.brokers.clone(), reason: error.to_string() };
+            |error: KafkaError| BrokerError::NoAnswer { brokers: self.brokers.clone(), fault: (&error).into() };
         answer.await.expect("asking does not panic").map_err(no_answer)
     }
 }

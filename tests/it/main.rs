@@ -30,6 +30,7 @@ mod redis_answers;
 mod redis_tls;
 mod renewals;
 mod saved_point;
+mod secured;
 mod sentinel;
 mod start;
 mod support;
