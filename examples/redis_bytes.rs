@@ -165,7 +165,7 @@ impl Meter {
     async fn open(url: &str) -> anyhow::Result<Meter> {
         let prefix = format!("redis-bytes-{}", std::process::id());
         let timeout = Duration::from_secs(60);
-        let redis = Redis { url: url.to_owned(), prefix: prefix.clone(), shards: 1, timeout, ..Redis::default() };
+        let redis = Redis { url: url.into(), prefix: prefix.clone(), shards: 1, timeout, ..Redis::default() };
         let store = RedisStore::new(&redis)?;
         let catalogue = Catalogue::parse(CATALOGUE)?;
         let init = InitCall {

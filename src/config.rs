@@ -124,7 +124,7 @@ pub struct RedisTls {
 #[serde(default, deny_unknown_fields)]
 pub struct Sentinel {
     pub username: Option<String>,
-    pub password: Option<String>,
+    pub password: Option<Secret>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

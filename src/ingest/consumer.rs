@@ -590,9 +590,9 @@ impl Thread {
     /// Where the client has reached a partition's end, what lies behind the last record holds no record.
     ///
     /// Nothing is queued, the client has fetched up to the end that it saw, and what it has handed out has been read
-    /// here (or nothing has come since the assignment): then no record lies between that and the end. It counts markers of
-    /// transactions as handed out, though nobody is given them. A pause or an assignment empties the client's queue while the end is still the old one, so the first
-    /// statistics after it do not count.
+    /// here (or nothing has come since the assignment): then no record lies between that and the end. It counts
+    /// markers of transactions as handed out, though nobody is given them. A pause or an assignment empties the client's
+    /// queue while the end is still the old one, so the first statistics after it do not count.
     fn read_statistics(&mut self) {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
         metrics::set_kafka_brokers_up(statistics.brokers_up);

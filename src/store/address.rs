@@ -65,7 +65,7 @@ impl Address {
             sentinel = sentinel.set_username(username);
         }
         if let Some(password) = &redis.sentinel.password {
-            sentinel = sentinel.set_password(password);
+            sentinel = sentinel.set_password(&**password);
         }
         if plain != "rediss" && redis.tls != RedisTls::default() {
             return Err(StoreError::Unfit(
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     fn address(url: &str) -> Result<Address, String> {
-        Address::new(&Redis { url: url.to_owned(), ..Redis::default() }).map_err(|error| error.to_string())
+        Address::new(&Redis { url: url.into(), ..Redis::default() }).map_err(|error| error.to_string())
     }
 
     fn seeds(url: &str) -> Vec<String> {

@@ -408,7 +408,7 @@ mod tests {
     use super::*;
 
     fn nodes(url: &str, timeout: Duration) -> Nodes {
-        Nodes::new(&Redis { url: url.to_owned(), timeout, ..Redis::default() }).expect("an address")
+        Nodes::new(&Redis { url: url.into(), timeout, ..Redis::default() }).expect("an address")
     }
 
     #[tokio::test]

@@ -29,8 +29,8 @@ pub fn store(url: &str, prefix: &str, shards: u32) -> RedisStore {
 /// The same by Sentinels, with what they ask for.
 pub fn store_by(url: &str, password: Option<&str>, prefix: &str, shards: u32) -> RedisStore {
     let timeout = std::time::Duration::from_secs(60);
-    let sentinel = config::Sentinel { password: password.map(str::to_owned), ..Default::default() };
-    let (url, prefix) = (url.to_owned(), prefix.to_owned());
+    let sentinel = config::Sentinel { password: password.map(config::Secret::from), ..Default::default() };
+    let (url, prefix) = (url.into(), prefix.to_owned());
     let redis = config::Redis { url, prefix, shards, timeout, sentinel, ..Default::default() };
     RedisStore::new(&redis).expect("an address")
 }
