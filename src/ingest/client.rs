@@ -24,13 +24,29 @@ pub enum BrokerError {
     Settings { reason: String },
     #[error("no answer from kafka at {brokers}: {fault}")]
     NoAnswer { brokers: String, fault: Fault },
+    /// The client passes over such a batch: whoever meets it must not go on.
+    #[error(
+        "{place} cannot be read ({reason}): a batch there fails its checksum, or is of a kind that this program does not \
+         know; mend the log on the brokers' disk, as from a replica"
+    )]
+    Damaged { place: String, reason: String },
     #[error("topic {topic} does not exist; make it with `credit-meter check --create-topics`")]
     NoTopic { topic: String },
     #[error("kafka refused to {what}: {reason}")]
     Refused { what: String, reason: String },
 }
 
+/// Whether the client has met a batch that it could not read. It does not say where, and reads on behind it.
+pub fn is_damage(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{BadCompression, BadMessage, NotImplemented};
+    matches!(error.rdkafka_error_code(), Some(BadMessage | BadCompression | NotImplemented))
+}
+
 impl BrokerError {
+    pub fn damaged(place: impl Into<String>, error: &KafkaError) -> BrokerError {
+        BrokerError::Damaged { place: place.into(), reason: error.to_string() }
+    }
+
     /// A client could not be made. The value of a property may be a password: only its name is told.
     pub fn settings(error: KafkaError) -> BrokerError {
         let reason = match error {

@@ -19,6 +19,7 @@ use super::decode::{Decoder, Raw};
 use super::group::{Group, Rebalance};
 use super::in_step::InStep;
 use super::room::{Enough, Look, Room};
+use super::scan::{Next, scan};
 use crate::config::{AgeFrom, Kafka};
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Input, Partition};
@@ -559,7 +560,28 @@ impl Thread {
                 };
                 self.tell(FromKafka::Fenced { reason });
             }
+            error if client::is_damage(error) => self.read_again(error),
             _ => self.complain(error, "reading from kafka"),
+        }
+    }
+
+    /// The client has met a batch that it could not read, and goes on behind it without saying of which partition. So all are
+    /// read again from where they are, and one whose log cannot be read there is halted.
+    fn read_again(&mut self, error: &KafkaError) {
+        tracing::warn!(%error, "kafka gave what cannot be read: all partitions are read again from where they are");
+        let mut damaged = Vec::new();
+        for (partition, reading) in &mut self.reading {
+            *reading = Reading { seeking: true, delivered: false, ..*reading };
+            let topic = topic_of(&self.settings.kafka.topics, partition.input);
+            let from = BTreeMap::from([(partition.index, reading.next)]);
+            // Asked for anew, by another client: what was spoiled on its way is whole then.
+            if let Err(error @ BrokerError::Damaged { .. }) = scan(&self.settings.kafka, topic, &from, |_| Next::Enough)
+            {
+                damaged.push((*partition, format!("{error}, and restart the worker; nothing is passed over")));
+            }
+        }
+        for (partition, reason) in damaged {
+            self.halt(partition, reason);
         }
     }
 

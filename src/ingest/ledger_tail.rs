@@ -66,6 +66,9 @@ impl LedgerTail {
         loop {
             let line = match self.consumer.recv().await {
                 Ok(line) => line,
+                Err(error) if client::is_damage(&error) => {
+                    return Err(BrokerError::damaged("the ledger's topic", &error));
+                }
                 Err(error) => {
                     let given_up = matches!(error, KafkaError::MessageConsumptionFatal(_))
                         || error.rdkafka_error_code().is_some_and(will_not_pass);

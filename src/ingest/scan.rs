@@ -68,6 +68,13 @@ pub fn scan(
                 heard = Instant::now();
                 ends.remove(&partition);
             }
+            Some(Err(error)) if client::is_damage(&error) => {
+                // Of one partition it is known which.
+                let one = starts.iter().next().filter(|_| starts.len() == 1);
+                let place =
+                    one.map_or(topic.to_owned(), |(partition, from)| format!("{topic}/{partition} from {from} on"));
+                return Err(BrokerError::damaged(place, &error));
+            }
             Some(Err(error)) if heard.elapsed() > SILENCE_MAX => return Err(failed(&error)),
             None if heard.elapsed() > SILENCE_MAX => {
                 let reason = format!("{topic} cannot be read: nothing came for {SILENCE_MAX:?}");

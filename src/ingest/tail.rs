@@ -17,7 +17,8 @@ use crate::config::{Kafka, StartFrom};
 
 /// How often it looks for partitions that were added.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-const FIXED: [(&str, &str); 4] = [
+const FIXED: [(&str, &str); 5] = [
+    ("check.crcs", "true"),
     ("enable.auto.commit", "false"),
     // What retention took before it was read is told, not passed over.
     ("auto.offset.reset", "error"),
@@ -137,6 +138,9 @@ impl Tail {
                 // What lies before the end are control records.
                 Err(KafkaError::PartitionEOF(partition)) => {
                     self.ends.remove(&partition);
+                }
+                Err(error) if client::is_damage(&error) => {
+                    return Err(BrokerError::damaged(self.topic.as_str(), &error));
                 }
                 Err(error) => {
                     let given_up = matches!(error, KafkaError::MessageConsumptionFatal(_))

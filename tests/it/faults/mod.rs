@@ -1,6 +1,7 @@
 //! Faults on real parts, each under paced load, each followed by a check that nothing was charged twice or not at all.
 //! docs/reliability.md says what was seen; `tests/faults` runs the long forms.
 
+mod damaged;
 mod on_kafka;
 mod on_redis;
 mod workers;

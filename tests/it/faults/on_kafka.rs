@@ -23,7 +23,7 @@ async fn sends(traffic: &Traffic, records: u64) {
 }
 
 /// Waits until readiness says why the meter is halted.
-async fn is_halted(running: &Running, reason: &str) -> String {
+pub async fn is_halted(running: &Running, reason: &str) -> String {
     let (_, page) = until(&format!("readiness says {reason}"), || async {
         running.get("/readyz?verbose").await.filter(|(status, page)| *status == 503 && page.contains(reason))
     })
