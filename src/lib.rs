@@ -29,5 +29,7 @@ pub mod outbox;
 pub mod pipeline;
 /// What a team sees of its account: the same for the command line and over HTTP.
 pub mod report;
+/// JSON Schema of every message.
+pub mod schema;
 /// Where shards are kept: Redis with Lua, or memory.
 pub mod store;

@@ -36,6 +36,8 @@ mod output;
 pub mod rebuild;
 /// Sends a command and waits for its answer.
 mod request;
+/// JSON Schema of messages.
+pub mod schema;
 /// Events to load, read ahead.
 mod source;
 /// What a team was granted and has used, cycle by cycle.
@@ -138,6 +140,8 @@ pub enum Command {
     Audit(audit::AuditArgs),
     /// What a file of events comes to under a price list, cycle by cycle, without Kafka or Redis
     Backtest(backtest::BacktestArgs),
+    /// List the types of messages, or print the JSON Schema of one, or of all
+    Schema(schema::SchemaArgs),
 }
 
 #[derive(Debug, Args)]
@@ -195,6 +199,10 @@ impl Cli {
         if let Command::Check(args) = self.command {
             return check::run(args, config, output).await;
         }
+        // It depends on none.
+        if let Command::Schema(args) = self.command {
+            return schema::run(args, output);
+        }
         let config = config.context("the configuration is not valid")?;
         match self.command {
             Command::Serve(args) => {
@@ -222,7 +230,7 @@ impl Cli {
             Command::Audit(args) => audit::run(args, &config, output).await,
             Command::Catalogue(command) => catalogue::run(command, &config, output),
             Command::Backtest(args) => backtest::run(args, &config, output).await,
-            Command::Check(_) => unreachable!("it has run above"),
+            Command::Check(_) | Command::Schema(_) => unreachable!("it has run above"),
         }
     }
 }
@@ -327,6 +335,8 @@ mod tests {
         check("addon remove team-1", ErrorKind::MissingRequiredArgument);
         check("account close", ErrorKind::MissingRequiredArgument);
         check("statement team-1 --cycle last", ErrorKind::ValueValidation);
+        check("schema credits.usage.v2", ErrorKind::ValueValidation);
+        check("schema credits.usage.v1 --all", ErrorKind::ArgumentConflict);
         check("demo --for soon", ErrorKind::ValueValidation);
         check("alerts --from yesterday", ErrorKind::ValueValidation);
         check("alerts --account", ErrorKind::InvalidValue);

@@ -263,7 +263,7 @@ fn closed_at(entry: &OutboxEntry) -> Option<i64> {
 }
 
 /// The message as a structured CloudEvent.
-fn cloud_event(source: &str, entry: &OutboxEntry) -> String {
+pub fn cloud_event(source: &str, entry: &OutboxEntry) -> String {
     format!(
         "{{\"specversion\":\"1.0\",\"id\":{},\"source\":{},\"type\":\"{}\",\"subject\":{},\
          \"datacontenttype\":\"application/json\",\"data\":{}}}",

@@ -11,6 +11,7 @@ use credit_meter::ledger::credits::Credits;
 use credit_meter::ledger::event::{Identity, UsageEvent};
 use credit_meter::ledger::grants::GrantKind;
 use credit_meter::ledger::shard::{InitCall, Shard};
+use credit_meter::outbox::cloud_event;
 use credit_meter::pipeline::batch::{Accounts, Batch, Call, DeadNotes, Known};
 use credit_meter::pipeline::record::{Body, Record};
 use credit_meter::pipeline::recorded::Recorded;
@@ -19,6 +20,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::log::account_config;
+use super::schema::keeps_its_schema;
 
 const SEEDS: u64 = 400;
 const STEPS: i64 = 60;
@@ -96,6 +98,7 @@ fn edges(catalogue: &Catalogue, history: &[Record], mut cut: impl FnMut() -> usi
         }
     }
     worker.send(waiting);
+    worker.shard.outbox.iter().for_each(|entry| keeps_its_schema(cloud_event("meter", entry).as_bytes()));
     let mut edges = Edges::new();
     for entry in worker.shard.outbox.into_iter().filter(|entry| entry.output == Output::Alerts) {
         edges.entry(entry.account).or_default().push((entry.event_type, entry.id));

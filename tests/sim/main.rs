@@ -10,6 +10,8 @@ mod alerts;
 mod check;
 mod in_order;
 mod log;
+#[path = "../it/support/schema.rs"]
+mod schema;
 mod world;
 
 use std::collections::BTreeMap;

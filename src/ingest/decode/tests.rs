@@ -51,7 +51,9 @@ fn decoder(settings: Settings) -> Decoder {
 }
 
 fn decode(raw: Raw) -> Decoded {
-    decoder(SETTINGS).decode(raw)
+    let decoded = decoder(SETTINGS).decode(raw);
+    crate::schema::tests::takes_what_is_good(raw, &decoded);
+    decoded
 }
 
 fn alive(raw: Raw) -> UsageEvent {

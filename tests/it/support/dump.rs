@@ -13,9 +13,12 @@ use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{Account, Fence, Shard};
 use credit_meter::ledger::usage::day_of_number;
 use credit_meter::ledger::void::Kept;
+use credit_meter::outbox::cloud_event;
 use credit_meter::store::stored::{parse_alarms, parse_counters, parse_denied, parse_ids, parse_note, parse_view};
 use credit_meter::store::usage::parse_usage;
 use redis::aio::MultiplexedConnection;
+
+use super::schema::keeps_its_schema;
 
 pub async fn keys(connection: &mut MultiplexedConnection, prefix: &str) -> Vec<String> {
     let mut keys = Vec::new();
@@ -155,13 +158,15 @@ async fn outbox(connection: &mut MultiplexedConnection, key: &str) -> Vec<Outbox
     let entries: Vec<(String, HashMap<String, String>)> = range.query_async(connection).await.expect("redis answers");
     let entry = |mut fields: HashMap<String, String>| {
         let mut take = |name: &str| fields.remove(name).expect("an outbox entry has all fields");
-        OutboxEntry {
+        let entry = OutboxEntry {
             output: Output::from_name(&take("output")).expect("an output"),
             id: take("id"),
             event_type: take("type"),
             account: take("account"),
             data: take("data"),
-        }
+        };
+        keeps_its_schema(cloud_event("meter", &entry).as_bytes());
+        entry
     };
     entries.into_iter().map(|(_, fields)| entry(fields)).collect()
 }

@@ -12,6 +12,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use super::schema::keeps_its_schema;
 use super::{own_prefix, service, until};
 
 /// The topics of one test, with names that no other has.
@@ -22,6 +23,9 @@ pub struct Topics {
     pub brokers: String,
     producer: FutureProducer,
 }
+
+/// Roles whose topics only meters write to.
+const PUBLISHED: [&str; 5] = ["denied", "alerts", "cycles", "ledger", "ticks"];
 
 /// A record to produce.
 #[derive(Clone, Default)]
@@ -198,6 +202,9 @@ impl Topics {
                 Some(Ok(message)) => {
                     heard = Instant::now();
                     next.insert(message.partition(), message.offset() + 1);
+                    if PUBLISHED.contains(&role) {
+                        keeps_its_schema(message.payload().expect("a message has a value"));
+                    }
                     messages.push(message.detach());
                 }
                 // The last offsets may be those of control records, which nobody is given.

@@ -11,6 +11,7 @@ pub mod past;
 pub mod proxy;
 pub mod redis;
 pub mod report;
+pub mod schema;
 pub mod secured_kafka;
 pub mod sentinels;
 pub mod traffic;
