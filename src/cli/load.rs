@@ -55,7 +55,7 @@ pub struct LoadArgs {
     /// topics with CreateTime and a meter with events.age_from = "create"
     #[arg(long, conflicts_with_all = ["generate", "topic"])]
     pub history: bool,
-    /// Go on after a line that cannot be sent
+    /// Go on after a line that cannot be sent; it is an error if none can
     #[arg(long)]
     pub skip_bad: bool,
     /// Where to send a file's events; those that belong to the other topic are refused
@@ -108,6 +108,9 @@ pub async fn run(args: LoadArgs, config: &Config, output: Output) -> anyhow::Res
         eprintln!("first failure: {failure}");
     }
     stopped?;
+    if report.sent == 0 && report.skipped > 0 {
+        bail!("nothing was sent: every line was skipped ({}), for the reasons above", report.skipped);
+    }
     loader.end_history(partitions).await?;
     Ok(if report.failed == 0 { Ended::Well } else { Ended::Badly })
 }

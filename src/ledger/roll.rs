@@ -159,6 +159,8 @@ impl Taker<'_> {
                         self.judge_alerts(&opens.thresholds, None);
                     }
                     None => {
+                        // Nothing is granted any more, so that no level holds: what was told of has an end.
+                        self.judge_alerts(&[], None);
                         self.account.life = Life::Closed;
                         self.account.lots.clear();
                         self.account.alarms.clear();

@@ -167,3 +167,22 @@ fn remove(event: &mut Value, name: &str) {
 fn at(event: &mut Value, from_now: Duration) {
     event["time"] = json!((Utc::now() + from_now).to_rfc3339());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_of_which_every_line_is_skipped_has_failed() {
+    let topics = Topics::create("skipped", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("events.ndjson");
+    let good = crate::walk::reveal_event("acme", "e1", 1).to_string();
+    // lines, whether it ends well, records that are there then
+    let rows = [("nonsense\n{}\n", false, 0), ("nonsense\nGOOD\n", true, 1), ("", true, 1)];
+    for (lines, well, records) in rows {
+        std::fs::write(&file, lines.replace("GOOD", &good)).expect("a file");
+        let load = meter.run(&["load", "--skip-bad", file.to_str().expect("text")]);
+        let told = String::from_utf8_lossy(&load.stderr);
+        assert_eq!(load.status.code(), Some(i32::from(!well)), "{lines}: {told}");
+        assert_eq!(told.contains("nothing was sent: every line was skipped (2)"), !well, "{lines}: {told}");
+        assert_eq!(topics.ends("usage", 1), [records], "{lines}");
+    }
+}

@@ -122,6 +122,8 @@ mod tests {
         check("restored b email 80% 9/10 0", &["exhausted a email 80%,90%,exhausted"]);
         check("restored a email 80% 9/10 0", &[]);
         check("restored a email 80% 9/null 0", &[]);
+        // Its account was closed.
+        check("restored a email 80% 0/0 0", &[]);
         // What holds at that balance may have fired.
         check("restored a email 95% 1/10 0", &["low a email 80%,90%"]);
     }

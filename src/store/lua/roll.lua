@@ -283,6 +283,8 @@ function STEPS.renew(account)
   if opens then
     open(account)
   else
+    -- Nothing is granted any more, so that no level holds: what was told of has an end.
+    judge_account(entries, account, types, {})
     account.life, account.lots, account.alarms = 'closed', {}, {}
   end
 end

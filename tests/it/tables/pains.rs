@@ -115,6 +115,12 @@ pub const PAINS: &[(&str, &[Row])] = &[
         ("put acme small; use e1 reveal_email x=10; use e2 reveal_email; use e3 reveal_email", "denied insufficient_credits", "said.exhausted 1"),
         ("put acme small; use e1 reveal_email x=8; @+22d use e2 reveal_email; @+22d use e3 reveal_email x=7", "charged", "said.low 2"), // once a cycle
     ]),
+    ("an incident about an account that was closed stays open for ever", &[
+        ("put acme small; use e1 reveal_email x=10; close acme; put acme small", "took renew > refused account_closed", "life closed, said.low 1, said.exhausted 1, said.restored 2"),
+        ("put acme small; use e1 reveal_email x=10; use e2 reveal_email; grant acme email 5 topup; close acme; put acme small", "took renew > refused account_closed", "said.exhausted 1, said.restored 2"), // once
+        ("put acme small; use e1 reveal_email x=7; close acme; put acme small", "took renew > refused account_closed", "said.low 0, said.restored 0"),
+        ("put acme small; use e1 reveal_email x=10; close acme; @-1d use e2 reveal_email", "denied insufficient_credits", "said.exhausted 1, said.restored 0"), // not yet
+    ]),
     ("one member uses the whole team's credits up", &[
         ("put acme small limits=email:4; use e1 reveal_email x=4 user=ada + use e2 reveal_email user=ada + use e3 reveal_email user=bob", "charged, denied member_limit, charged", "email 10/5/0/5/0"),
         ("put acme small; use e1 reveal_email x=10 user=ada", "charged", "email 10/10/0/0/0"), // without a limit: all there is
