@@ -114,10 +114,12 @@ impl Fault {
         Fault { reason, look }
     }
 
-    /// That a broker hangs up is only logged. Without the thread's name.
+    /// That a broker hangs up on whom it does not understand is only logged; so is the end of an idle connection, which is
+    /// no fault. Without the thread's name.
     pub fn logged(facility: &str, message: &str) -> Option<Fault> {
         let message = message.split_once("]: ").map_or(message, |(_, message)| message);
-        (facility == "FAIL").then(|| Fault::silence(message.to_owned()))
+        let fault = (facility == "FAIL").then(|| Fault::silence(message.to_owned()));
+        fault.filter(|fault| fault.look == Look::Protocol)
     }
 }
 
@@ -356,6 +358,20 @@ mod tests {
         assert_eq!(repeats.count(Some(RDKafkaErrorCode::Authentication), late), Some(1), "another kind is new");
         repeats.clear();
         assert_eq!(repeats.count(down, late), Some(1), "after it was over");
+    }
+
+    #[test]
+    fn a_fault_says_where_to_look() {
+        let of = |code, reason: &str| Fault::new(&KafkaError::Global(code), reason).to_string();
+        let check = |told: String, remedy: &str| assert!(told.contains(remedy), "{told}");
+        check(of(RDKafkaErrorCode::Authentication, "no"), "no; do the brokers know this user and password?");
+        check(of(RDKafkaErrorCode::SSL, "certificate verify failed"), "an authority of ssl.ca.location");
+        check(of(RDKafkaErrorCode::SSL, "connecting to a PLAINTEXT broker listener?"), "is security.protocol in");
+        check(of(RDKafkaErrorCode::BrokerTransportFailure, "Connection refused"), "is it up, and are kafka.brokers");
+        let logged = |message: &str| Fault::logged("FAIL", message).map(|fault| fault.reason);
+        let hung_up = "k:1/bootstrap: Disconnected (after 0ms in state APIVERSION_QUERY)";
+        assert_eq!(logged(&format!("[thrd:k:1/bootstrap]: {hung_up}")).as_deref(), Some(hung_up));
+        assert_eq!(logged("[thrd:k:1/1]: k:1/1: Disconnected (after 600000ms in state UP)"), None, "it was idle");
     }
 
     #[test]
