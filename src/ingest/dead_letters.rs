@@ -13,6 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{self, BrokerError, Reasons, topic_of};
 use super::decode::{self, Decoder, Raw};
+use super::ledger_tail::will_not_pass;
 use super::producer::{Outgoing, ProduceError, Producer};
 use super::tail::headers;
 use crate::config::{Config, Kafka};
@@ -117,7 +118,7 @@ fn reason_headers(meter: &str, topic: &str, original: &Original, decoder: &mut D
 fn read(kafka: &Kafka, notes: &[Note]) -> Result<Vec<Original>, DeadLetterError> {
     let mut config = client::settings(kafka, &[("fetch.wait.max.ms", "20")], &READ_FIXED);
     // Never joined and never committed to; the client asks for one all the same.
-    config.set("group.id", format!("{}-dead-letters", kafka.group));
+    config.set("group.id", &kafka.group);
     let consumer: BaseConsumer<Reasons> =
         config.create_with_context(Reasons::default()).map_err(BrokerError::settings)?;
     let mut by_partition: BTreeMap<Partition, Vec<Note>> = BTreeMap::new();
@@ -160,13 +161,24 @@ fn read_partition(
         start.and_then(|()| consumer.assign(&list)).map_err(|error| unreadable(error.to_string()))?;
         let until = first.offset + READ_ON_MAX;
         let started = std::time::Instant::now();
+        let mut last = None;
         while let Some(next) = waiting.peek().filter(|next| next.offset < until) {
             if started.elapsed() > READ_TIMEOUT {
-                return Err(unreadable("no answer in time".to_owned()));
+                let last = last.map(|error: KafkaError| format!("; the last fault: {error}")).unwrap_or_default();
+                return Err(unreadable(format!("no answer within {READ_TIMEOUT:?}{last}")));
             }
             match consumer.poll(Duration::from_millis(200)) {
                 None | Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(error)) => return Err(unreadable(error.to_string())),
+                Some(Err(error)) if error.rdkafka_error_code().is_some_and(will_not_pass) => {
+                    return Err(unreadable(error.to_string()));
+                }
+                // One of several brokers may be away, and the client goes on to the others.
+                Some(Err(error)) => {
+                    if let Some(reason) = consumer.context().damage.take() {
+                        return Err(unreadable(reason));
+                    }
+                    last = Some(error);
+                }
                 Some(Ok(message)) if message.offset() == next.offset => {
                     originals.push(original(**next, &message));
                     waiting.next();

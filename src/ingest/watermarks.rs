@@ -1,40 +1,41 @@
 //! Questions to the brokers about a log: where it starts and ends, and what the group has committed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
-use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
+use super::client::{self, ANSWER_TIMEOUT, BrokerError, Fault, Reasons};
 use crate::config::Kafka;
 
 /// A client that asks about logs and never reads them.
 #[derive(Clone)]
 pub struct Watermarks {
-    consumer: Arc<BaseConsumer<Reasons>>,
-    brokers: String,
+    client: Arc<Mutex<Option<Arc<Client>>>>,
+    kafka: Kafka,
 }
+
+type Client = BaseConsumer<Reasons>;
 
 impl Watermarks {
     pub fn new(kafka: &Kafka) -> Result<Watermarks, BrokerError> {
-        let mut config = client::settings(kafka, &[], &[("isolation.level", "read_committed")]);
-        config.set("group.id", &kafka.group);
-        let consumer = config.create_with_context(Reasons::default()).map_err(BrokerError::settings)?;
-        Ok(Watermarks { consumer: Arc::new(consumer), brokers: kafka.brokers.clone() })
+        let client = Arc::new(Mutex::new(Some(Arc::new(client(kafka)?))));
+        Ok(Watermarks { client, kafka: kafka.clone() })
     }
 
     /// The first offset of a partition, and the one after its last.
     pub async fn range(&self, topic: &str, partition: i32) -> Result<(i64, i64), BrokerError> {
+        let place = format!("{topic}/{partition}");
         let topic = topic.to_owned();
-        self.ask(move |consumer, timeout| consumer.fetch_watermarks(&topic, partition, timeout)).await
+        self.ask(place, move |consumer, timeout| consumer.fetch_watermarks(&topic, partition, timeout)).await
     }
 
     /// What was committed beside the offsets of a topic's partitions; empty where nothing was.
     pub async fn committed_metadata(&self, topic: &str, partitions: i32) -> Result<Vec<String>, BrokerError> {
         let topic = topic.to_owned();
-        self.ask(move |consumer, timeout| {
+        self.ask(topic.clone(), move |consumer, timeout| {
             let mut asked = TopicPartitionList::new();
             asked.add_partition_range(&topic, 0, partitions - 1);
             let committed = consumer.committed_offsets(asked, timeout)?;
@@ -45,12 +46,31 @@ impl Watermarks {
 
     async fn ask<T: Send + 'static>(
         &self,
+        place: String,
         question: impl FnOnce(&BaseConsumer<Reasons>, Duration) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, BrokerError> {
-        let consumer = self.consumer.clone();
-        let answer = tokio::task::spawn_blocking(move || question(&consumer, ANSWER_TIMEOUT));
-        let no_answer =
-            |error: KafkaError| BrokerError::NoAnswer { brokers: self.brokers.clone(), fault: (&error).into() };
-        answer.await.expect("asking does not panic").map_err(no_answer)
+        let (slot, kafka) = (self.client.clone(), self.kafka.clone());
+        let asking = tokio::task::spawn_blocking(move || {
+            let slot = || slot.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = slot().clone();
+            let asked = match known {
+                Some(client) => client,
+                None => slot().insert(Arc::new(client(&kafka)?)).clone(),
+            };
+            question(&asked, ANSWER_TIMEOUT).map_err(|error| {
+                // One that has failed is not asked again: after a leader's death it may take a partition for unknown for ever,
+                // where a new client finds the next leader.
+                slot().take_if(|client| Arc::ptr_eq(client, &asked));
+                let fault = Fault::new(&error, &format!("{place}: {error}"));
+                BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault }
+            })
+        });
+        asking.await.expect("asking does not panic")
     }
+}
+
+fn client(kafka: &Kafka) -> Result<Client, BrokerError> {
+    let mut config = client::settings(kafka, &[], &[("isolation.level", "read_committed")]);
+    config.set("group.id", &kafka.group);
+    config.create_with_context(Reasons::default()).map_err(BrokerError::settings)
 }

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use credit_meter::ledger::call::Partition;
 
 use super::{PARTITIONS, under_load};
+use crate::support::brokers::Brokers;
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running};
 use crate::support::own_kafka::OwnKafka;
 use crate::support::redis::OwnRedis;
 use crate::support::report::{row, short_or_long};
 use crate::support::traffic::Traffic;
-use crate::support::until;
+use crate::support::{own_prefix, until};
 use crate::walk::CATALOGUE;
 
 async fn sends(traffic: &Traffic, records: u64) {
@@ -65,6 +66,44 @@ async fn the_broker_is_killed() {
         "8",
         "SIGKILL of the broker under load, and its start",
         &format!("{kills} kills, once away for {away:?}: {seen}"),
+    );
+}
+
+/// Each of three brokers leads some partitions, and one is the controller.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_broker_of_three_dies_or_stands_still() {
+    let mut brokers = Brokers::start().await;
+    let topics = Arc::new(Topics::named(&brokers.addresses(), own_prefix("three"), PARTITIONS));
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("LOG__FILTER", "error");
+    let made = meter.run(&["check", "--create-topics", "--partitions", "1", "--replication", "3"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+    topics.grow("usage", PARTITIONS).await;
+    let traffic = Traffic::start(&topics, 16);
+    let running = meter.start(&[]);
+    let rounds = short_or_long(3, 12);
+    let away = short_or_long(Duration::from_secs(5), Duration::from_secs(30));
+    for round in 0..rounds {
+        let number = round % 3;
+        meter.applies(1_000).await;
+        brokers.kill(number);
+        meter.applies(1_000).await;
+        brokers.start_again(number);
+        brokers.in_sync().await;
+    }
+    // Connections stay, and nothing comes: longer than it takes until another one leads.
+    brokers.signal(0, "-STOP");
+    tokio::time::sleep(away).await;
+    meter.applies(1_000).await;
+    brokers.signal(0, "-CONT");
+    brokers.in_sync().await;
+    meter.applies(1_000).await;
+    running.ready().await;
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    row(
+        "8, 9",
+        "SIGKILL and SIGSTOP of one of three brokers under load, `acks=all`, two in sync at least",
+        &format!("{rounds} kills, each with two left, and once {away:?} without an answer: {seen}"),
     );
 }
 

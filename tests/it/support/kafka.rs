@@ -46,6 +46,16 @@ impl Topics {
         Topics::make(brokers, test, partitions, ["LogAppendTime"; 2]).await
     }
 
+    /// Those that a meter has made by itself.
+    pub fn named(brokers: &str, prefix: String, partitions: i32) -> Topics {
+        Topics {
+            prefix,
+            partitions: AtomicI32::new(partitions),
+            brokers: brokers.to_owned(),
+            producer: producer(brokers),
+        }
+    }
+
     /// With `CreateTime`, records carry their producer's clock.
     pub async fn stamped(test: &str, partitions: i32, timestamps: &str) -> Topics {
         Topics::make(&service("KAFKA_BROKERS"), test, partitions, [timestamps, "LogAppendTime"]).await
@@ -82,16 +92,7 @@ impl Topics {
         for result in made {
             result.expect("a topic is made");
         }
-        let mut config = client(brokers);
-        config.set("message.max.bytes", "30000000").set("linger.ms", "2").set("acks", "all");
-        // How soon it hears of partitions that a test adds.
-        config.set("topic.metadata.refresh.interval.ms", "1000");
-        Topics {
-            prefix,
-            partitions: AtomicI32::new(partitions),
-            brokers: brokers.to_owned(),
-            producer: config.create().expect("a producer"),
-        }
+        Topics::named(brokers, prefix, partitions)
     }
 
     /// Deletes a topic and makes one of the same name.
@@ -221,6 +222,14 @@ fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
     config
+}
+
+fn producer(brokers: &str) -> FutureProducer {
+    let mut config = client(brokers);
+    config.set("message.max.bytes", "30000000").set("linger.ms", "2").set("acks", "all");
+    // How soon it hears of partitions that a test adds.
+    config.set("topic.metadata.refresh.interval.ms", "1000");
+    config.create().expect("a producer")
 }
 
 /// A header's value as text.

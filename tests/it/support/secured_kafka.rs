@@ -149,7 +149,7 @@ fn keytool(folder: &Path, store: &str, arguments: &[&str]) {
     run(command.args(["-storepass", STORE_PASSWORD]).current_dir(folder));
 }
 
-fn java_command(folder: &Path, class: &str) -> Command {
+pub fn java_command(folder: &Path, class: &str) -> Command {
     let mut command = Command::new("java");
     let jars = format!("{}/*", service("KAFKA_HOME"));
     let flags = ["-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
@@ -157,7 +157,7 @@ fn java_command(folder: &Path, class: &str) -> Command {
     command
 }
 
-fn java(folder: &Path, class: &str, arguments: &[&str]) {
+pub fn java(folder: &Path, class: &str, arguments: &[&str]) {
     run(java_command(folder, class).args(arguments));
 }
 
