@@ -72,7 +72,6 @@ pub struct Worker {
     done: UnboundedSender<Done>,
     finished: UnboundedReceiver<Done>,
     assignment: u64,
-    /// The ends of the partitions, as the brokers last told.
     /// Where each partition ends, and up to where its transactions have ended.
     ends: BTreeMap<Partition, (i64, i64)>,
     stall: Stall,

@@ -15,7 +15,7 @@ const MIB: usize = 1024 * 1024;
 const TOPIC_BYTES_MAX: usize = 249;
 
 /// Properties of librdkafka that are set by keys of their own, or that the meter's guarantees rest on.
-const OWN_PROPERTIES: [(&str, &str); 8] = [
+const OWN_PROPERTIES: [(&str, &str); 10] = [
     ("bootstrap.servers", "set kafka.brokers instead"),
     ("metadata.broker.list", "set kafka.brokers instead"),
     ("group.id", "set kafka.group instead"),
@@ -24,6 +24,8 @@ const OWN_PROPERTIES: [(&str, &str); 8] = [
     ("enable.auto.commit", "positions are kept beside the counters"),
     ("enable.auto.offset.store", "positions are kept beside the counters"),
     ("auto.offset.reset", "a lost position halts, it never jumps"),
+    ("check.crcs", "a batch that is spoiled halts its partition, it is never charged"),
+    ("isolation.level", "what was aborted is never charged"),
 ];
 
 /// A key whose value cannot be.

@@ -83,7 +83,7 @@ impl Layers {
         let text = read(path)?;
         let refuse = |error: toml::de::Error| {
             let start = error.span().unwrap_or_default().start;
-            refused(at_line(path, line_of(&text, start)), error.message().to_owned())
+            refused(at_line(path, line_of(&text, start)), without_value(error.message(), "this key"))
         };
         let config = toml::from_str(&text).map_err(refuse)?;
         let table = toml::from_str(&text).map_err(refuse)?;
@@ -133,11 +133,7 @@ impl Layers {
                 Err(_) => {}
             }
         }
-        // The text was meant for a key below, and may be a password.
-        if path.len() == 1 && reason.starts_with("invalid type") {
-            reason = format!("`{}` has keys below it, and no value of its own", path[0]);
-        }
-        Err(refused(place.to_owned(), reason))
+        Err(refused(place.to_owned(), without_value(&reason, &format!("`{}`", path.join(".")))))
     }
 
     fn with(&self, path: &[String], value: toml::Value) -> Result<(toml::Table, Config), String> {
@@ -220,6 +216,15 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 
 fn refused(place: String, reason: String) -> ConfigError {
     ConfigError::Refused { place, reason }
+}
+
+/// A text where a table should be was meant for a key below, and may be a password.
+fn without_value(reason: &str, what: &str) -> String {
+    let has_keys = ["expected struct ", "expected a map"].iter().any(|words| reason.contains(words));
+    if reason.starts_with("invalid type") && has_keys {
+        return format!("{what} has keys below it, and no value of its own");
+    }
+    reason.to_owned()
 }
 
 /// A place in a file, for messages.
@@ -323,6 +328,17 @@ mod tests {
         variable("CREDIT_METER__REDIS__URLS", "x", "unknown field `urls`, expected one of `url`");
         variable("CREDIT_METER__REDIS_URL", "x", "unknown field `redis_url`");
         variable("CREDIT_METER__REDIS", "redis://:hush@host/", "`redis` has keys below it, and no value of its own");
+        variable(
+            "CREDIT_METER__REDIS__SENTINEL",
+            "hush",
+            "`redis.sentinel` has keys below it, and no value of its own",
+        );
+        variable(
+            "CREDIT_METER__KAFKA__PROPERTIES",
+            "hush",
+            "`kafka.properties` has keys below it, and no value of its own",
+        );
+        file("[redis]\nsentinel = 'hush'", "FILE:2: this key has keys below it, and no value of its own");
         variable("CREDIT_METER__REDIS__SHARDS", "many", "invalid type: string \"many\", expected u32");
         variable("CREDIT_METER__REDIS__SHARDS", "-1", "invalid value: integer `-1`, expected u32");
         variable("CREDIT_METER__REDIS__SHARDS", "5000", "redis.shards is 5000: write 1 to 4096");

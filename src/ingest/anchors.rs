@@ -9,7 +9,7 @@ use rdkafka::message::Message as _;
 
 use super::client::{BrokerError, topic_of};
 use super::decode::fingerprint;
-use super::scan::{Next, scan};
+use super::scan::{Next, scan_each};
 use crate::config::Kafka;
 use crate::ledger::call::{Anchor, Input, Partition};
 
@@ -25,7 +25,7 @@ pub fn check(
         let own: BTreeMap<i32, &BTreeSet<Anchor>> =
             own.map(|(partition, anchors)| (partition.index, anchors)).collect();
         let starts = own.iter().filter_map(|(index, anchors)| Some((*index, anchors.first()?.offset))).collect();
-        scan(kafka, topic, &starts, |message| {
+        let damaged = scan_each(kafka, topic, &starts, |message| {
             let Some(anchors) = own.get(&message.partition()) else { return Next::Enough };
             let offset = message.offset();
             let found = fingerprint(message.payload(), message.timestamp().to_millis().unwrap_or(0));
@@ -41,6 +41,9 @@ pub fn check(
             let last = anchors.last().map_or(offset, |anchor| anchor.offset);
             if offset >= last { Next::Enough } else { Next::On }
         })?;
+        wrong.extend(damaged.into_iter().map(|(index, error)| {
+            (Partition { input, index }, format!("{error}, and restart the worker; nothing is passed over"))
+        }));
     }
     Ok(wrong.into_iter().collect())
 }

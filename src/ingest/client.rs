@@ -36,17 +36,27 @@ pub enum BrokerError {
     Refused { what: String, reason: String },
 }
 
-/// Whether the client has met a batch that it could not read. It does not say where, and reads on behind it.
-pub fn is_damage(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{BadCompression, BadMessage, NotImplemented};
-    matches!(error.rdkafka_error_code(), Some(BadMessage | BadCompression | NotImplemented))
+/// The batch that a client could not read: it tells of it just before it gives the error, and reads on behind it.
+#[derive(Debug, Default)]
+pub struct Damage(Mutex<Option<String>>);
+
+impl Damage {
+    pub fn note(&self, error: &KafkaError, reason: &str) {
+        use RDKafkaErrorCode::{BadCompression, BadMessage, NotImplemented};
+        let of_a_batch = matches!(error.rdkafka_error_code(), Some(BadMessage | BadCompression | NotImplemented));
+        // An answer that is none of Kafka's has the same code, and spoils no record.
+        if of_a_batch && !reason.contains("Receive failed") {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+    }
+
+    /// What was told of it, if an error that has just come is of such a batch.
+    pub fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl BrokerError {
-    pub fn damaged(place: impl Into<String>, error: &KafkaError) -> BrokerError {
-        BrokerError::Damaged { place: place.into(), reason: error.to_string() }
-    }
-
     /// A client could not be made. The value of a property may be a password: only its name is told.
     pub fn settings(error: KafkaError) -> BrokerError {
         let reason = match error {
@@ -74,6 +84,7 @@ enum Look {
     Password,
     Certificate,
     Protocol,
+    Leader,
     Brokers,
 }
 
@@ -89,6 +100,10 @@ impl Look {
                  in kafka.brokers, and is it in force?"
             }
             Look::Protocol => "is security.protocol in kafka.properties what this listener of the brokers asks for?",
+            Look::Leader => {
+                "a partition has no broker that leads it: kafka-topics --describe --unavailable-partitions names it; start \
+                 its brokers"
+            }
             Look::Brokers => "is it up, and are kafka.brokers and kafka.properties right?",
         }
     }
@@ -100,6 +115,7 @@ impl Fault {
             Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => Look::Password,
             Some(RDKafkaErrorCode::SSL) if reason.contains("certificate") => Look::Certificate,
             Some(RDKafkaErrorCode::SSL) => Look::Protocol,
+            Some(RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::LeaderNotAvailable) => Look::Leader,
             _ => Fault::silence(reason.to_owned()).look,
         };
         Fault { reason: reason.to_owned(), look }
@@ -224,6 +240,7 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 #[derive(Debug, Default)]
 pub struct Reasons {
     last: Mutex<Option<Fault>>,
+    pub damage: Damage,
 }
 
 impl Reasons {
@@ -239,6 +256,7 @@ impl Reasons {
 
 impl ClientContext for Reasons {
     fn error(&self, error: KafkaError, reason: &str) {
+        self.damage.note(&error, reason);
         // The end of a partition is no fault.
         if matches!(error, KafkaError::PartitionEOF(_))
             || error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF)

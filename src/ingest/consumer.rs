@@ -2,7 +2,7 @@
 //!
 //! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -44,7 +44,7 @@ const LOG_START_TIMEOUT: Duration = Duration::from_secs(1);
 /// Statistics that come before this many are of the time before a pause or an assignment.
 const SETTLED_STATISTICS: u32 = 3;
 
-const DEFAULTS: [(&str, &str); 8] = [
+const DEFAULTS: [(&str, &str); 6] = [
     ("fetch.min.bytes", "1"),
     // How soon a new partition is seen.
     ("topic.metadata.refresh.interval.ms", "30000"),
@@ -53,10 +53,10 @@ const DEFAULTS: [(&str, &str); 8] = [
     ("queued.max.messages.kbytes", "65536"),
     // The default of a second stalls a reader that keeps its queue full.
     ("fetch.queue.backoff.ms", "10"),
+];
+const FIXED: [(&str, &str); 8] = [
     ("check.crcs", "true"),
     ("isolation.level", "read_committed"),
-];
-const FIXED: [(&str, &str); 6] = [
     // A position that the log does not hold halts; it never jumps.
     ("auto.offset.reset", "error"),
     ("enable.auto.commit", "false"),
@@ -186,6 +186,7 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         reading: BTreeMap::new(),
         in_step: InStep::default(),
         unreadable: Unreadable::default(),
+        suspects: BTreeSet::new(),
         complained_at: None,
         statistics_since_change: 0,
     };
@@ -208,6 +209,8 @@ struct Thread {
     room: Room,
     in_step: InStep,
     unreadable: Unreadable,
+    /// Of these the next batch may be one that cannot be read.
+    suspects: BTreeSet<Partition>,
     complained_at: Option<Instant>,
     /// Statistics seen since the last pause or assignment.
     statistics_since_change: u32,
@@ -254,6 +257,7 @@ impl Thread {
             }
             self.try_start();
             self.seek();
+            self.look_at_suspect();
             match self.room.look(Instant::now()) {
                 Look::Wait => {
                     std::thread::park_timeout(Duration::from_millis(1));
@@ -560,28 +564,35 @@ impl Thread {
                 };
                 self.tell(FromKafka::Fenced { reason });
             }
-            error if client::is_damage(error) => self.read_again(error),
-            _ => self.complain(error, "reading from kafka"),
+            _ => match self.consumer.context().damage.take() {
+                Some(reason) => self.read_again(&reason),
+                None => self.complain(error, "reading from kafka"),
+            },
         }
     }
 
     /// The client has met a batch that it could not read, and goes on behind it without saying of which partition. So all are
     /// read again from where they are, and one whose log cannot be read there is halted.
-    fn read_again(&mut self, error: &KafkaError) {
-        tracing::warn!(%error, "kafka gave what cannot be read: all partitions are read again from where they are");
-        let mut damaged = Vec::new();
-        for (partition, reading) in &mut self.reading {
+    fn read_again(&mut self, reason: &str) {
+        tracing::warn!(reason, "kafka gave what cannot be read: all partitions are read again from where they are");
+        for reading in self.reading.values_mut() {
             *reading = Reading { seeking: true, delivered: false, ..*reading };
-            let topic = topic_of(&self.settings.kafka.topics, partition.input);
-            let from = BTreeMap::from([(partition.index, reading.next)]);
-            // Asked for anew, by another client: what was spoiled on its way is whole then.
-            if let Err(error @ BrokerError::Damaged { .. }) = scan(&self.settings.kafka, topic, &from, |_| Next::Enough)
-            {
-                damaged.push((*partition, format!("{error}, and restart the worker; nothing is passed over")));
-            }
         }
-        for (partition, reason) in damaged {
-            self.halt(partition, reason);
+        // Otherwise those that stand first would be looked at again and again.
+        if self.suspects.is_empty() {
+            self.suspects = self.reading.keys().copied().collect();
+        }
+    }
+
+    /// Asks for what is read next of one suspect anew, by another client: what was spoiled on its way is whole then.
+    /// One in each turn, since it may take as long as a broker may be silent.
+    fn look_at_suspect(&mut self) {
+        let Some(partition) = self.suspects.pop_first() else { return };
+        let Some(reading) = self.reading.get(&partition) else { return };
+        let topic = topic_of(&self.settings.kafka.topics, partition.input);
+        let from = BTreeMap::from([(partition.index, reading.next)]);
+        if let Err(error @ BrokerError::Damaged { .. }) = scan(&self.settings.kafka, topic, &from, |_| Next::Enough) {
+            self.halt(partition, format!("{error}, and restart the worker; nothing is passed over"));
         }
     }
 
@@ -601,6 +612,7 @@ impl Thread {
             self.reading.clear();
             self.in_step = InStep::default();
             self.unreadable = Unreadable::default();
+            self.suspects.clear();
             let assignment = self.assignment;
             match rebalance {
                 Rebalance::Assign(partitions) => self.tell(FromKafka::Assigned { assignment, partitions }),

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::{self, Fault, topic_of};
+use super::client::{self, Damage, Fault, topic_of};
 use crate::config::Topics;
 use crate::ledger::call::{Input, Partition};
 
@@ -22,6 +22,7 @@ pub struct Group {
     shared: Mutex<Shared>,
     /// Whether a rebalance waits: asked after every record.
     rebalanced: AtomicBool,
+    pub damage: Damage,
 }
 
 #[derive(Default)]
@@ -62,7 +63,7 @@ pub struct PartitionView {
 
 impl Group {
     pub fn new(topics: Topics) -> Group {
-        Group { topics, shared: Mutex::default(), rebalanced: AtomicBool::new(false) }
+        Group { topics, shared: Mutex::default(), rebalanced: AtomicBool::new(false), damage: Damage::default() }
     }
 
     pub fn rebalanced(&self) -> bool {
@@ -122,6 +123,7 @@ impl ClientContext for Group {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.damage.note(&error, reason);
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             return; // the end of a partition is no error
         }

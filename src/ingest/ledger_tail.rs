@@ -39,8 +39,13 @@ impl LedgerTail {
         let topic = kafka.topics.ledger.clone();
         let partitions = Cluster::new(kafka)?.partitions(&topic).await?;
         // No group is joined and nothing is committed, but the client wants a name: the meter's is allowed already.
-        let fixed =
-            [("group.id", kafka.group.as_str()), ("enable.auto.commit", "false"), ("auto.offset.reset", "error")];
+        let fixed = [
+            ("group.id", kafka.group.as_str()),
+            ("enable.auto.commit", "false"),
+            ("auto.offset.reset", "error"),
+            ("check.crcs", "true"),
+            ("isolation.level", "read_committed"),
+        ];
         let made =
             client::settings(kafka, &[("fetch.wait.max.ms", "100")], &fixed).create_with_context(Reasons::default());
         let consumer: StreamConsumer<Reasons> = made.map_err(BrokerError::settings)?;
@@ -66,10 +71,10 @@ impl LedgerTail {
         loop {
             let line = match self.consumer.recv().await {
                 Ok(line) => line,
-                Err(error) if client::is_damage(&error) => {
-                    return Err(BrokerError::damaged("the ledger's topic", &error));
-                }
                 Err(error) => {
+                    if let Some(reason) = self.consumer.context().damage.take() {
+                        return Err(BrokerError::Damaged { place: "the ledger's topic".to_owned(), reason });
+                    }
                     let given_up = matches!(error, KafkaError::MessageConsumptionFatal(_))
                         || error.rdkafka_error_code().is_some_and(will_not_pass);
                     if given_up {

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::client::{BrokerError, topic_of};
 use super::dead_letters::FROM_METER;
-use super::scan::{Next, offsets_at, scan};
+use super::scan::{Next, offsets_at, scan, scan_each};
 use crate::config::{AgeFrom, Config};
 use crate::ledger::call::{Input, Partition, Refusal, RefusalReason};
 use crate::ledger::credits::Credits;
@@ -55,7 +55,8 @@ pub fn read(config: &Config, from: &[(Partition, i64)]) -> Result<Vec<Published>
 /// When the first record that may be decided again was appended; `None`: there is none.
 fn first_append_ms(config: &Config, input: Input, from: &BTreeMap<i32, i64>) -> Result<Option<i64>, BrokerError> {
     let mut first = None;
-    scan(&config.kafka, topic_of(&config.kafka.topics, input), from, |message| {
+    // What cannot be read is not decided either: whoever reads it to decide halts its partition.
+    scan_each(&config.kafka, topic_of(&config.kafka.topics, input), from, |message| {
         // Producers' clocks say nothing of when it was published.
         let create = config.events.age_from == AgeFrom::Create && input == Input::Usage;
         let append_ms = if create { 0 } else { message.timestamp().to_millis().unwrap_or(0) };

@@ -40,7 +40,10 @@ pub fn scan(
     let mut list = TopicPartitionList::new();
     for (&partition, &start) in starts {
         let marks = consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT);
-        let (first, end) = marks.map_err(|error| failed(&error))?;
+        let (first, end) = marks.map_err(|error| {
+            let fault = Fault::new(&error, &format!("{topic}/{partition}: {error}"));
+            BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault }
+        })?;
         let start = start.max(first);
         if start < end {
             ends.insert(partition, end);
@@ -68,22 +71,48 @@ pub fn scan(
                 heard = Instant::now();
                 ends.remove(&partition);
             }
-            Some(Err(error)) if client::is_damage(&error) => {
-                // Of one partition it is known which.
-                let one = starts.iter().next().filter(|_| starts.len() == 1);
-                let place =
-                    one.map_or(topic.to_owned(), |(partition, from)| format!("{topic}/{partition} from {from} on"));
-                return Err(BrokerError::damaged(place, &error));
+            Some(Err(error)) => {
+                if let Some(reason) = consumer.context().damage.take() {
+                    // Of one partition it is known which.
+                    let one = starts.iter().next().filter(|_| starts.len() == 1);
+                    let place =
+                        one.map_or(topic.to_owned(), |(partition, from)| format!("{topic}/{partition} from {from} on"));
+                    return Err(BrokerError::Damaged { place, reason });
+                }
+                if heard.elapsed() > SILENCE_MAX {
+                    return Err(failed(&error));
+                }
             }
-            Some(Err(error)) if heard.elapsed() > SILENCE_MAX => return Err(failed(&error)),
             None if heard.elapsed() > SILENCE_MAX => {
                 let reason = format!("{topic} cannot be read: nothing came for {SILENCE_MAX:?}");
                 return Err(BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault: Fault::silence(reason) });
             }
-            Some(Err(_)) | None => {}
+            None => {}
         }
     }
     Ok(())
+}
+
+/// The same, but a partition that cannot be read keeps no other from being read: it is given back, with the reason. What is
+/// visited may come twice.
+pub fn scan_each(
+    kafka: &Kafka,
+    topic: &str,
+    starts: &BTreeMap<i32, i64>,
+    mut visit: impl FnMut(&BorrowedMessage) -> Next,
+) -> Result<BTreeMap<i32, BrokerError>, BrokerError> {
+    let mut damaged = BTreeMap::new();
+    match scan(kafka, topic, starts, &mut visit) {
+        Err(BrokerError::Damaged { .. }) => {}
+        other => return other.map(|()| damaged),
+    }
+    for (&partition, &from) in starts {
+        match scan(kafka, topic, &BTreeMap::from([(partition, from)]), &mut visit) {
+            Err(error @ BrokerError::Damaged { .. }) => drop(damaged.insert(partition, error)),
+            other => other?,
+        }
+    }
+    Ok(damaged)
 }
 
 /// For each partition of a topic the offset of the first record that was appended at this time or later.

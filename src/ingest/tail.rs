@@ -139,10 +139,10 @@ impl Tail {
                 Err(KafkaError::PartitionEOF(partition)) => {
                     self.ends.remove(&partition);
                 }
-                Err(error) if client::is_damage(&error) => {
-                    return Err(BrokerError::damaged(self.topic.as_str(), &error));
-                }
                 Err(error) => {
+                    if let Some(reason) = self.consumer.context().damage.take() {
+                        return Err(BrokerError::Damaged { place: self.topic.clone(), reason });
+                    }
                     let given_up = matches!(error, KafkaError::MessageConsumptionFatal(_))
                         || error.rdkafka_error_code().is_some_and(will_not_pass);
                     if given_up {

@@ -158,8 +158,11 @@ impl Nodes {
             // Its state is unknown, or it is not the one to ask any more: another may have taken over.
             StoreError::Indefinite { .. } => true,
             StoreError::Refused { refusal, .. } => {
-                use Refusal::{ClusterDown, NotAllowed, PrimaryAway, ReadOnly, Redirected};
-                matches!(refusal, ReadOnly | PrimaryAway | ClusterDown | Redirected | NotAllowed)
+                use Refusal::{
+                    Certificate, ClientTls, ClusterDown, NoTls, NotAllowed, PrimaryAway, ReadOnly, Redirected,
+                };
+                let of_tls = matches!(refusal, Certificate | ClientTls | NoTls);
+                of_tls || matches!(refusal, ReadOnly | PrimaryAway | ClusterDown | Redirected | NotAllowed)
             }
             StoreError::Unfit(_) | StoreError::Broken(_) => false,
         };
@@ -350,7 +353,7 @@ impl Node {
             ConnectionAddr::TcpTls { .. } if error.is_timeout() => {
                 RedisError::from((ErrorKind::Io, "its port may be one without TLS", error.to_string()))
             }
-            ConnectionAddr::Tcp(..) if error.is_connection_dropped() => {
+            ConnectionAddr::Tcp(..) if error.is_connection_dropped() && !error.is_connection_refusal() => {
                 RedisError::from((ErrorKind::Io, "its port may be one with TLS", error.to_string()))
             }
             _ => error,

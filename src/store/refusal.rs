@@ -154,7 +154,7 @@ impl Refusal {
     }
 }
 
-/// What is wrong with a connection that TLS did not let come about: nothing was sent on it.
+/// What is wrong with a connection that TLS did not let come about, or ended.
 fn of_tls(error: &RedisError) -> Option<Refusal> {
     let source = std::error::Error::source(error)?;
     let io = source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()?.downcast_ref::<std::io::Error>()?;

@@ -59,8 +59,9 @@ impl Worker {
             None if standing.iter().find(in_transaction).is_some() => {
                 let topic = topic_of(&self.parts.config.kafka.topics, partition.input);
                 format!(
-                    ": a producer has not ended its transaction in {topic}/{}; kafka-transactions.sh find-hanging names it",
-                    partition.index
+                    ": a producer has not ended its transaction in {topic}/{}; kafka-transactions.sh describe-producers \
+                     --topic {topic} --partition {} names it",
+                    partition.index, partition.index
                 )
             }
             None => String::new(),
