@@ -250,60 +250,30 @@ impl Nodes {
     }
 
     async fn ask_slots(&self, node: &Node) -> Result<Slots, StoreError> {
-        let failed = |number, error: RedisError| {
-            if let Some(number) = number {
-                node.forget(number);
-            }
-            store_error(&error, &node.address, "")
-        };
-        let up = match node.up().await {
-            Ok(up) => up,
-            Err(error) => return Err(failed(None, error)),
-        };
-        match up.send(redis::cmd("CLUSTER").arg("SLOTS"), false).await {
-            Ok(answer) => {
-                let slots = Slots::parse(answer, &node.address);
-                slots.ok_or_else(|| StoreError::Broken(format!("redis at {}: CLUSTER SLOTS", node.address)))
-            }
-            // No cluster, or nothing of the kind: a proxy, or a user without the right to ask.
-            Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => {
-                if self.address.seeds.len() > 1 {
-                    return Err(StoreError::Unfit(format!(
-                        "redis.url names {} addresses, but redis at {} is no cluster: name one",
-                        self.address.seeds.len(),
-                        node.address
-                    )));
-                }
-                self.single(node).await
-            }
-            Err(error) => Err(failed(Some(up.number), error)),
+        if let Some(answer) = node.ask(redis::cmd("CLUSTER").arg("SLOTS")).await? {
+            let slots = Slots::parse(answer, &node.address);
+            return slots.ok_or_else(|| StoreError::Broken(format!("redis at {}: CLUSTER SLOTS", node.address)));
         }
+        let single = self.single(node).await?;
+        if self.address.seeds.len() > 1 {
+            return Err(StoreError::Unfit(format!(
+                "redis.url names {} addresses, but redis at {} is no cluster: name one",
+                self.address.seeds.len(),
+                node.address
+            )));
+        }
+        Ok(single)
     }
 
     /// One Redis for all slots, if it is a primary.
     async fn single(&self, node: &Node) -> Result<Slots, StoreError> {
-        let failed = |number, error: RedisError| {
-            if let Some(number) = number {
-                node.forget(number);
-            }
-            store_error(&error, &node.address, "")
-        };
-        let up = match node.up().await {
-            Ok(up) => up,
-            Err(error) => return Err(failed(None, error)),
-        };
-        let role = match up.send(&redis::cmd("ROLE"), false).await {
-            Ok(answer) => Role::of(&answer),
-            // A proxy, or a user without the right to ask.
-            Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => Role::Primary,
-            Err(error) => return Err(failed(Some(up.number), error)),
-        };
-        match role {
+        match node.ask(&redis::cmd("ROLE")).await?.map_or(Role::Primary, |answer| Role::of(&answer)) {
             Role::Primary => Ok(Slots::Single(node.address.clone())),
             // It would answer reads with what was, until the first write.
             Role::Replica => {
+                node.connection().take();
                 let told = redis::make_extension_error("READONLY".into(), Some("ROLE is slave".into()));
-                Err(failed(Some(up.number), told))
+                Err(store_error(&told, &node.address, ""))
             }
             Role::Sentinel(names) => Err(StoreError::Unfit(format!(
                 "redis at {} is a Sentinel: begin redis.url with redis-sentinel:// and end it with /# and the primary's \
@@ -360,6 +330,20 @@ impl Node {
         })?;
         tracing::info!(redis = self.address, "connected");
         Ok(connection)
+    }
+
+    /// What a server says of itself; `None`: it knows nothing of the kind, is a proxy, or does not tell this user.
+    async fn ask(&self, command: &Cmd) -> Result<Option<Value>, StoreError> {
+        let failed = |error: RedisError| store_error(&error, &self.address, "");
+        let up = self.up().await.map_err(failed)?;
+        match up.send(command, false).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => Ok(None),
+            Err(error) => {
+                self.forget(up.number);
+                Err(failed(error))
+            }
+        }
     }
 
     async fn up(&self) -> Result<Up, RedisError> {

@@ -104,6 +104,8 @@ async fn what_is_wrong_with_sentinels_is_told_with_the_remedy() {
     said(&format!("{plain}#{NAME}"), None, &["is no Sentinel", &first.address()]);
     let one = format!("redis://:{PASSWORD}@127.0.0.1:{}", sentinels.ports()[0]);
     said(&one, None, &["is a Sentinel: begin redis.url with redis-sentinel://", NAME]);
+    let all = url.replace("redis-sentinel://", &format!("redis://:{PASSWORD}@"));
+    said(all.trim_end_matches(&format!("#{NAME}")), None, &["is a Sentinel: begin redis.url with redis-sentinel://"]);
     // One is enough, wherever it stands.
     sentinels.kill(0);
     sentinels.kill(1);
