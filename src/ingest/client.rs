@@ -393,6 +393,20 @@ mod tests {
     }
 
     #[test]
+    fn damage_is_of_a_batch_and_told_once() {
+        let of = |code, reason: &str| {
+            let damage = Damage::default();
+            damage.note(&KafkaError::MessageConsumption(code), reason);
+            (damage.take(), damage.take())
+        };
+        let batch = "MessageSet at offset 1 (248 bytes) failed CRC32C check";
+        assert_eq!(of(RDKafkaErrorCode::BadMessage, batch), (Some(batch.to_owned()), None));
+        let answer = "k:1/1: Receive failed: Invalid response size 1213486160 (0..100000512)";
+        assert_eq!(of(RDKafkaErrorCode::BadMessage, answer), (None, None), "an HTTP server, say");
+        assert_eq!(of(RDKafkaErrorCode::BrokerTransportFailure, "Connection refused"), (None, None));
+    }
+
+    #[test]
     fn a_setting_that_is_not_taken_is_named_without_its_value() {
         let mut kafka = Kafka::default();
         kafka.properties.insert("sasl.pasword".into(), "hush".into());

@@ -53,10 +53,10 @@ impl Worker {
             return self.parts.health.set(Check::Progress, Ok(()));
         };
         let since = humantime::format_duration(Duration::from_secs(since.as_secs()));
-        let in_transaction = |own: &&Standing| own.partition == partition && self.in_transaction(own);
+        let in_transaction = |own: &Standing| own.partition == partition && self.in_transaction(own);
         let why = match &self.recall_fault {
             Some(fault) => format!(": {fault}"),
-            None if standing.iter().find(in_transaction).is_some() => {
+            None if standing.iter().any(in_transaction) => {
                 let topic = topic_of(&self.parts.config.kafka.topics, partition.input);
                 format!(
                     ": a producer has not ended its transaction in {topic}/{}; kafka-transactions.sh describe-producers \
