@@ -1,6 +1,7 @@
 //! What the meter says of its own state. Others set it; only the probes read it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What must hold for the meter to be ready, in the order in which it comes true at a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +45,15 @@ impl Check {
     }
 }
 
+/// The first reason is not always the one that helps; some change with every look.
+const TELL_ANOTHER_REASON_EVERY: Duration = Duration::from_secs(30);
+
 /// The state of every check, and whether the process is beyond repair.
 #[derive(Debug)]
 pub struct Health {
     states: Mutex<[Result<(), String>; Check::ALL.len()]>,
+    /// When the log was told last that a check does not hold.
+    told: Mutex<[Option<Instant>; Check::ALL.len()]>,
     dead: Mutex<Option<String>>,
     stuck: Mutex<Option<String>>,
 }
@@ -60,7 +66,8 @@ impl Default for Health {
 
 impl Health {
     pub fn new() -> Health {
-        Health { states: Mutex::new(Check::ALL.map(Check::at_start)), dead: Mutex::new(None), stuck: Mutex::new(None) }
+        let (states, told) = (Mutex::new(Check::ALL.map(Check::at_start)), Mutex::default());
+        Health { states, told, dead: Mutex::new(None), stuck: Mutex::new(None) }
     }
 
     /// Says whether a check holds, or why not. A change is logged.
@@ -69,10 +76,21 @@ impl Health {
         let previous = std::mem::replace(&mut states[check as usize], state.clone());
         drop(states);
         match state {
-            Err(reason) if previous.is_ok() => tracing::warn!(check = check.name(), reason, "not ready"),
+            Err(reason) if previous.as_ref() != Err(&reason) && self.is_to_be_told(check, previous.is_ok()) => {
+                tracing::warn!(check = check.name(), reason, "not ready");
+            }
             Ok(()) if previous.is_err() => tracing::info!(check = check.name(), "ready"),
             Ok(()) | Err(_) => {}
         }
+    }
+
+    fn is_to_be_told(&self, check: Check, held: bool) -> bool {
+        let (told, now) = (&mut hold(&self.told)[check as usize], Instant::now());
+        let tell = held || told.is_none_or(|told| now.duration_since(told) >= TELL_ANOTHER_REASON_EVERY);
+        if tell {
+            *told = Some(now);
+        }
+        tell
     }
 
     /// Only a restart can help. The first reason stays.

@@ -9,8 +9,9 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
-use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 
+use super::fault::{Fault, Reported};
 use crate::config::{Kafka, Topics};
 use crate::ledger::call::Input;
 
@@ -67,81 +68,6 @@ impl BrokerError {
             other => other.to_string(),
         };
         BrokerError::Settings { reason }
-    }
-}
-
-/// Why there is no answer, and what to look at.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}; {}", .look.remedy())]
-pub struct Fault {
-    reason: String,
-    look: Look,
-}
-
-/// Where a remedy is to be looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
-    Password,
-    Certificate,
-    Protocol,
-    Leader,
-    Brokers,
-}
-
-impl Look {
-    fn remedy(self) -> &'static str {
-        match self {
-            Look::Password => {
-                "do the brokers know this user and password? see sasl.mechanism, sasl.username and sasl.password in \
-                 kafka.properties"
-            }
-            Look::Certificate => {
-                "was the brokers' certificate made by an authority of ssl.ca.location in kafka.properties, for the names \
-                 in kafka.brokers, and is it in force?"
-            }
-            Look::Protocol => "is security.protocol in kafka.properties what this listener of the brokers asks for?",
-            Look::Leader => {
-                "a partition has no broker that leads it: kafka-topics --describe --unavailable-partitions names it; start \
-                 its brokers"
-            }
-            Look::Brokers => "is it up, and are kafka.brokers and kafka.properties right?",
-        }
-    }
-}
-
-impl Fault {
-    pub fn new(error: &KafkaError, reason: &str) -> Fault {
-        let look = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => Look::Password,
-            Some(RDKafkaErrorCode::SSL) if reason.contains("certificate") => Look::Certificate,
-            Some(RDKafkaErrorCode::SSL) => Look::Protocol,
-            Some(RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::LeaderNotAvailable) => Look::Leader,
-            _ => Fault::silence(reason.to_owned()).look,
-        };
-        Fault { reason: reason.to_owned(), look }
-    }
-
-    /// Nothing is known but what the client says by itself.
-    pub fn silence(reason: String) -> Fault {
-        // A listener hangs up on whom it does not understand: right after the connection, or, as a hint of the client has it,
-        // where it asks for a password.
-        let hung_up = ["in state APIVERSION_QUERY", "SSL_HANDSHAKE", "security.protocol"];
-        let look = if hung_up.iter().any(|words| reason.contains(words)) { Look::Protocol } else { Look::Brokers };
-        Fault { reason, look }
-    }
-
-    /// That a broker hangs up on whom it does not understand is only logged; so is the end of an idle connection, which is
-    /// no fault. Without the thread's name.
-    pub fn logged(facility: &str, message: &str) -> Option<Fault> {
-        let message = message.split_once("]: ").map_or(message, |(_, message)| message);
-        let fault = (facility == "FAIL").then(|| Fault::silence(message.to_owned()));
-        fault.filter(|fault| fault.look == Look::Protocol)
-    }
-}
-
-impl From<&KafkaError> for Fault {
-    fn from(error: &KafkaError) -> Fault {
-        Fault::new(error, &error.to_string())
     }
 }
 
@@ -236,21 +162,17 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-/// The last fault that a client reported by itself: a call that times out does not say why.
+/// What a client reported by itself: a call that times out does not say why.
 #[derive(Debug, Default)]
 pub struct Reasons {
-    last: Mutex<Option<Fault>>,
+    pub faults: Reported,
     pub damage: Damage,
 }
 
 impl Reasons {
-    /// The last fault; else the error itself says what is known.
+    /// What it reported lately; else the error itself says what is known.
     pub fn fault(&self, error: &KafkaError) -> Fault {
-        self.last().unwrap_or_else(|| error.into())
-    }
-
-    pub fn last(&self) -> Option<Fault> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.faults.lately().unwrap_or_else(|| error.into())
     }
 }
 
@@ -264,19 +186,17 @@ impl ClientContext for Reasons {
             return;
         }
         // "All brokers are down" follows the reason why.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && self.last().is_some() {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && self.faults.lately().is_some() {
             return;
         }
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fault::new(&error, reason));
+        self.faults.note(Fault::new(&error, reason));
         if let Some(times) = tell(&error) {
             tracing::warn!(reason, times, "kafka client");
         }
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if let Some(fault) = Fault::logged(facility, message) {
-            self.last.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
-        }
+        self.faults.note_logged(facility, message);
         log(level, facility, message);
     }
 }
@@ -306,10 +226,10 @@ pub struct ClusterView {
     pub topics: BTreeMap<String, TopicView>,
 }
 
-/// A client that only asks.
+/// A client that only asks. Its thread takes what the client reports while a question waits: that is why there is no answer.
 #[derive(Clone)]
 pub struct Cluster {
-    client: Arc<BaseProducer<Reasons>>,
+    client: Arc<ThreadedProducer<Reasons>>,
     brokers: String,
 }
 
@@ -324,11 +244,7 @@ impl Cluster {
         let client = self.client.clone();
         // All topics: asking for one by name would create it where brokers create topics by themselves.
         let asked = move || {
-            let metadata = client.client().fetch_metadata(None, ANSWER_TIMEOUT);
-            // Hands over the faults that came meanwhile.
-            client.poll(Duration::ZERO);
-            client.poll(Duration::from_millis(10));
-            metadata.map(|metadata| ClusterView {
+            client.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|metadata| ClusterView {
                 brokers: metadata.brokers().len(),
                 topics: metadata.topics().iter().map(|topic| (topic.name().to_owned(), view_of(topic))).collect(),
             })
@@ -376,20 +292,6 @@ mod tests {
         assert_eq!(repeats.count(Some(RDKafkaErrorCode::Authentication), late), Some(1), "another kind is new");
         repeats.clear();
         assert_eq!(repeats.count(down, late), Some(1), "after it was over");
-    }
-
-    #[test]
-    fn a_fault_says_where_to_look() {
-        let of = |code, reason: &str| Fault::new(&KafkaError::Global(code), reason).to_string();
-        let check = |told: String, remedy: &str| assert!(told.contains(remedy), "{told}");
-        check(of(RDKafkaErrorCode::Authentication, "no"), "no; do the brokers know this user and password?");
-        check(of(RDKafkaErrorCode::SSL, "certificate verify failed"), "an authority of ssl.ca.location");
-        check(of(RDKafkaErrorCode::SSL, "connecting to a PLAINTEXT broker listener?"), "is security.protocol in");
-        check(of(RDKafkaErrorCode::BrokerTransportFailure, "Connection refused"), "is it up, and are kafka.brokers");
-        let logged = |message: &str| Fault::logged("FAIL", message).map(|fault| fault.reason);
-        let hung_up = "k:1/bootstrap: Disconnected (after 0ms in state APIVERSION_QUERY)";
-        assert_eq!(logged(&format!("[thrd:k:1/bootstrap]: {hung_up}")).as_deref(), Some(hung_up));
-        assert_eq!(logged("[thrd:k:1/1]: k:1/1: Disconnected (after 600000ms in state UP)"), None, "it was idle");
     }
 
     #[test]

@@ -14,8 +14,9 @@ use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::client::{self, BrokerError, Fault, topic_of};
+use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
+use super::fault::Fault;
 use super::group::{Group, Rebalance};
 use super::in_step::InStep;
 use super::room::{Enough, Look, Room};

@@ -12,7 +12,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::{self, Damage, Fault, topic_of};
+use super::client::{self, Damage, topic_of};
+use super::fault::{Fault, Reported};
 use crate::config::Topics;
 use crate::ledger::call::{Input, Partition};
 
@@ -22,6 +23,7 @@ pub struct Group {
     shared: Mutex<Shared>,
     /// Whether a rebalance waits: asked after every record.
     rebalanced: AtomicBool,
+    faults: Reported,
     pub damage: Damage,
 }
 
@@ -31,8 +33,6 @@ struct Shared {
     statistics: Option<View>,
     /// Since when no broker is connected.
     down_since: Option<Instant>,
-    /// The last fault since one was.
-    fault: Option<Fault>,
 }
 
 pub enum Rebalance {
@@ -63,7 +63,13 @@ pub struct PartitionView {
 
 impl Group {
     pub fn new(topics: Topics) -> Group {
-        Group { topics, shared: Mutex::default(), rebalanced: AtomicBool::new(false), damage: Damage::default() }
+        Group {
+            topics,
+            shared: Mutex::default(),
+            rebalanced: AtomicBool::new(false),
+            faults: Reported::default(),
+            damage: Damage::default(),
+        }
     }
 
     pub fn rebalanced(&self) -> bool {
@@ -116,9 +122,9 @@ impl ClientContext for Group {
             tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
         }
         if connected {
-            shared.fault = None;
+            self.faults.clear();
         }
-        let connected = if connected { Ok(()) } else { Err(shared.fault.clone()) };
+        let connected = if connected { Ok(()) } else { Err(self.faults.lately()) };
         shared.statistics = Some(View { connected, brokers_up, partitions: views });
     }
 
@@ -131,7 +137,7 @@ impl ClientContext for Group {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.shared().down_since.get_or_insert_with(Instant::now);
         } else {
-            self.shared().fault = Some(Fault::new(&error, reason));
+            self.faults.note(Fault::new(&error, reason));
         }
         if let Some(times) = client::tell(&error) {
             tracing::warn!(%error, reason, times, "kafka client");
@@ -139,9 +145,7 @@ impl ClientContext for Group {
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if let Some(fault) = Fault::logged(facility, message) {
-            self.shared().fault.get_or_insert(fault);
-        }
+        self.faults.note_logged(facility, message);
         client::log(level, facility, message);
     }
 }

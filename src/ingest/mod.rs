@@ -16,6 +16,8 @@ pub mod consumer;
 pub mod dead_letters;
 /// Bytes to records: CloudEvents in both content modes.
 pub mod decode;
+/// Why brokers do not answer, and where the remedy is.
+pub mod fault;
 /// Rebalances and statistics, as the client's callbacks tell of them.
 pub mod group;
 /// Partitions that are read side by side in time.

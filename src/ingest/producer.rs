@@ -236,7 +236,7 @@ impl Reports {
         match not_taken(topic, bytes, error) {
             // A time-out alone does not tell that no broker was there.
             ProduceError::Indefinite { topic, reason } => {
-                let fault = self.reasons.last().map(|fault| format!(" ({fault})")).unwrap_or_default();
+                let fault = self.reasons.faults.lately().map(|fault| format!(" ({fault})")).unwrap_or_default();
                 ProduceError::Indefinite { topic, reason: format!("{reason}{fault}") }
             }
             definite @ (ProduceError::TooLarge { .. } | ProduceError::Refused { .. }) => definite,

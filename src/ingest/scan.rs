@@ -9,7 +9,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, ANSWER_TIMEOUT, BrokerError, Fault, Reasons};
+use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
+use super::fault::Fault;
 use crate::config::Kafka;
 
 /// A broker that is there delivers something within this time.

@@ -7,7 +7,8 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
-use super::client::{self, ANSWER_TIMEOUT, BrokerError, Fault, Reasons};
+use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
+use super::fault::Fault;
 use crate::config::Kafka;
 
 /// A client that asks about logs and never reads them.

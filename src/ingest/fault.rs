@@ -1,0 +1,180 @@
+//! Why the brokers do not answer, and where the remedy is.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+/// Why there is no answer, and what to look at.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}; {}", .look.remedy())]
+pub struct Fault {
+    reason: String,
+    look: Look,
+}
+
+/// Where a remedy is to be looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Password,
+    Certificate,
+    Protocol,
+    Leader,
+    Brokers,
+}
+
+impl Look {
+    /// How much a fault tells that is to be looked for here.
+    fn rank(self) -> u8 {
+        match self {
+            Look::Brokers => 0,
+            // A guess from where the connection broke.
+            Look::Protocol => 1,
+            Look::Password | Look::Certificate | Look::Leader => 2,
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Look::Password => {
+                "do the brokers know this user and password? see sasl.mechanism, sasl.username and sasl.password in \
+                 kafka.properties"
+            }
+            Look::Certificate => {
+                "was the brokers' certificate made by an authority of ssl.ca.location in kafka.properties, for the names \
+                 in kafka.brokers, and is it in force?"
+            }
+            Look::Protocol => "is security.protocol in kafka.properties what this listener of the brokers asks for?",
+            Look::Leader => {
+                "a partition has no broker that leads it: kafka-topics --describe --unavailable-partitions names it; start \
+                 its brokers"
+            }
+            Look::Brokers => "is it up, and are kafka.brokers and kafka.properties right?",
+        }
+    }
+}
+
+impl Fault {
+    pub fn new(error: &KafkaError, reason: &str) -> Fault {
+        let look = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => Look::Password,
+            Some(RDKafkaErrorCode::SSL) if reason.contains("certificate") => Look::Certificate,
+            Some(RDKafkaErrorCode::SSL) => Look::Protocol,
+            Some(RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::LeaderNotAvailable) => Look::Leader,
+            _ => Fault::silence(reason.to_owned()).look,
+        };
+        Fault { reason: reason.to_owned(), look }
+    }
+
+    /// Nothing is known but what the client says by itself.
+    pub fn silence(reason: String) -> Fault {
+        // A listener hangs up on whom it does not understand: right after the connection, or, as a hint of the client has it,
+        // where it asks for a password.
+        let hung_up = ["in state APIVERSION_QUERY", "SSL_HANDSHAKE", "security.protocol"];
+        let look = if hung_up.iter().any(|words| reason.contains(words)) { Look::Protocol } else { Look::Brokers };
+        Fault { reason, look }
+    }
+
+    /// That a broker hangs up on whom it does not understand is only logged; so is the end of an idle connection, which is
+    /// no fault. Without the thread's name.
+    fn logged(facility: &str, message: &str) -> Option<Fault> {
+        let message = message.split_once("]: ").map_or(message, |(_, message)| message);
+        let fault = (facility == "FAIL").then(|| Fault::silence(message.to_owned()));
+        fault.filter(|fault| fault.look == Look::Protocol)
+    }
+}
+
+impl From<&KafkaError> for Fault {
+    fn from(error: &KafkaError) -> Fault {
+        Fault::new(error, &error.to_string())
+    }
+}
+
+/// A client tells a fault with each attempt to connect, and the same again every half a minute.
+const LATELY: Duration = Duration::from_secs(60);
+
+/// The fault of a client that tells most, of those that it reported lately. Not the last: a name with several addresses, or
+/// several brokers, are tried in turn, and that nobody listens at one of them says nothing about why the others refuse.
+#[derive(Debug, Default)]
+pub struct Reported(Mutex<Option<(Fault, Instant)>>);
+
+impl Reported {
+    pub fn note(&self, fault: Fault) {
+        self.note_at(fault, Instant::now());
+    }
+
+    pub fn note_logged(&self, facility: &str, message: &str) {
+        if let Some(fault) = Fault::logged(facility, message) {
+            self.note(fault);
+        }
+    }
+
+    fn note_at(&self, fault: Fault, now: Instant) {
+        let mut held = self.held();
+        let tells_more =
+            |(held, noted): &(Fault, Instant)| is_fresh(*noted, now) && held.look.rank() > fault.look.rank();
+        if !held.as_ref().is_some_and(tells_more) {
+            *held = Some((fault, now));
+        }
+    }
+
+    pub fn lately(&self) -> Option<Fault> {
+        self.lately_at(Instant::now())
+    }
+
+    fn lately_at(&self, now: Instant) -> Option<Fault> {
+        self.held().as_ref().filter(|(_, noted)| is_fresh(*noted, now)).map(|(fault, _)| fault.clone())
+    }
+
+    /// A broker is connected.
+    pub fn clear(&self) {
+        *self.held() = None;
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<(Fault, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_fresh(noted: Instant, now: Instant) -> bool {
+    now.duration_since(noted) < LATELY
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_says_where_to_look() {
+        let of = |code, reason: &str| Fault::new(&KafkaError::Global(code), reason).to_string();
+        let check = |told: String, remedy: &str| assert!(told.contains(remedy), "{told}");
+        check(of(RDKafkaErrorCode::Authentication, "no"), "no; do the brokers know this user and password?");
+        check(of(RDKafkaErrorCode::SSL, "certificate verify failed"), "an authority of ssl.ca.location");
+        check(of(RDKafkaErrorCode::SSL, "connecting to a PLAINTEXT broker listener?"), "is security.protocol in");
+        check(of(RDKafkaErrorCode::BrokerTransportFailure, "Connection refused"), "is it up, and are kafka.brokers");
+        let logged = |message: &str| Fault::logged("FAIL", message).map(|fault| fault.reason);
+        let hung_up = "k:1/bootstrap: Disconnected (after 0ms in state APIVERSION_QUERY)";
+        assert_eq!(logged(&format!("[thrd:k:1/bootstrap]: {hung_up}")).as_deref(), Some(hung_up));
+        assert_eq!(logged("[thrd:k:1/1]: k:1/1: Disconnected (after 600000ms in state UP)"), None, "it was idle");
+    }
+
+    #[test]
+    fn of_the_faults_reported_lately_the_one_that_tells_most_is_told() {
+        let (faults, start) = (Reported::default(), Instant::now());
+        let refused = || Fault::silence("connect to [::1] failed: Connection refused".into());
+        let password = |told: &str| Fault::new(&KafkaError::Global(RDKafkaErrorCode::Authentication), told);
+        let told = |at: u64| faults.lately_at(start + Duration::from_secs(at)).map(|fault| fault.reason);
+        let note = |fault: Fault, at: u64| faults.note_at(fault, start + Duration::from_secs(at));
+        note(refused(), 0);
+        assert!(told(0).expect("a fault").contains("refused"));
+        note(password("first"), 1);
+        note(password("second"), 2);
+        note(refused(), 3);
+        assert_eq!(told(61).as_deref(), Some("second"), "another address says nothing about it");
+        assert_eq!(told(62), None, "it was not told again");
+        note(refused(), 63);
+        assert!(told(63).expect("a fault").contains("refused"));
+        faults.clear();
+        assert_eq!(told(63), None);
+    }
+}
