@@ -326,7 +326,7 @@ pub fn set_stalled(since: Duration) {
     METRICS.stalled_seconds.set(since.as_secs_f64());
 }
 
-/// Brokers that the consumer has a connection to.
+/// Brokers that the consumer has a connection to, and that answer.
 pub fn set_kafka_brokers_up(brokers: usize) {
     METRICS.kafka_brokers_up.set(gauge(brokers));
 }
@@ -575,7 +575,7 @@ impl Metrics {
             ),
             kafka_brokers_up: register.gauge(
                 "credit_meter_kafka_brokers_up",
-                "Brokers that the consumer is connected to. It connects to those that it needs.",
+                "Brokers that the consumer is connected to, and that answer. It connects to those that it needs.",
             ),
             redis_up: register.gauge("credit_meter_redis_up", "Whether Redis answers for every shard: 1, or 0."),
             audits: register.counters("credit_meter_audits_total", "Audits by how they ended.", &["result"]),

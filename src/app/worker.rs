@@ -25,7 +25,6 @@ use crate::ingest::anchors;
 use crate::ingest::client::{BrokerError, topic_of};
 use crate::ingest::consumer::{FromKafka, ToConsumer};
 use crate::ingest::dead_letters::{self, DeadLetterError};
-use crate::ingest::fault::Fault;
 use crate::ingest::producer::Producer;
 use crate::ingest::recorded;
 use crate::ingest::room::Enough;
@@ -230,12 +229,12 @@ impl Worker {
         self.parts.pulse.reader.beat();
         match event {
             FromKafka::Assigned { assignment, partitions } => self.assigned(assignment, partitions),
-            FromKafka::Revoked { assignment } => {
+            FromKafka::Revoked { assignment, reason } => {
                 self.assignment = assignment;
                 self.forget_lag();
                 self.parts.lead.send_replace(false);
                 self.on(Input::Revoked);
-                self.parts.health.set(Check::Assigned, Err("the group has taken the partitions back".to_owned()));
+                self.parts.health.set(Check::Assigned, Err(reason));
             }
             FromKafka::Started { assignment, log_ends } => {
                 if assignment == self.assignment {
@@ -254,11 +253,7 @@ impl Worker {
                     self.on(Input::ReadTo { partition, epoch, offset });
                 }
             }
-            FromKafka::Connected(connected) => {
-                let reason = |fault: Option<Fault>| fault.map_or_else(String::new, |fault| format!(": {fault}"));
-                let state = connected.map_err(|fault| format!("no broker is connected{}", reason(fault)));
-                self.parts.health.set(Check::Kafka, state);
-            }
+            FromKafka::Connection(connection) => self.parts.health.set(Check::Kafka, connection.state()),
             FromKafka::End { partition, offset, stable } => {
                 self.ends.insert(partition, (offset, stable));
             }

@@ -16,8 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
-use super::fault::Fault;
-use super::group::{Group, Rebalance};
+use super::group::{Connection, Group, Rebalance};
 use super::in_step::InStep;
 use super::room::{Enough, Look, Room};
 use super::scan::{Next, scan};
@@ -77,6 +76,7 @@ pub enum FromKafka {
     },
     Revoked {
         assignment: u64,
+        reason: String,
     },
     /// The partitions are being read.
     Started {
@@ -103,8 +103,7 @@ pub enum FromKafka {
         offset: i64,
         stable: i64,
     },
-    /// That the client has a connection to some broker; else why it has none, as far as that is known.
-    Connected(Result<(), Option<Fault>>),
+    Connection(Connection),
     /// Kafka has no place for this consumer any more, and it reads nothing more.
     Fenced {
         reason: String,
@@ -617,7 +616,18 @@ impl Thread {
             let assignment = self.assignment;
             match rebalance {
                 Rebalance::Assign(partitions) => self.tell(FromKafka::Assigned { assignment, partitions }),
-                Rebalance::Revoke => self.tell(FromKafka::Revoked { assignment }),
+                Rebalance::Revoke => {
+                    let reason = "the group has taken the partitions back".to_owned();
+                    self.tell(FromKafka::Revoked { assignment, reason });
+                }
+                Rebalance::Lose => {
+                    let session = humantime::format_duration(self.settings.kafka.session_timeout);
+                    let reason = format!(
+                        "the partitions are lost: kafka and this worker have not heard of each other for \
+                         kafka.session_timeout ({session}); it joins the group again by itself"
+                    );
+                    self.tell(FromKafka::Revoked { assignment, reason });
+                }
             }
         }
     }
@@ -631,7 +641,7 @@ impl Thread {
     fn read_statistics(&mut self) {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
         metrics::set_kafka_brokers_up(statistics.brokers_up);
-        self.tell(FromKafka::Connected(statistics.connected));
+        self.tell(FromKafka::Connection(statistics.connection));
         if self.unreadable.named < self.unreadable.told {
             self.name_unreadable();
         }

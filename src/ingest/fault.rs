@@ -20,6 +20,7 @@ enum Look {
     Certificate,
     Protocol,
     Leader,
+    Network,
     Brokers,
 }
 
@@ -27,7 +28,7 @@ impl Look {
     /// How much a fault tells that is to be looked for here.
     fn rank(self) -> u8 {
         match self {
-            Look::Brokers => 0,
+            Look::Brokers | Look::Network => 0,
             // A guess from where the connection broke.
             Look::Protocol => 1,
             Look::Password | Look::Certificate | Look::Leader => 2,
@@ -48,6 +49,9 @@ impl Look {
             Look::Leader => {
                 "a partition has no broker that leads it: kafka-topics --describe --unavailable-partitions names it; start \
                  its brokers"
+            }
+            Look::Network => {
+                "is the address right, does something on the way drop what is sent, or does the broker stand still?"
             }
             Look::Brokers => "is it up, and are kafka.brokers and kafka.properties right?",
         }
@@ -71,16 +75,26 @@ impl Fault {
         // A listener hangs up on whom it does not understand: right after the connection, or, as a hint of the client has it,
         // where it asks for a password.
         let hung_up = ["in state APIVERSION_QUERY", "SSL_HANDSHAKE", "security.protocol"];
-        let look = if hung_up.iter().any(|words| reason.contains(words)) { Look::Protocol } else { Look::Brokers };
+        // Such a listener hangs up at once. This one has said nothing.
+        let unanswered = reason.contains("imed out") && reason.contains("in state ");
+        let look = match () {
+            () if unanswered => Look::Network,
+            () if hung_up.iter().any(|words| reason.contains(words)) => Look::Protocol,
+            () => Look::Brokers,
+        };
         Fault { reason, look }
+    }
+
+    /// Connections stand, and for so long nothing has come of what was asked for.
+    pub fn unanswered(since: Duration) -> Fault {
+        Fault { reason: format!("nothing has come from any broker for {}s", since.as_secs()), look: Look::Network }
     }
 
     /// That a broker hangs up on whom it does not understand is only logged; so is the end of an idle connection, which is
     /// no fault. Without the thread's name.
     fn logged(facility: &str, message: &str) -> Option<Fault> {
         let message = message.split_once("]: ").map_or(message, |(_, message)| message);
-        let fault = (facility == "FAIL").then(|| Fault::silence(message.to_owned()));
-        fault.filter(|fault| fault.look == Look::Protocol)
+        (facility == "FAIL").then(|| Fault::silence(message.to_owned()))
     }
 }
 
@@ -96,7 +110,13 @@ const LATELY: Duration = Duration::from_secs(60);
 /// The fault of a client that tells most, of those that it reported lately. Not the last: a name with several addresses, or
 /// several brokers, are tried in turn, and that nobody listens at one of them says nothing about why the others refuse.
 #[derive(Debug, Default)]
-pub struct Reported(Mutex<Option<(Fault, Instant)>>);
+pub struct Reported {
+    most: Noted,
+    /// How a connection has ended: worth telling only while there is no other.
+    end: Noted,
+}
+
+type Noted = Mutex<Option<(Fault, Instant)>>;
 
 impl Reported {
     pub fn note(&self, fault: Fault) {
@@ -104,13 +124,15 @@ impl Reported {
     }
 
     pub fn note_logged(&self, facility: &str, message: &str) {
-        if let Some(fault) = Fault::logged(facility, message) {
-            self.note(fault);
+        let Some(fault) = Fault::logged(facility, message) else { return };
+        if fault.look == Look::Protocol {
+            self.note(fault.clone());
         }
+        *hold(&self.end) = Some((fault, Instant::now()));
     }
 
     fn note_at(&self, fault: Fault, now: Instant) {
-        let mut held = self.held();
+        let mut held = hold(&self.most);
         let tells_more =
             |(held, noted): &(Fault, Instant)| is_fresh(*noted, now) && held.look.rank() > fault.look.rank();
         if !held.as_ref().is_some_and(tells_more) {
@@ -123,17 +145,25 @@ impl Reported {
     }
 
     fn lately_at(&self, now: Instant) -> Option<Fault> {
-        self.held().as_ref().filter(|(_, noted)| is_fresh(*noted, now)).map(|(fault, _)| fault.clone())
+        fresh(&self.most, now)
     }
 
     /// A broker is connected.
     pub fn clear(&self) {
-        *self.held() = None;
+        *hold(&self.most) = None;
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<(Fault, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn last_end(&self) -> Option<Fault> {
+        fresh(&self.end, Instant::now())
     }
+}
+
+fn hold(noted: &Noted) -> MutexGuard<'_, Option<(Fault, Instant)>> {
+    noted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fresh(noted: &Noted, now: Instant) -> Option<Fault> {
+    hold(noted).as_ref().filter(|(_, noted)| is_fresh(*noted, now)).map(|(fault, _)| fault.clone())
 }
 
 fn is_fresh(noted: Instant, now: Instant) -> bool {
@@ -152,10 +182,22 @@ mod tests {
         check(of(RDKafkaErrorCode::SSL, "certificate verify failed"), "an authority of ssl.ca.location");
         check(of(RDKafkaErrorCode::SSL, "connecting to a PLAINTEXT broker listener?"), "is security.protocol in");
         check(of(RDKafkaErrorCode::BrokerTransportFailure, "Connection refused"), "is it up, and are kafka.brokers");
-        let logged = |message: &str| Fault::logged("FAIL", message).map(|fault| fault.reason);
+        let unanswered = "ApiVersionRequest failed: Local: Timed out: probably due to broker version < 0.10 (see \
+                          api.version.request configuration) (after 10006ms in state APIVERSION_QUERY)";
+        check(of(RDKafkaErrorCode::BrokerTransportFailure, unanswered), "does something on the way drop what is sent");
+    }
+
+    #[test]
+    fn the_end_of_a_connection_is_told_apart_from_faults() {
+        let told = |ended: &str| {
+            let faults = Reported::default();
+            faults.note_logged("FAIL", &format!("[thrd:k:1/1]: {ended}"));
+            assert_eq!(faults.last_end().map(|fault| fault.reason).as_deref(), Some(ended));
+            faults.lately().map(|fault| fault.reason)
+        };
         let hung_up = "k:1/bootstrap: Disconnected (after 0ms in state APIVERSION_QUERY)";
-        assert_eq!(logged(&format!("[thrd:k:1/bootstrap]: {hung_up}")).as_deref(), Some(hung_up));
-        assert_eq!(logged("[thrd:k:1/1]: k:1/1: Disconnected (after 600000ms in state UP)"), None, "it was idle");
+        assert_eq!(told(hung_up).as_deref(), Some(hung_up));
+        assert_eq!(told("k:1/1: Disconnected (after 600000ms in state UP)"), None, "it was idle");
     }
 
     #[test]

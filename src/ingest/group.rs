@@ -2,18 +2,19 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Broker, Statistics};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::client::{self, Damage, topic_of};
 use super::fault::{Fault, Reported};
+use super::silence::{Line, Silence};
 use crate::config::Topics;
 use crate::ledger::call::{Input, Partition};
 
@@ -31,20 +32,47 @@ pub struct Group {
 struct Shared {
     rebalances: Vec<Rebalance>,
     statistics: Option<View>,
+    silence: Silence,
     /// Since when no broker is connected.
     down_since: Option<Instant>,
 }
 
 pub enum Rebalance {
     Assign(Vec<Partition>),
+    /// The group gives them to others.
     Revoke,
+    /// Others may have them already: group and worker have not heard of each other.
+    Lose,
+}
+
+/// Whether the brokers are there for this worker.
+#[derive(Debug)]
+pub enum Connection {
+    Answers,
+    /// Connections stand, and nothing comes of what was asked for.
+    Silent(Fault),
+    /// None stands; why, as far as that is known.
+    Down(Option<Fault>),
+}
+
+impl Connection {
+    /// As readiness tells it.
+    pub fn state(self) -> Result<(), String> {
+        match self {
+            Connection::Answers => Ok(()),
+            Connection::Silent(fault) => Err(format!("no broker answers: {fault}")),
+            Connection::Down(fault) => {
+                let reason = fault.map_or_else(String::new, |fault| format!(": {fault}"));
+                Err(format!("no broker is connected{reason}"))
+            }
+        }
+    }
 }
 
 /// The cluster as the client's statistics show it.
 pub struct View {
-    /// That some broker is; else why none is, as far as that is known.
-    pub connected: Result<(), Option<Fault>>,
-    /// Brokers that have told their number; the addresses of `kafka.brokers` and the coordinator come on top.
+    pub connection: Connection,
+    /// Brokers that answer and have told their number; the addresses of `kafka.brokers` and the coordinator come on top.
     pub brokers_up: usize,
     pub partitions: Vec<PartitionView>,
 }
@@ -114,18 +142,29 @@ impl ClientContext for Group {
                 }
             }
         }
-        let up = || statistics.brokers.values().filter(|broker| broker.state == "UP");
-        let (connected, brokers_up) = (up().next().is_some(), up().filter(|broker| broker.nodeid >= 0).count());
+        let up: Vec<&Broker> = statistics.brokers.values().filter(|broker| broker.state == "UP").collect();
+        let lines: Vec<Line> = up.iter().map(|broker| line(broker)).collect();
         let mut shared = self.shared();
-        if connected && let Some(since) = shared.down_since.take() {
-            client::all_is_well();
-            tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
-        }
-        if connected {
+        let connection = match shared.silence.look(&lines) {
+            _ if up.is_empty() => Connection::Down(self.faults.lately().or_else(|| self.faults.last_end())),
+            Some(since) => {
+                let fault = Fault::unanswered(since);
+                // Why the client closes them at last.
+                self.faults.note(fault.clone());
+                Connection::Silent(fault)
+            }
+            None => Connection::Answers,
+        };
+        if matches!(connection, Connection::Answers) {
             self.faults.clear();
+            if let Some(since) = shared.down_since.take() {
+                client::all_is_well();
+                tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
+            }
         }
-        let connected = if connected { Ok(()) } else { Err(self.faults.lately()) };
-        shared.statistics = Some(View { connected, brokers_up, partitions: views });
+        let answers = |broker: &&&Broker| broker.nodeid >= 0 && !shared.silence.is_silent(&broker.name);
+        let brokers_up = up.iter().filter(answers).count();
+        shared.statistics = Some(View { connection, brokers_up, partitions: views });
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -150,11 +189,19 @@ impl ClientContext for Group {
     }
 }
 
+fn line(broker: &Broker) -> Line<'_> {
+    // The coordinator lets a member that joins wait for all others.
+    let waits = broker.waitresp_cnt > 0 && broker.source != "logical";
+    Line { broker: &broker.name, waits, idle: Duration::from_micros(u64::try_from(broker.rxidle).unwrap_or(0)) }
+}
+
 impl ConsumerContext for Group {
     /// The partitions are not read yet when the group gives them: where they start is known only to Redis, and
     /// asking it here would block the poll. Until [`ToConsumer::Start`] the assignment is empty.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, given: &mut TopicPartitionList) {
         let assign = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        // The answer below makes the client forget it.
+        let lost = consumer.assignment_lost();
         let done = if assign { consumer.assign(&TopicPartitionList::new()) } else { consumer.unassign() };
         if let Err(error) = done {
             tracing::error!(%error, "kafka took no answer to a rebalance");
@@ -163,6 +210,8 @@ impl ConsumerContext for Group {
             let given = given.elements();
             let partitions = given.iter().filter_map(|each| self.partition(each.topic(), each.partition()));
             Rebalance::Assign(partitions.collect())
+        } else if lost {
+            Rebalance::Lose
         } else {
             Rebalance::Revoke
         };

@@ -40,6 +40,8 @@ pub mod room;
 pub mod sample;
 /// A topic from given offsets to its present end.
 pub mod scan;
+/// Brokers that answer nothing though their connections stand.
+pub mod silence;
 /// The ledger's line that names a state.
 pub mod state_line;
 /// What was published about closed cycles.
