@@ -6,7 +6,7 @@
 pub mod known;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chrono::DateTime;
 
@@ -68,10 +68,10 @@ impl Relay {
     pub async fn run(self: Arc<Relay>, shard: u32, stop: CancellationToken) {
         let mut published = Vec::new();
         loop {
-            let wait = match self.publish(shard, &mut published).await {
+            let (wait, rings) = match self.publish(shard, &mut published).await {
                 Ok(more) => {
                     self.known.tried(shard, None);
-                    if more { Duration::ZERO } else { self.settings.poll }
+                    (if more { Duration::ZERO } else { self.settings.poll }, true)
                 }
                 Err(error) => {
                     tracing::warn!(shard, %error, "the outbox waits");
@@ -81,14 +81,22 @@ impl Relay {
                         self.known.unanswered(shard);
                     }
                     self.known.tried(shard, Some(error.to_string()));
-                    RETRY
+                    let wait = match error {
+                        // Kafka may be away from this worker alone: another has time to take its place.
+                        RelayError::Produce(_) => {
+                            self.renew(shard, Duration::from_millis(1), &published).await;
+                            RETRY.max((2 * self.settings.poll).min(self.settings.lease))
+                        }
+                        RelayError::Store(_) | RelayError::NotDurable { .. } => RETRY,
+                    };
+                    (wait, false)
                 }
             };
             self.waiting.set(shard, self.known.state(shard));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
-                () = self.bells[shard as usize].notified() => {}
+                () = self.bells[shard as usize].notified(), if rings => {}
             }
         }
     }
@@ -142,10 +150,13 @@ impl Relay {
         let failed = {
             let sending = self.send(&entries, published);
             tokio::pin!(sending);
+            let started = Instant::now();
             loop {
                 tokio::select! {
                     failed = &mut sending => break failed,
-                    () = tokio::time::sleep(self.settings.lease / 3) => self.renew(shard).await,
+                    () = tokio::time::sleep(self.settings.lease / 3) => {
+                        self.renew(shard, lease_after(started.elapsed(), self.settings.lease), &[]).await;
+                    }
                 }
             }
         };
@@ -161,12 +172,12 @@ impl Relay {
         Ok(!entries.is_empty())
     }
 
-    /// Keeps the lease while Kafka is waited for: nobody else could publish either.
-    async fn renew(&self, shard: u32) {
+    /// Keeps the lease for a while longer, and deletes what was published.
+    async fn renew(&self, shard: u32, lease: Duration, published: &[String]) {
         let call = TakeCall {
             relay: self.name.clone(),
-            lease_ms: self.settings.lease.as_millis() as u64,
-            published: Vec::new(),
+            lease_ms: lease.as_millis() as u64,
+            published: published.to_vec(),
             count: 1,
             durable: None,
         };
@@ -229,6 +240,12 @@ impl Relay {
             Output::Alerts => &self.topics.alerts,
         }
     }
+}
+
+/// For how long a relay keeps its lease, once it has waited for Kafka for so long. Kafka may be away from this worker alone:
+/// then it leaves its place free half of the time, and whoever finds it free publishes the same messages.
+fn lease_after(waited: Duration, lease: Duration) -> Duration {
+    if waited < lease { lease } else { lease / 6 }
 }
 
 /// What must hold of messages before they leave.
@@ -331,13 +348,14 @@ mod tests {
         store
     }
 
-    #[tokio::test]
-    async fn a_message_stays_in_the_outbox_until_kafka_has_it() {
-        let store = store_with_a_message();
+    /// A relay that no broker answers.
+    fn relay(store: &MemoryStore, message_timeout_ms: u64) -> Relay {
         let mut config = Config::default();
         config.kafka.brokers = "127.0.0.1:1".into(); // nobody there
-        config.kafka.properties.insert("message.timeout.ms".into(), "200".into());
-        let relay = Relay {
+        config.kafka.properties.insert("message.timeout.ms".into(), (&*message_timeout_ms.to_string()).into());
+        config.outbox.lease = Duration::from_secs(1);
+        config.outbox.poll = Duration::from_millis(500);
+        Relay {
             store: Store::Memory(store.clone()),
             producer: Arc::new(Producer::new(&config.kafka).unwrap()),
             topics: config.kafka.topics.clone(),
@@ -349,14 +367,47 @@ mod tests {
             bells: vec![Notify::new()],
             alerts: mpsc::channel(1).0,
             publishing: RwLock::default(),
-        };
+        }
+    }
+
+    fn take(store: &MemoryStore, relay: &str, published: Vec<String>) -> Taken {
+        store.take(0, &TakeCall { relay: relay.into(), lease_ms: 60_000, published, count: 10, durable: None })
+    }
+
+    #[tokio::test]
+    async fn a_message_stays_in_the_outbox_until_kafka_has_it() {
+        let store = store_with_a_message();
+        let relay = relay(&store, 200);
         let mut published = Vec::new();
         for _ in 0..2 {
             assert!(relay.publish(0, &mut published).await.is_err(), "it is not acknowledged");
         }
-        let call = TakeCall { relay: "r1".into(), lease_ms: 1, published, count: 10, durable: None };
-        let Taken::Entries(left) = store.take(0, &call) else { panic!("nobody else holds it") };
+        let Taken::Entries(left) = take(&store, "r1", published) else { panic!("nobody else holds it") };
         assert_eq!(left.len(), 1, "it is still there");
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_kafka_does_not_answer_leaves_its_place_to_another() {
+        // It gives up, and it waits.
+        for message_timeout_ms in [200, 300_000] {
+            let store = store_with_a_message();
+            let stop = CancellationToken::new();
+            let relay = Arc::new(relay(&store, message_timeout_ms));
+            let running = tokio::spawn(relay.clone().run(0, stop.clone()));
+            let held = async || tokio::time::sleep(Duration::from_millis(20)).await;
+            while !relay.known.holds(0) {
+                held().await;
+            }
+            let other = async {
+                while !matches!(take(&store, "r2", Vec::new()), Taken::Entries(left) if left.len() == 1) {
+                    held().await;
+                }
+            };
+            let found = tokio::time::timeout(Duration::from_secs(60), other).await;
+            assert!(found.is_ok(), "message.timeout.ms = {message_timeout_ms}: nobody else is given what waits");
+            stop.cancel();
+            running.abort();
+        }
     }
 
     #[test]
