@@ -2,6 +2,7 @@
 //! docs/reliability.md says what was seen; `tests/faults` runs the long forms.
 
 mod damaged;
+mod kafka_network;
 mod on_kafka;
 mod on_redis;
 mod workers;

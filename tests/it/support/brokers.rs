@@ -7,8 +7,8 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use super::one_broker::{java, java_command};
 use super::redis::free_port;
-use super::secured_kafka::{java, java_command};
 use super::until;
 
 const COUNT: usize = 3;

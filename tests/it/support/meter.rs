@@ -1,6 +1,6 @@
 //! A meter as users run it: the real program, as a process of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -209,6 +209,22 @@ impl Meter {
             })
             .await;
         }
+    }
+}
+
+impl Meter {
+    /// Ids of the messages that wait in the outboxes.
+    pub async fn waiting_messages(&self) -> BTreeSet<String> {
+        let Store::Redis(store) = &self.store else { unreachable!("the tests use a real redis") };
+        let mut ids = BTreeSet::new();
+        for shard in 0..SHARDS {
+            let key = store.keys().spell(credit_meter::store::keys::Key::Outbox(shard));
+            let mut asked = redis::cmd("XRANGE");
+            asked.arg(&key).arg("-").arg("+");
+            let entries: Vec<(String, BTreeMap<String, String>)> = store.read(&asked).await.expect("redis answers");
+            ids.extend(entries.into_iter().map(|(_, entry)| entry["id"].clone()));
+        }
+        ids
     }
 }
 
