@@ -2,9 +2,9 @@
 //!
 //! The record is read again from the log: the way there need not keep the bytes of all records in hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -121,16 +121,14 @@ fn read(kafka: &Kafka, notes: &[Note]) -> Result<Vec<Original>, DeadLetterError>
     config.set("group.id", &kafka.group);
     let consumer: BaseConsumer<Reasons> =
         config.create_with_context(Reasons::default()).map_err(BrokerError::settings)?;
-    let mut by_partition: BTreeMap<Partition, Vec<Note>> = BTreeMap::new();
+    let mut waiting: BTreeMap<Partition, VecDeque<Note>> = BTreeMap::new();
     for note in notes {
-        by_partition.entry(note.partition).or_default().push(*note);
+        waiting.entry(note.partition).or_default().push_back(*note);
     }
-    let mut originals = Vec::new();
-    for (partition, mut notes) in by_partition {
-        notes.sort_unstable_by_key(|note| note.offset);
-        read_partition(kafka, &consumer, partition, &notes, &mut originals)?;
+    for notes in waiting.values_mut() {
+        notes.make_contiguous().sort_unstable_by_key(|note| note.offset);
     }
-    Ok(originals)
+    read_side_by_side(kafka, &consumer, waiting)
 }
 
 const READ_FIXED: [(&str, &str); 4] = [
@@ -140,61 +138,89 @@ const READ_FIXED: [(&str, &str); 4] = [
     ("check.crcs", "true"),
 ];
 
-fn read_partition(
+/// Offsets that are read on through, rather than sought past, to the next dead record. A few megabytes come sooner than what
+/// was sought, where the brokers are far away.
+const READ_ON_MAX: i64 = 10_000;
+
+/// Reads the noted records of all partitions side by side, in turns: each takes a few times the way to the brokers and back.
+fn read_side_by_side(
     kafka: &Kafka,
     consumer: &BaseConsumer<Reasons>,
-    partition: Partition,
-    notes: &[Note],
-    originals: &mut Vec<Original>,
-) -> Result<(), DeadLetterError> {
-    let topic = topic_of(&kafka.topics, partition.input);
-    let mut waiting = notes.iter().peekable();
-    while let Some(first) = waiting.peek() {
-        let unreadable = |reason: String| DeadLetterError::Unreadable {
-            topic: topic.to_owned(),
-            partition: partition.index,
-            offset: first.offset,
-            reason,
-        };
-        let mut list = TopicPartitionList::new();
-        let start = list.add_partition_offset(topic, partition.index, Offset::Offset(first.offset));
-        start.and_then(|()| consumer.assign(&list)).map_err(|error| unreadable(error.to_string()))?;
-        let until = first.offset + READ_ON_MAX;
-        let started = std::time::Instant::now();
+    mut waiting: BTreeMap<Partition, VecDeque<Note>>,
+) -> Result<Vec<Original>, DeadLetterError> {
+    let mut originals = Vec::new();
+    let mut at_once = usize::MAX;
+    while let Some(note) = waiting.values().find_map(|notes| notes.front().copied()) {
+        let next = waiting.iter().filter_map(|(partition, notes)| Some((*partition, notes.front()?.offset)));
+        let mut turn: BTreeMap<Partition, i64> = next.take(at_once).collect();
+        let list = list(kafka, &turn);
+        // The client keeps a pause over an assignment.
+        let assigned = list.and_then(|list| consumer.assign(&list).and_then(|()| consumer.resume(&list)));
+        assigned.map_err(|error| unreadable(kafka, note, error.to_string()))?;
+        let mut found = Instant::now();
         let mut last = None;
-        while let Some(next) = waiting.peek().filter(|next| next.offset < until) {
-            if started.elapsed() > READ_TIMEOUT {
+        while let Some(partition) = turn.keys().next() {
+            let note = waiting[partition][0];
+            if found.elapsed() > READ_TIMEOUT {
                 let last = last.map(|error: KafkaError| format!("; the last fault: {error}")).unwrap_or_default();
-                return Err(unreadable(format!("no answer within {READ_TIMEOUT:?}{last}")));
+                return Err(unreadable(kafka, note, format!("no answer within {READ_TIMEOUT:?}{last}")));
             }
-            match consumer.poll(Duration::from_millis(200)) {
-                None | Some(Err(KafkaError::PartitionEOF(_))) => {}
+            let message = match consumer.poll(Duration::from_millis(200)) {
+                None | Some(Err(KafkaError::PartitionEOF(_))) => continue,
+                Some(Ok(message)) => message,
                 Some(Err(error)) if error.rdkafka_error_code().is_some_and(will_not_pass) => {
-                    return Err(unreadable(error.to_string()));
+                    return Err(unreadable(kafka, note, error.to_string()));
                 }
-                // One of several brokers may be away, and the client goes on to the others.
-                Some(Err(error)) => {
-                    if let Some(reason) = consumer.context().damage.take() {
-                        return Err(unreadable(reason));
+                Some(Err(error)) => match consumer.context().damage.take() {
+                    // Of one partition it is known which.
+                    Some(_) if turn.len() > 1 => {
+                        at_once = 1;
+                        break;
                     }
-                    last = Some(error);
-                }
-                Some(Ok(message)) if message.offset() == next.offset => {
-                    originals.push(original(**next, &message));
-                    waiting.next();
-                }
-                Some(Ok(message)) if message.offset() > next.offset => {
-                    return Err(unreadable("the log does not hold it any more".to_owned()));
-                }
-                Some(Ok(_)) => {}
+                    Some(reason) => return Err(unreadable(kafka, note, reason)),
+                    // One of several brokers may be away, and the client goes on to the others.
+                    None => {
+                        last = Some(error);
+                        continue;
+                    }
+                },
+            };
+            let own = |partition: &&Partition| {
+                message.partition() == partition.index && message.topic() == topic_of(&kafka.topics, partition.input)
+            };
+            let Some(partition) = turn.keys().find(own).copied() else { continue };
+            let notes = waiting.get_mut(&partition).expect("what is read is waited for");
+            let (note, until) = (notes[0], turn[&partition] + READ_ON_MAX);
+            if message.offset() > note.offset {
+                return Err(unreadable(kafka, note, "the log does not hold it any more".to_owned()));
+            }
+            if message.offset() == note.offset {
+                originals.push(original(note, &message));
+                notes.pop_front();
+                found = Instant::now();
+            }
+            if notes.front().is_none_or(|next| next.offset >= until) {
+                turn.remove(&partition);
+                // Nothing more of it, while others are read; what comes nevertheless is passed over.
+                let _ = self::list(kafka, &BTreeMap::from([(partition, until)])).and_then(|list| consumer.pause(&list));
             }
         }
     }
-    Ok(())
+    Ok(originals)
 }
 
-/// Offsets that are read on through, rather than sought past, to the next dead record.
-const READ_ON_MAX: i64 = 1_000;
+fn list(kafka: &Kafka, offsets: &BTreeMap<Partition, i64>) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets {
+        list.add_partition_offset(topic_of(&kafka.topics, partition.input), partition.index, Offset::Offset(*offset))?;
+    }
+    Ok(list)
+}
+
+fn unreadable(kafka: &Kafka, note: Note, reason: String) -> DeadLetterError {
+    let topic = topic_of(&kafka.topics, note.partition.input).to_owned();
+    DeadLetterError::Unreadable { topic, partition: note.partition.index, offset: note.offset, reason }
+}
 
 fn original(note: Note, message: &BorrowedMessage) -> Original {
     Original {
