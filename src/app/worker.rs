@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ use crate::ingest::consumer::{FromKafka, ToConsumer};
 use crate::ingest::dead_letters::{self, DeadLetterError};
 use crate::ingest::producer::Producer;
 use crate::ingest::recorded;
+use crate::ingest::rights::may_read;
 use crate::ingest::room::Enough;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::{Anchor, Input as Topic, Note, Partition};
@@ -86,6 +88,8 @@ pub struct Worker {
     redis: Arc<ByShard>,
     /// Since when some shard prices by another catalogue.
     other_catalogue_since: Option<Instant>,
+    /// Asks whether the user may read, until it may.
+    asking: Option<JoinHandle<()>>,
     /// Why Kafka will not have this worker any more.
     fenced: Option<String>,
 }
@@ -154,6 +158,7 @@ impl Worker {
             shards_halted: BTreeMap::new(),
             probed: Instant::now(),
             other_catalogue_since: None,
+            asking: None,
             fenced: None,
         }
     }
@@ -254,6 +259,11 @@ impl Worker {
                 }
             }
             FromKafka::Connection(connection) => self.parts.health.set(Check::Kafka, connection.state()),
+            FromKafka::NotAllowed => {
+                if self.asking.as_ref().is_none_or(JoinHandle::is_finished) {
+                    self.asking = Some(self.ask_until_allowed());
+                }
+            }
             FromKafka::End { partition, offset, stable } => {
                 self.ends.insert(partition, (offset, stable));
             }
@@ -305,6 +315,23 @@ impl Worker {
                 }
             }
         });
+    }
+
+    /// The client does not say of what it is not let read, nor when it is.
+    fn ask_until_allowed(&self) -> JoinHandle<()> {
+        let (kafka, watermarks) = (self.parts.config.kafka.clone(), self.parts.watermarks.clone());
+        let (health, done) = (self.parts.health.clone(), self.done.clone());
+        tokio::spawn(async move {
+            while !done.is_closed() {
+                let answer = may_read(&kafka, &watermarks).await;
+                let allowed = answer.is_ok();
+                health.set(Check::Allowed, answer.map_err(|error| error.to_string()));
+                if allowed {
+                    return;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        })
     }
 
     fn on_done(&mut self, done: Done) {

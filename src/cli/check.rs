@@ -8,6 +8,8 @@ use super::Ended;
 use super::output::Output;
 use crate::config::{Config, ConfigError, PublishAfter, read_catalogue};
 use crate::ingest::admin::{Admin, TopicReport};
+use crate::ingest::client::BrokerError;
+use crate::ingest::watermarks::Watermarks;
 use crate::outbox;
 use crate::report::state;
 use crate::store::info::{RedisInfo, cluster_info};
@@ -113,7 +115,16 @@ async fn check_kafka(args: &CheckArgs, config: &Config, lines: &mut Lines) -> an
     for report in admin.check_topics().await? {
         lines.add(&report.topic, topic_line(&report, made.contains(&report.topic)));
     }
+    let committed = Watermarks::new(&config.kafka)?.committed_metadata(&config.kafka.topics.commands, 1).await;
+    lines.add(&format!("group {}", config.kafka.group), group_line(committed));
     Ok(())
+}
+
+/// What the group has committed for the commands' one partition is asked for only to see whether it is told.
+fn group_line(committed: Result<Vec<String>, BrokerError>) -> Result<String, String> {
+    let committed = committed.map_err(|error| error.to_string())?;
+    let any = committed.iter().any(|metadata| !metadata.is_empty());
+    Ok(if any { "has committed".to_owned() } else { "nothing is committed yet".to_owned() })
 }
 
 fn topic_line(report: &TopicReport, made: bool) -> Result<String, String> {

@@ -16,7 +16,7 @@ use super::output::Output;
 use crate::config::Config;
 use crate::ingest::client::Cluster;
 use crate::ingest::ledger_tail::{Answer, LedgerTail};
-use crate::ingest::producer::{Outgoing, Producer};
+use crate::ingest::producer::{Outgoing, ProduceError, Producer};
 
 const SOURCE: &str = "credit-meter-cli";
 /// Not the caller's `--timeout`, which is about the meter: a command that may or may not be sent is worse than a wait.
@@ -133,7 +133,12 @@ async fn produce(config: &Config, account: &str, id: &str, value: &[u8]) -> anyh
         || format!("command {id} may or may not be sent: send it again with --id {id}, the same id counts once");
     let delivered = timeout(ACKNOWLEDGED_WITHIN, producer.send(record)).await;
     let delivered = delivered.context("kafka has not acknowledged it in time").with_context(again)?;
-    let delivered = delivered.with_context(again)?;
+    let delivered = match delivered {
+        Err(refused @ (ProduceError::Refused { .. } | ProduceError::TooLarge { .. })) => {
+            return Err(refused).with_context(|| format!("command {id} was not sent"));
+        }
+        other => other.with_context(again)?,
+    };
     eprintln!(
         "kafka acknowledged command {id} at {}/{}@{}",
         config.kafka.topics.commands, delivered.partition, delivered.offset

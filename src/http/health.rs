@@ -10,6 +10,8 @@ pub enum Check {
     Kafka,
     /// The group has given this worker partitions.
     Assigned,
+    /// The brokers let this worker's user read its inputs.
+    Allowed,
     /// Redis answers.
     Redis,
     /// No shard is halted.
@@ -21,13 +23,14 @@ pub enum Check {
 }
 
 impl Check {
-    pub const ALL: [Check; 6] =
-        [Check::Kafka, Check::Assigned, Check::Redis, Check::Shards, Check::Progress, Check::Outbox];
+    pub const ALL: [Check; 7] =
+        [Check::Kafka, Check::Assigned, Check::Allowed, Check::Redis, Check::Shards, Check::Progress, Check::Outbox];
 
     pub const fn name(self) -> &'static str {
         match self {
             Check::Kafka => "kafka",
             Check::Assigned => "assigned",
+            Check::Allowed => "allowed",
             Check::Redis => "redis",
             Check::Shards => "shards",
             Check::Progress => "progress",
@@ -40,7 +43,7 @@ impl Check {
         match self {
             Check::Assigned => Err("no partitions are assigned yet".to_owned()),
             Check::Redis => Err("redis has not answered yet".to_owned()),
-            Check::Kafka | Check::Shards | Check::Progress | Check::Outbox => Ok(()),
+            Check::Kafka | Check::Allowed | Check::Shards | Check::Progress | Check::Outbox => Ok(()),
         }
     }
 }

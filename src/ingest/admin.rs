@@ -249,8 +249,10 @@ impl Admin {
                 remedy: "bring back the brokers that hold it".to_owned(),
             });
         }
-        let none = Settings::new();
-        let found = all.get(&spec.name).unwrap_or(&none);
+        let Some(found) = all.get(&spec.name).filter(|found| !found.is_empty()) else {
+            findings.push(settings_hidden());
+            return findings;
+        };
         for (name, rule) in &spec.settings {
             let value = found.get(*name).map(String::as_str);
             let Some(wanted) = wrong_value(rule, value, view.replication, all) else { continue };
@@ -323,8 +325,16 @@ fn entries(resource: &ConfigResource) -> Settings {
 
 fn missing() -> Finding {
     Finding {
-        what: "it does not exist".to_owned(),
-        remedy: "make it with `credit-meter check --create-topics`".to_owned(),
+        what: "it does not exist, or its user may not see it".to_owned(),
+        remedy: "make it with `credit-meter check --create-topics`, or give the user Describe on it".to_owned(),
+    }
+}
+
+/// Brokers tell no settings to who may not read them, and no error.
+fn settings_hidden() -> Finding {
+    Finding {
+        what: "its settings are not told".to_owned(),
+        remedy: "give the user DescribeConfigs on it, so that they can be checked".to_owned(),
     }
 }
 

@@ -31,7 +31,10 @@ pub enum BrokerError {
          know; mend the log on the brokers' disk, as from a replica"
     )]
     Damaged { place: String, reason: String },
-    #[error("topic {topic} does not exist; make it with `credit-meter check --create-topics`")]
+    #[error(
+        "topic {topic} does not exist, or its user may not see it; make it with `credit-meter check --create-topics`, or give the \
+         user Describe on it"
+    )]
     NoTopic { topic: String },
     #[error("kafka refused to {what}: {reason}")]
     Refused { what: String, reason: String },

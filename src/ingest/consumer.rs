@@ -16,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
+use super::fault::not_allowed;
 use super::group::{Connection, Group, Rebalance};
 use super::in_step::InStep;
 use super::room::{Enough, Look, Room};
@@ -104,6 +105,8 @@ pub enum FromKafka {
         stable: i64,
     },
     Connection(Connection),
+    /// The brokers do not let this worker's user do what reading takes.
+    NotAllowed,
     /// Kafka has no place for this consumer any more, and it reads nothing more.
     Fenced {
         reason: String,
@@ -566,7 +569,12 @@ impl Thread {
             }
             _ => match self.consumer.context().damage.take() {
                 Some(reason) => self.read_again(&reason),
-                None => self.complain(error, "reading from kafka"),
+                None => {
+                    if error.rdkafka_error_code().is_some_and(not_allowed) {
+                        self.tell(FromKafka::NotAllowed);
+                    }
+                    self.complain(error, "reading from kafka");
+                }
             },
         }
     }

@@ -21,6 +21,7 @@ enum Look {
     Protocol,
     Leader,
     Network,
+    Rights,
     Brokers,
 }
 
@@ -31,7 +32,7 @@ impl Look {
             Look::Brokers | Look::Network => 0,
             // A guess from where the connection broke.
             Look::Protocol => 1,
-            Look::Password | Look::Certificate | Look::Leader => 2,
+            Look::Password | Look::Certificate | Look::Leader | Look::Rights => 2,
         }
     }
 
@@ -53,9 +54,16 @@ impl Look {
             Look::Network => {
                 "is the address right, does something on the way drop what is sent, or does the broker stand still?"
             }
+            Look::Rights => "may the meter's user do that? docs/permissions.md names the rights that it needs",
             Look::Brokers => "is it up, and are kafka.brokers and kafka.properties right?",
         }
     }
+}
+
+/// The brokers know the user, and do not let it do that.
+pub fn not_allowed(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{ClusterAuthorizationFailed, GroupAuthorizationFailed, TopicAuthorizationFailed};
+    matches!(code, TopicAuthorizationFailed | GroupAuthorizationFailed | ClusterAuthorizationFailed)
 }
 
 impl Fault {
@@ -65,6 +73,7 @@ impl Fault {
             Some(RDKafkaErrorCode::SSL) if reason.contains("certificate") => Look::Certificate,
             Some(RDKafkaErrorCode::SSL) => Look::Protocol,
             Some(RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::LeaderNotAvailable) => Look::Leader,
+            Some(code) if not_allowed(code) => Look::Rights,
             _ => Fault::silence(reason.to_owned()).look,
         };
         Fault { reason: reason.to_owned(), look }
@@ -179,6 +188,7 @@ mod tests {
         let of = |code, reason: &str| Fault::new(&KafkaError::Global(code), reason).to_string();
         let check = |told: String, remedy: &str| assert!(told.contains(remedy), "{told}");
         check(of(RDKafkaErrorCode::Authentication, "no"), "no; do the brokers know this user and password?");
+        check(of(RDKafkaErrorCode::GroupAuthorizationFailed, "no"), "docs/permissions.md names the rights");
         check(of(RDKafkaErrorCode::SSL, "certificate verify failed"), "an authority of ssl.ca.location");
         check(of(RDKafkaErrorCode::SSL, "connecting to a PLAINTEXT broker listener?"), "is security.protocol in");
         check(of(RDKafkaErrorCode::BrokerTransportFailure, "Connection refused"), "is it up, and are kafka.brokers");

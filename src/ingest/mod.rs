@@ -34,6 +34,8 @@ pub mod mock;
 pub mod producer;
 /// What was published about records that may be decided again.
 pub mod recorded;
+/// Whether the brokers let the meter's user read.
+pub mod rights;
 /// Who is read on, what is paused, and why.
 pub mod room;
 /// The newest records of a topic, now and then.

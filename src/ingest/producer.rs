@@ -15,6 +15,7 @@ use rdkafka::{ClientContext, Timestamp};
 use tokio::sync::{Notify, oneshot};
 
 use super::client::{self, BrokerError, Reasons};
+use super::fault::{Fault, not_allowed};
 use crate::config::Kafka;
 
 const DEFAULTS: [(&str, &str); 6] = [
@@ -260,7 +261,11 @@ fn not_taken(topic: &str, bytes: usize, error: &KafkaError) -> ProduceError {
             | Code::ClusterAuthorizationFailed
             | Code::InvalidArgument
             | Code::PolicyViolation),
-        ) => ProduceError::Refused { topic, reason: code.to_string() },
+        ) => {
+            let told = code.to_string();
+            let reason = if not_allowed(code) { Fault::new(error, &told).to_string() } else { told };
+            ProduceError::Refused { topic, reason }
+        }
         Some(code) => ProduceError::Indefinite { topic, reason: code.to_string() },
         None => ProduceError::Indefinite { topic, reason: error.to_string() },
     }

@@ -10,7 +10,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
-use super::fault::Fault;
+use super::fault::{Fault, not_allowed};
 use crate::config::Kafka;
 
 /// A broker that is there delivers something within this time.
@@ -80,8 +80,9 @@ pub fn scan(
                         one.map_or(topic.to_owned(), |(partition, from)| format!("{topic}/{partition} from {from} on"));
                     return Err(BrokerError::Damaged { place, reason });
                 }
-                if heard.elapsed() > SILENCE_MAX {
-                    return Err(failed(&error));
+                if heard.elapsed() > SILENCE_MAX || error.rdkafka_error_code().is_some_and(not_allowed) {
+                    let fault = Fault::new(&error, &format!("{topic}: {error}"));
+                    return Err(BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault });
                 }
             }
             None if heard.elapsed() > SILENCE_MAX => {

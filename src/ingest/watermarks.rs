@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
 use super::fault::Fault;
 use crate::config::Kafka;
+
+/// After an answer that did not come; reports wait for whoever polls the client.
+const TO_HEAR_REPORTS: Duration = Duration::from_millis(100);
 
 /// A client that asks about logs and never reads them.
 #[derive(Clone)]
@@ -62,12 +65,23 @@ impl Watermarks {
                 // One that has failed is not asked again: after a leader's death it may take a partition for unknown for ever,
                 // where a new client finds the next leader.
                 slot().take_if(|client| Arc::ptr_eq(client, &asked));
-                let fault = Fault::new(&error, &format!("{place}: {error}"));
+                let fault = fault(&asked, &place, &error);
                 BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault }
             })
         });
         asking.await.expect("asking does not panic")
     }
+}
+
+/// That nothing came in time says nothing; what the client has reported meanwhile does.
+fn fault(client: &Client, place: &str, error: &KafkaError) -> Fault {
+    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut) {
+        client.poll(TO_HEAR_REPORTS);
+        if let Some(reported) = client.context().faults.lately() {
+            return reported;
+        }
+    }
+    Fault::new(error, &format!("{place}: {error}"))
 }
 
 fn client(kafka: &Kafka) -> Result<Client, BrokerError> {

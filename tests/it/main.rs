@@ -29,6 +29,7 @@ mod rebuild;
 mod redis_answers;
 mod redis_tls;
 mod renewals;
+mod rights;
 mod saved_point;
 mod secured;
 mod sentinel;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::kafka::Topics;
 use crate::support::meter::Meter;
-use crate::support::secured_kafka::{PASSWORD, SecuredKafka, USER};
+use crate::support::secured_kafka::{PASSWORD, SecuredKafka};
 use crate::walk::{CATALOGUE, put, reveal};
 
 const SECOND_PASSWORD: &str = "second-of-two-secrets";
@@ -15,18 +15,6 @@ const EVENTS: u64 = 2_000;
 const PARTITIONS: i32 = 2;
 /// `check` asks Kafka for 10 seconds; the rest is for a slow machine.
 const CHECK_MAX: Duration = Duration::from_secs(60);
-
-/// A meter with TLS and the password in this file.
-fn meter(topics: &Topics, kafka: &SecuredKafka, password_file: &str) -> Meter {
-    let mut meter = Meter::new(topics, CATALOGUE);
-    meter.set("KAFKA__BROKERS", &kafka.secured());
-    meter.set("KAFKA__PROPERTIES__SECURITY_PROTOCOL", "sasl_ssl");
-    meter.set("KAFKA__PROPERTIES__SSL_CA_LOCATION", &kafka.authority());
-    meter.set("KAFKA__PROPERTIES__SASL_MECHANISM", "SCRAM-SHA-512");
-    meter.set("KAFKA__PROPERTIES__SASL_USERNAME", USER);
-    meter.set("KAFKA__PROPERTIES__SASL_PASSWORD_FILE", password_file);
-    meter
-}
 
 async fn send(topics: &Topics, ids: std::ops::Range<u64>) {
     for id in ids {
@@ -47,7 +35,7 @@ async fn usage_is_counted_exactly_over_tls_while_the_password_is_rotated() {
     let folder = tempfile::tempdir().expect("a folder");
     let password = folder.path().join("password");
     std::fs::write(&password, format!("{PASSWORD}\n")).expect("a file");
-    let meter = meter(&topics, &kafka, &password.display().to_string());
+    let meter = kafka.meter(&topics, CATALOGUE, &password);
     let (first_log, second_log) = (folder.path().join("first.log"), folder.path().join("second.log"));
 
     topics.command(&put("acme", "organization")).await; // e-mail unlimited
@@ -120,7 +108,7 @@ async fn a_wrong_authority_an_old_certificate_and_a_wrong_password_are_told_with
     ];
     let mut all = tokio::task::JoinSet::new();
     for (row, (key, value, words)) in rows.into_iter().enumerate() {
-        let mut meter = meter(&topics, &kafka, &password.display().to_string());
+        let mut meter = kafka.meter(&topics, CATALOGUE, &password);
         // Nobody listens at a second address, as at one of a name that has several: no more is told of it than is of use.
         let at = |place: &str| format!("{place},127.0.0.1:1");
         meter.set("KAFKA__BROKERS", &at(&kafka.secured()));
@@ -131,7 +119,7 @@ async fn a_wrong_authority_an_old_certificate_and_a_wrong_password_are_told_with
     }
     all.join_all().await;
 
-    let mut meter = meter(&topics, &kafka, &password.display().to_string());
+    let mut meter = kafka.meter(&topics, CATALOGUE, &password);
     // At once: no broker can help.
     meter.set(ca, "/does/not/exist.pem");
     for command in ["check", "serve"] {

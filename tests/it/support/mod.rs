@@ -1,6 +1,7 @@
 //! What the tests share: where the services are, topics and prefixes of a test's own, a meter as a child process,
 //! servers that a test may break.
 
+pub mod acls;
 pub mod brokers;
 pub mod certificates;
 pub mod dump;

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use super::kafka::Topics;
+use super::meter::Meter;
 use super::one_broker::{Listener, OneBroker, java, run};
 use super::redis::free_port;
 
@@ -17,7 +19,17 @@ pub struct SecuredKafka {
 }
 
 impl SecuredKafka {
+    /// Whoever has the password may do everything.
     pub async fn start() -> SecuredKafka {
+        SecuredKafka::open_to_all(true).await
+    }
+
+    /// Who has the password may do only what [`super::acls`] give; who comes without one, everything.
+    pub async fn start_closed() -> SecuredKafka {
+        SecuredKafka::open_to_all(false).await
+    }
+
+    async fn open_to_all(open: bool) -> SecuredKafka {
         let folder = tempfile::tempdir().expect("a folder");
         make_certificates(folder.path());
         let [plain, secured, expired] = [(); 3].map(|()| free_port());
@@ -41,11 +53,26 @@ impl SecuredKafka {
              listener.name.secured.scram-sha-512.sasl.jaas.config={SCRAM}\n\
              listener.name.expired.scram-sha-512.sasl.jaas.config={SCRAM}\n\
              # A connection shows its password again after so long: one that was taken away is soon of no use.\n\
-             connections.max.reauth.ms=3000\n",
+             connections.max.reauth.ms=3000\n\
+             authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+             super.users=User:ANONYMOUS\n\
+             allow.everyone.if.no.acl.found={open}\n",
         );
         let scram = format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]");
         let broker = OneBroker::start(folder, &listeners, &properties, &["--add-scram", &scram]).await;
         SecuredKafka { broker, plain, secured, expired }
+    }
+
+    /// A meter with TLS and the password in this file.
+    pub fn meter(&self, topics: &Topics, catalogue: &str, password_file: &Path) -> Meter {
+        let mut meter = Meter::new(topics, catalogue);
+        meter.set("KAFKA__BROKERS", &self.secured());
+        meter.set("KAFKA__PROPERTIES__SECURITY_PROTOCOL", "sasl_ssl");
+        meter.set("KAFKA__PROPERTIES__SSL_CA_LOCATION", &self.authority());
+        meter.set("KAFKA__PROPERTIES__SASL_MECHANISM", "SCRAM-SHA-512");
+        meter.set("KAFKA__PROPERTIES__SASL_USERNAME", USER);
+        meter.set("KAFKA__PROPERTIES__SASL_PASSWORD_FILE", &password_file.display().to_string());
+        meter
     }
 
     /// Without TLS and password, for the test.
