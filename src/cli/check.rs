@@ -1,5 +1,7 @@
 //! Whether all that the meter needs is there. Each line says what to do where it is not.
 
+use std::time::{Duration, Instant};
+
 use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
@@ -8,7 +10,7 @@ use super::Ended;
 use super::output::Output;
 use crate::config::{Config, ConfigError, PublishAfter, read_catalogue};
 use crate::ingest::admin::{Admin, TopicReport};
-use crate::ingest::client::BrokerError;
+use crate::ingest::client::{ANSWER_TIMEOUT, BrokerError};
 use crate::ingest::watermarks::Watermarks;
 use crate::outbox;
 use crate::report::state;
@@ -115,16 +117,26 @@ async fn check_kafka(args: &CheckArgs, config: &Config, lines: &mut Lines) -> an
     for report in admin.check_topics().await? {
         lines.add(&report.topic, topic_line(&report, made.contains(&report.topic)));
     }
-    let committed = Watermarks::new(&config.kafka)?.committed_metadata(&config.kafka.topics.commands, 1).await;
-    lines.add(&format!("group {}", config.kafka.group), group_line(committed));
+    lines.add(&format!("group {}", config.kafka.group), group_line(config).await.map_err(|error| error.to_string()));
     Ok(())
 }
 
 /// What the group has committed for the commands' one partition is asked for only to see whether it is told.
-fn group_line(committed: Result<Vec<String>, BrokerError>) -> Result<String, String> {
-    let committed = committed.map_err(|error| error.to_string())?;
-    let any = committed.iter().any(|metadata| !metadata.is_empty());
-    Ok(if any { "has committed".to_owned() } else { "nothing is committed yet".to_owned() })
+async fn group_line(config: &Config) -> Result<String, BrokerError> {
+    let (watermarks, started) = (Watermarks::new(&config.kafka)?, Instant::now());
+    loop {
+        match watermarks.committed_metadata(&config.kafka.topics.commands, 1).await {
+            Ok(committed) => {
+                let any = committed.iter().any(|metadata| !metadata.is_empty());
+                return Ok(if any { "has committed" } else { "nothing is committed yet" }.to_owned());
+            }
+            // Brokers that have just started look for the group's coordinator first.
+            Err(BrokerError::NoAnswer { .. }) if started.elapsed() < ANSWER_TIMEOUT => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn topic_line(report: &TopicReport, made: bool) -> Result<String, String> {
