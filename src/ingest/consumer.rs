@@ -181,13 +181,14 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
     let (control, orders) = channel();
     let enough = Arc::new(Enough::default());
     let thread = Thread {
-        consumer,
+        consumer: Arc::new(consumer),
         room: Room::new(enough.clone(), settings.in_order),
         settings,
         events,
         orders,
         assignment: 0,
         starting: None,
+        committing: None,
         reading: BTreeMap::new(),
         in_step: InStep::default(),
         unreadable: Unreadable::default(),
@@ -203,13 +204,14 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
 }
 
 struct Thread {
-    consumer: BaseConsumer<Group>,
+    consumer: Arc<BaseConsumer<Group>>,
     settings: Settings,
     events: UnboundedSender<FromKafka>,
     orders: Receiver<ToConsumer>,
     assignment: u64,
     /// Positions to start at, until Kafka has taken the generation that goes with them.
     starting: Option<BTreeMap<Partition, Reading>>,
+    committing: Option<Committing>,
     reading: BTreeMap<Partition, Reading>,
     room: Room,
     in_step: InStep,
@@ -219,6 +221,12 @@ struct Thread {
     complained_at: Option<Instant>,
     /// Statistics seen since the last pause or assignment.
     statistics_since_change: u32,
+}
+
+/// The commit that starting waits for, which another thread makes.
+struct Committing {
+    positions: Vec<(Partition, i64)>,
+    answer: Receiver<Result<(), KafkaError>>,
 }
 
 #[derive(Clone, Copy)]
@@ -287,7 +295,7 @@ impl Thread {
             ToConsumer::Conditions(conditions) => self.settings.decoder.set_conditions(conditions),
             ToConsumer::Commit { positions } => {
                 if !self.reading.is_empty()
-                    && let Err(error) = self.commit(&positions, CommitMode::Async)
+                    && let Err(error) = self.commit(&positions)
                 {
                     tracing::debug!(%error, "could not commit offsets to kafka: lag tools will lag");
                 }
@@ -301,12 +309,9 @@ impl Thread {
         let Some(mut starting) = self.starting.take() else { return };
         let positions: Vec<_> = starting.iter().map(|(partition, reading)| (*partition, reading.next)).collect();
         // A worker beyond the number of partitions has none: it stands by.
-        if !positions.is_empty()
-            && let Err(error) = self.commit(&positions, CommitMode::Sync)
-        {
-            self.complain(&error, "kafka has not taken the state's generation yet; reading waits");
+        if !positions.is_empty() && !self.has_committed(&positions) {
             self.starting = Some(starting);
-            // Serves a rebalance, which is the usual reason.
+            // Serves a rebalance that may come meanwhile.
             self.read_chunk();
             self.rebalanced();
             return;
@@ -336,6 +341,44 @@ impl Thread {
             self.in_step = InStep::new(self.settings.ahead_max, ends.into_iter());
         }
         self.tell(FromKafka::Started { assignment: self.assignment, log_ends });
+    }
+
+    /// Commits the positions unless that is on its way, and tells whether Kafka has taken them.
+    ///
+    /// Only a call that waits is told how it ends, and it may wait for as long as Kafka is silent, so another thread makes it:
+    /// this one has to hear that the partitions are lost meanwhile.
+    fn has_committed(&mut self, positions: &[(Partition, i64)]) -> bool {
+        let told = "kafka has not taken the state's generation yet; reading waits";
+        if let Some(committing) = &self.committing {
+            let answer = match committing.answer.try_recv() {
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => unreachable!("it answers before it ends"),
+                Ok(answer) => answer,
+            };
+            // They may have gone back since.
+            let same = committing.positions == positions;
+            self.committing = None;
+            match answer {
+                Ok(()) if same => return true,
+                Ok(()) => {}
+                Err(error) => self.complain(&error, told),
+            }
+        }
+        match self.positions(positions) {
+            Err(error) => self.complain(&error, told),
+            Ok(list) => {
+                let (consumer, (answers, answer)) = (self.consumer.clone(), channel());
+                let commit = move || {
+                    let result = consumer.commit(&list, CommitMode::Sync);
+                    // The consumer ends with its own thread.
+                    drop(consumer);
+                    let _ = answers.send(result);
+                };
+                std::thread::Builder::new().name("commit".into()).spawn(commit).expect("a thread starts");
+                self.committing = Some(Committing { positions: positions.to_vec(), answer });
+            }
+        }
+        false
     }
 
     /// Moves rewound partitions. Not by a new assignment: librdkafka ends the process where two of those come in
@@ -384,7 +427,11 @@ impl Thread {
         self.statistics_since_change = 0;
     }
 
-    fn commit(&self, positions: &[(Partition, i64)], mode: CommitMode) -> Result<(), KafkaError> {
+    fn commit(&self, positions: &[(Partition, i64)]) -> Result<(), KafkaError> {
+        self.consumer.commit(&self.positions(positions)?, CommitMode::Async)
+    }
+
+    fn positions(&self, positions: &[(Partition, i64)]) -> Result<TopicPartitionList, KafkaError> {
         let mut list = TopicPartitionList::new();
         for (partition, position) in positions {
             let topic = topic_of(&self.settings.kafka.topics, partition.input);
@@ -392,7 +439,7 @@ impl Thread {
             element.set_offset(Offset::Offset(*position))?;
             element.set_metadata(&self.settings.generation);
         }
-        self.consumer.commit(&list, mode)
+        Ok(list)
     }
 
     /// Pauses partitions of which there is enough, and resumes the others.
@@ -475,7 +522,7 @@ impl Thread {
         let rebalances = self.consumer.context().take_rebalances();
         for rebalance in rebalances {
             self.assignment += 1;
-            self.starting = None;
+            (self.starting, self.committing) = (None, None);
             self.reading.clear();
             self.in_step = InStep::default();
             self.unreadable = Unreadable::default();
