@@ -88,9 +88,12 @@ impl Topics {
         for topic in &others {
             topics.push(append(topic).set("max.message.bytes", "20100000"));
         }
-        let made = admin.create_topics(&topics, &AdminOptions::new()).await.expect("kafka answers");
-        for result in made {
-            result.expect("a topic is made");
+        // A broker that has just started may hang up on its first client.
+        let made =
+            until("kafka makes topics", || async { admin.create_topics(&topics, &AdminOptions::new()).await.ok() });
+        for result in made.await {
+            let there = matches!(result, Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)));
+            assert!(there, "a topic is not made: {result:?}");
         }
         Topics::named(brokers, prefix, partitions)
     }
