@@ -44,6 +44,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// An unreachable partition must not keep the others from being read: it says the same when it is read.
 const LOG_START_TIMEOUT: Duration = Duration::from_secs(1);
+/// A commit at the start that has no answer by then waits for brokers that are silent: the process ends without it.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Statistics that come before this many are of the time before a pause or an assignment.
 const SETTLED_STATISTICS: u32 = 3;
 
@@ -266,6 +268,10 @@ impl Thread {
             self.read_statistics();
         }
         self.consumer.unsubscribe();
+        // It leaves the group when nobody holds it any more.
+        if let Some(committing) = &self.committing {
+            let _ = committing.answer.recv_timeout(COMMIT_TIMEOUT);
+        }
     }
 
     fn tell(&self, event: FromKafka) {

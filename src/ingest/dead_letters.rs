@@ -157,11 +157,11 @@ fn read_side_by_side(
         // The client keeps a pause over an assignment.
         let assigned = list.and_then(|list| consumer.assign(&list).and_then(|()| consumer.resume(&list)));
         assigned.map_err(|error| unreadable(kafka, note, error.to_string()))?;
-        let mut found = Instant::now();
+        let mut heard = Instant::now();
         let mut last = None;
         while let Some(partition) = turn.keys().next() {
             let note = waiting[partition][0];
-            if found.elapsed() > READ_TIMEOUT {
+            if heard.elapsed() > READ_TIMEOUT {
                 let last = last.map(|error: KafkaError| format!("; the last fault: {error}")).unwrap_or_default();
                 return Err(unreadable(kafka, note, format!("no answer within {READ_TIMEOUT:?}{last}")));
             }
@@ -189,6 +189,7 @@ fn read_side_by_side(
                 message.partition() == partition.index && message.topic() == topic_of(&kafka.topics, partition.input)
             };
             let Some(partition) = turn.keys().find(own).copied() else { continue };
+            heard = Instant::now();
             let notes = waiting.get_mut(&partition).expect("what is read is waited for");
             let (note, until) = (notes[0], turn[&partition] + READ_ON_MAX);
             if message.offset() > note.offset {
@@ -197,7 +198,6 @@ fn read_side_by_side(
             if message.offset() == note.offset {
                 originals.push(original(note, &message));
                 notes.pop_front();
-                found = Instant::now();
             }
             if notes.front().is_none_or(|next| next.offset >= until) {
                 turn.remove(&partition);
