@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +44,8 @@ use crate::store::{ShardState, Store, StoreError};
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// The wait before something that failed outside the pipeline is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Between two questions whether the user may read: each takes some connections of its own.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Events from Kafka taken in a row before answers get their turn.
 const TURN: usize = 64;
 
@@ -88,8 +89,8 @@ pub struct Worker {
     redis: Arc<ByShard>,
     /// Since when some shard prices by another catalogue.
     other_catalogue_since: Option<Instant>,
-    /// Asks whether the user may read, until it may.
-    asking: Option<JoinHandle<()>>,
+    /// Told when the brokers refuse to let its user read.
+    not_allowed: Arc<Notify>,
     /// Why Kafka will not have this worker any more.
     fenced: Option<String>,
 }
@@ -158,7 +159,7 @@ impl Worker {
             shards_halted: BTreeMap::new(),
             probed: Instant::now(),
             other_catalogue_since: None,
-            asking: None,
+            not_allowed: Arc::default(),
             fenced: None,
         }
     }
@@ -172,6 +173,7 @@ impl Worker {
     ) -> anyhow::Result<()> {
         let mut status = tokio::time::interval(STATUS_EVERY);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.ask_until_allowed();
         loop {
             self.parts.pulse.worker.beat();
             let due = self.parts.pipeline.due_at_ms().map(|at_ms| self.started + Duration::from_millis(at_ms));
@@ -259,9 +261,10 @@ impl Worker {
                 }
             }
             FromKafka::Connection(connection) => self.parts.health.set(Check::Kafka, connection.state()),
-            FromKafka::NotAllowed => {
-                if self.asking.as_ref().is_none_or(JoinHandle::is_finished) {
-                    self.asking = Some(self.ask_until_allowed());
+            FromKafka::NotAllowed => self.not_allowed.notify_one(),
+            FromKafka::NotInGroup { reason } => {
+                if self.parts.health.state(Check::Assigned).is_err() {
+                    self.parts.health.set(Check::Assigned, Err(reason));
                 }
             }
             FromKafka::End { partition, offset, stable } => {
@@ -317,21 +320,27 @@ impl Worker {
         });
     }
 
-    /// The client does not say of what it is not let read, nor when it is.
-    fn ask_until_allowed(&self) -> JoinHandle<()> {
-        let (kafka, watermarks) = (self.parts.config.kafka.clone(), self.parts.watermarks.clone());
-        let (health, done) = (self.parts.health.clone(), self.done.clone());
+    /// The client does not say of what it is not let read, nor when it is. What it tells while a question is on its way is
+    /// asked anew.
+    fn ask_until_allowed(&self) {
+        let (config, health) = (self.parts.config.clone(), self.parts.health.clone());
+        let (refused, done) = (self.not_allowed.clone(), self.done.clone());
         tokio::spawn(async move {
-            while !done.is_closed() {
-                let answer = may_read(&kafka, &watermarks).await;
-                let allowed = answer.is_ok();
-                health.set(Check::Allowed, answer.map_err(|error| error.to_string()));
-                if allowed {
-                    return;
+            loop {
+                tokio::select! {
+                    () = done.closed() => return,
+                    () = refused.notified() => {}
                 }
-                tokio::time::sleep(RETRY).await;
+                while let Err(error) = may_read(&config.kafka).await {
+                    health.set(Check::Allowed, Err(error.to_string()));
+                    tokio::select! {
+                        () = done.closed() => return,
+                        () = tokio::time::sleep(ASK_AGAIN) => {}
+                    }
+                }
+                health.set(Check::Allowed, Ok(()));
             }
-        })
+        });
     }
 
     fn on_done(&mut self, done: Done) {

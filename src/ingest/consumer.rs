@@ -46,6 +46,8 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOG_START_TIMEOUT: Duration = Duration::from_secs(1);
 /// A commit at the start that has no answer by then waits for brokers that are silent: the process ends without it.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What refuses a commit does so at once.
+const COMMIT_AGAIN: Duration = Duration::from_millis(200);
 /// Statistics that come before this many are of the time before a pause or an assignment.
 const SETTLED_STATISTICS: u32 = 3;
 
@@ -109,8 +111,12 @@ pub enum FromKafka {
         stable: i64,
     },
     Connection(Connection),
-    /// The brokers do not let this worker's user do what reading takes.
+    /// The brokers do not let this worker's user read.
     NotAllowed,
+    /// They do not let it into the group.
+    NotInGroup {
+        reason: String,
+    },
     /// Kafka has no place for this consumer any more, and it reads nothing more.
     Fenced {
         reason: String,
@@ -367,7 +373,10 @@ impl Thread {
             match answer {
                 Ok(()) if same => return true,
                 Ok(()) => {}
-                Err(error) => self.complain(&error, told),
+                Err(error) => {
+                    self.tell_of_rights(&error);
+                    self.complain(&error, told);
+                }
             }
         }
         match self.positions(positions) {
@@ -378,6 +387,9 @@ impl Thread {
                     let result = consumer.commit(&list, CommitMode::Sync);
                     // The consumer ends with its own thread.
                     drop(consumer);
+                    if result.is_err() {
+                        std::thread::sleep(COMMIT_AGAIN);
+                    }
                     let _ = answers.send(result);
                 };
                 std::thread::Builder::new().name("commit".into()).spawn(commit).expect("a thread starts");
@@ -543,7 +555,7 @@ impl Thread {
                 Rebalance::Lose => {
                     let session = humantime::format_duration(self.settings.kafka.session_timeout);
                     let reason = format!(
-                        "the partitions are lost: kafka and this worker have not heard of each other for \
+                        "the partitions are lost, as where kafka and this worker do not hear of each other for \
                          kafka.session_timeout ({session}); it joins the group again by itself"
                     );
                     self.tell(FromKafka::Revoked { assignment, reason });

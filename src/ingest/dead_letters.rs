@@ -168,11 +168,15 @@ fn read_side_by_side(
             let message = match consumer.poll(Duration::from_millis(200)) {
                 None | Some(Err(KafkaError::PartitionEOF(_))) => continue,
                 Some(Ok(message)) => message,
-                Some(Err(error)) if error.rdkafka_error_code().is_some_and(will_not_pass) => {
-                    return Err(unreadable(kafka, note, error.to_string()));
-                }
+                // Of one partition it is known which.
+                Some(Err(error)) if error.rdkafka_error_code().is_some_and(will_not_pass) => match turn.len() {
+                    1 => return Err(unreadable(kafka, note, error.to_string())),
+                    _ => {
+                        at_once = 1;
+                        break;
+                    }
+                },
                 Some(Err(error)) => match consumer.context().damage.take() {
-                    // Of one partition it is known which.
                     Some(_) if turn.len() > 1 => {
                         at_once = 1;
                         break;

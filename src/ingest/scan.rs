@@ -14,10 +14,10 @@ use super::fault::{Fault, not_allowed};
 use crate::config::Kafka;
 
 /// A broker that is there delivers something within this time.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The client pauses a partition that is far ahead for this long, a second by default.
 const DEFAULTS: [(&str, &str); 2] = [("fetch.wait.max.ms", "20"), ("fetch.queue.backoff.ms", "20")];
-const POLL: Duration = Duration::from_millis(100);
+pub(super) const POLL: Duration = Duration::from_millis(100);
 
 /// What the visitor wants next of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ pub fn offsets_at(kafka: &Kafka, topic: &str, time_ms: i64) -> Result<BTreeMap<i
     Ok(found.elements().iter().map(|element| (element.partition(), start(element.offset()))).collect())
 }
 
-fn consumer(kafka: &Kafka) -> Result<BaseConsumer<Reasons>, BrokerError> {
+pub(super) fn consumer(kafka: &Kafka) -> Result<BaseConsumer<Reasons>, BrokerError> {
     let fixed = [
         ("auto.offset.reset", "error"),
         ("enable.auto.commit", "false"),

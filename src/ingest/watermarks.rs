@@ -11,7 +11,7 @@ use super::client::{self, ANSWER_TIMEOUT, BrokerError, Reasons};
 use super::fault::Fault;
 use crate::config::Kafka;
 
-/// After an answer that did not come; reports wait for whoever polls the client.
+/// After an answer that did not come.
 const TO_HEAR_REPORTS: Duration = Duration::from_millis(100);
 
 /// A client that asks about logs and never reads them.
@@ -61,6 +61,9 @@ impl Watermarks {
                 Some(client) => client,
                 None => slot().insert(Arc::new(client(&kafka)?)).clone(),
             };
+            // Those of before say nothing about this question.
+            hear_reports(&asked, Duration::from_millis(1));
+            asked.context().faults.clear();
             question(&asked, ANSWER_TIMEOUT).map_err(|error| {
                 // One that has failed is not asked again: after a leader's death it may take a partition for unknown for ever,
                 // where a new client finds the next leader.
@@ -73,10 +76,15 @@ impl Watermarks {
     }
 }
 
+/// Reports wait for whoever polls the client, which gives one at a time.
+fn hear_reports(client: &Client, within: Duration) {
+    while client.poll(within).is_some() {}
+}
+
 /// That nothing came in time says nothing; what the client has reported meanwhile does.
 fn fault(client: &Client, place: &str, error: &KafkaError) -> Fault {
     if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut) {
-        client.poll(TO_HEAR_REPORTS);
+        hear_reports(client, TO_HEAR_REPORTS);
         if let Some(reported) = client.context().faults.lately() {
             return reported;
         }

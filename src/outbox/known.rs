@@ -36,13 +36,6 @@ impl Known {
         (outbox.taken_at, outbox.unanswered, outbox.oldest_ms) = (Some(Instant::now()), false, oldest_ms);
     }
 
-    /// The relay has its lease, and publishes what it was given before.
-    pub fn renewed(&self, shard: u32) {
-        let mut outboxes = self.outboxes();
-        let outbox = &mut outboxes[shard as usize];
-        (outbox.taken_at, outbox.unanswered) = (Some(Instant::now()), false);
-    }
-
     /// The store did not answer.
     pub fn unanswered(&self, shard: u32) {
         self.outboxes()[shard as usize].unanswered = true;

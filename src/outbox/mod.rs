@@ -139,7 +139,7 @@ impl Relay {
             Taken::Entries(entries) => entries,
         };
         published.clear();
-        self.known.taken(shard, entries.first().and_then(|(entry_id, _)| written_ms(entry_id)));
+        self.known.taken(shard, oldest_ms(&entries));
         for (_, entry) in entries.iter().filter(|(_, entry)| entry.output == Output::Alerts) {
             // Full, or nobody counts accounts: the next census finds it.
             let _ = self.alerts.try_send(entry.account.as_str().into());
@@ -183,7 +183,9 @@ impl Relay {
         };
         match self.store.take(shard, &call).await {
             Ok(Taken::Held) => self.known.lost(shard),
-            Ok(Taken::Entries(_) | Taken::NotDurable(_)) => self.known.renewed(shard),
+            // It may have been another's turn meanwhile, so what waits is told anew.
+            Ok(Taken::Entries(entries)) => self.known.taken(shard, oldest_ms(&entries)),
+            Ok(Taken::NotDurable(_)) => self.known.withheld(shard),
             Err(error) => {
                 metrics::record_call_refusal(error.kind());
                 self.known.unanswered(shard);
@@ -240,6 +242,10 @@ impl Relay {
             Output::Alerts => &self.topics.alerts,
         }
     }
+}
+
+fn oldest_ms(entries: &[(String, OutboxEntry)]) -> Option<i64> {
+    entries.first().and_then(|(entry_id, _)| written_ms(entry_id))
 }
 
 /// For how long a relay keeps its lease, once it has waited for Kafka for so long. Kafka may be away from this worker alone:

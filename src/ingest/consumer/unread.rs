@@ -7,7 +7,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::super::client::{BrokerError, topic_of};
-use super::super::fault::not_allowed;
+use super::super::fault::{Fault, not_allowed};
 use super::super::scan::{Next, scan};
 use super::{COMPLAIN_EVERY, FromKafka, LOG_START_TIMEOUT, Reading, Thread};
 use crate::ledger::call::Partition;
@@ -114,12 +114,20 @@ impl Thread {
             _ => match self.consumer.context().damage.take() {
                 Some(reason) => self.read_again(&reason),
                 None => {
-                    if error.rdkafka_error_code().is_some_and(not_allowed) {
-                        self.tell(FromKafka::NotAllowed);
-                    }
+                    self.tell_of_rights(error);
                     self.complain(error, "reading from kafka");
                 }
             },
+        }
+    }
+
+    pub(super) fn tell_of_rights(&self, error: &KafkaError) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                self.tell(FromKafka::NotInGroup { reason: Fault::from(error).to_string() });
+            }
+            Some(code) if not_allowed(code) => self.tell(FromKafka::NotAllowed),
+            _ => {}
         }
     }
 

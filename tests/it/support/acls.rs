@@ -21,6 +21,7 @@ pub enum On {
 pub enum May {
     Read = 3,
     Write = 4,
+    Describe = 8,
     DescribeConfigs = 10,
 }
 
