@@ -115,6 +115,26 @@ fn scripts_take_keys_from_keys_and_never_read_a_clock() {
     }
 }
 
+/// The upper-case word behind each of these beginnings, in lower case.
+fn words_behind(beginnings: &[&str], code: &str) -> Vec<String> {
+    let word = |rest: &str| rest.split(|letter: char| !letter.is_ascii_uppercase()).next().map(str::to_lowercase);
+    beginnings.iter().flat_map(|beginning| code.split(beginning).skip(1).filter_map(word)).collect()
+}
+
+#[test]
+fn the_rights_at_redis_are_those_of_the_commands_that_are_used() {
+    let scripts = files("src/store/lua", ".lua").into_iter().map(|path| text(&path));
+    let used = scripts.flat_map(|script| words_behind(&["redis.call('", "redis.pcall('"], &script));
+    let store = files("src/store", ".rs").into_iter().map(|path| code(&path));
+    let asked = store.flat_map(|code| words_behind(&["cmd(\""], &code));
+    // Scripts are called by their hash; a Sentinel has users of its own.
+    let used = used.chain(asked).filter(|word| word != "sentinel").chain(["evalsha".to_owned()]);
+    let used: std::collections::BTreeSet<String> = used.collect();
+    let page = text(Path::new("docs/permissions.md"));
+    let given = page.split([' ', '`', '\n']).filter_map(|word| word.strip_prefix('+')?.split('|').next());
+    assert_eq!(used, given.map(str::to_owned).collect(), "docs/permissions.md (right) names other commands");
+}
+
 #[test]
 fn scripts_write_last() {
     let scripts: [(&str, &[&str]); 5] = [

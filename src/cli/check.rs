@@ -121,7 +121,8 @@ async fn check_kafka(args: &CheckArgs, config: &Config, lines: &mut Lines) -> an
     Ok(())
 }
 
-/// What the group has committed for the commands' one partition is asked for only to see whether it is told.
+/// What the group has committed for the commands' one partition is asked for only to see whether it is told: that takes
+/// Describe on the group. Whether the user may join it, only joining tells.
 async fn group_line(config: &Config) -> Result<String, BrokerError> {
     let (watermarks, started) = (Watermarks::new(&config.kafka)?, Instant::now());
     loop {

@@ -157,7 +157,7 @@ impl Reported {
         fresh(&self.most, now)
     }
 
-    /// A broker is connected.
+    /// What was reported says nothing any more, as once a broker is connected.
     pub fn clear(&self) {
         *hold(&self.most) = None;
     }

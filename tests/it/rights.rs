@@ -1,4 +1,4 @@
-//! docs/permissions.md: the rights that it names are enough, and each is needed.
+//! docs/permissions.md: the rights that it names are enough, and what is missing of them is told.
 
 use std::process::Output;
 
@@ -73,7 +73,7 @@ fn close(account: &str) -> serde_json::Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rights_that_the_page_names_are_enough_and_each_is_needed() {
+async fn the_rights_that_the_page_names_are_enough_and_what_is_missing_is_told() {
     let kafka = SecuredKafka::start_closed().await;
     let topics = Topics::named(&kafka.plain(), own_prefix("rights"), 1);
     // By somebody else.
