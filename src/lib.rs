@@ -21,6 +21,8 @@ pub mod http;
 pub mod ingest;
 /// The specification: what a record does to a team's credits. Pure.
 pub mod ledger;
+/// The log on stderr.
+pub mod log;
 /// Every metric, a function each.
 pub mod metrics;
 /// Messages from the shards' outboxes to Kafka.

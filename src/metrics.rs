@@ -355,6 +355,9 @@ pub fn record_audit_failure() {
 
 /// All metrics in the text format 0.0.4.
 pub fn render() -> String {
+    let lost = crate::log::lines_lost();
+    let told = METRICS.log_lines_told.fetch_max(lost, Ordering::Relaxed);
+    METRICS.log_lines_lost.inc_by(lost.saturating_sub(told));
     let families = METRICS.registry.gather();
     TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
         tracing::error!(%error, "metrics cannot be rendered");
@@ -372,6 +375,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 struct Metrics {
     registry: Registry,
     names: Vec<String>,
+    log_lines_lost: IntCounter,
+    /// How many of them are counted: two may ask at once.
+    log_lines_told: AtomicU64,
     events: IntCounterVec,
     credits_charged: CounterVec,
     denied: Vec<IntCounter>,
@@ -423,6 +429,11 @@ impl Metrics {
         register.build_info();
         register.process();
         let metrics = Metrics {
+            log_lines_lost: register.counter(
+                "credit_meter_log_lines_lost_total",
+                "Lines of the log that stderr did not take: its disk is full, or its reader stands still.",
+            ),
+            log_lines_told: AtomicU64::new(0),
             events: register.counters(
                 "credit_meter_events_total",
                 "Usage events by how they ended and their action.",

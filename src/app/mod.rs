@@ -40,6 +40,7 @@ use crate::config::{AgeFrom, Config, read_catalogue};
 use crate::failpoint;
 use crate::http::{self, Accounts, ByShard, Check, Health};
 use crate::ingest::client::Cluster;
+use crate::ingest::clock;
 use crate::ingest::consumer;
 use crate::ingest::decode::{self, Decoder};
 use crate::ingest::producer::Producer;
@@ -112,6 +113,28 @@ pub enum Job {
 
 /// Runs a meter until it is told to stop. `in_force`: the catalogue, and who else follows it.
 pub async fn run(
+    config: Config,
+    in_force: watch::Sender<Arc<Catalogue>>,
+    job: Job,
+    store: Store,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let work = work(config, in_force, job, store, health, stop.clone());
+    tokio::pin!(work);
+    tokio::select! {
+        ended = &mut work => ended,
+        set_back = clock::set_back() => {
+            tracing::error!("{set_back}");
+            stop.cancel();
+            // Its threads may sleep; what they hold is resent at the next start.
+            let _ = tokio::time::timeout(4 * STOP_WAIT, work).await;
+            Err(set_back.into())
+        }
+    }
+}
+
+async fn work(
     config: Config,
     in_force: watch::Sender<Arc<Catalogue>>,
     job: Job,

@@ -19,6 +19,7 @@ use crate::app;
 use crate::config::{Config, StartFrom};
 use crate::ingest::alerts::Alert;
 use crate::ingest::tail::{Step, Tail, TailRecord};
+use crate::note;
 
 /// Ids that are remembered, 10 MB: a relay that died repeats what it had under way, a few hundred.
 const SEEN_MAX: usize = 200_000;
@@ -108,7 +109,7 @@ impl Teller {
             Ok(None) => return Ok(Reader::There),
             Err(error) => {
                 self.unreadable += 1;
-                eprintln!("the alert at {}@{} cannot be read: {error}", record.partition, record.offset);
+                note!("the alert at {}@{} cannot be read: {error}", record.partition, record.offset);
                 return Ok(Reader::There);
             }
         };
@@ -127,7 +128,7 @@ impl Teller {
     fn ended(&self) -> Ended {
         let failed = self.program.as_ref().map_or(0, |program| program.failed);
         if failed > 0 {
-            eprintln!("the program failed for {failed} alerts");
+            note!("the program failed for {failed} alerts");
         }
         if failed + self.unreadable == 0 { Ended::Well } else { Ended::Badly }
     }

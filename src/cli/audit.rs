@@ -18,6 +18,8 @@ use crate::audit::report::{Difference, Named, Report};
 use crate::audit::{self, Options, Watch};
 use crate::config::{Config, read_catalogue};
 use crate::http::{self, Check, Health};
+use crate::ingest::clock;
+use crate::note;
 use crate::report::state;
 use crate::{app, metrics};
 
@@ -48,7 +50,10 @@ pub struct AuditArgs {
 
 pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     if args.follow {
-        return follow(args, config, output).await;
+        return tokio::select! {
+            ended = follow(args, config, output) => ended,
+            set_back = clock::set_back() => Err(set_back.into()),
+        };
     }
     let report = once(&args, args.from.clone(), config).await?;
     output.answer(&report, || text(&report))?;
@@ -60,8 +65,8 @@ pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Re
 fn tell_saved(args: &AuditArgs, report: &Report) {
     let Some(path) = args.save.as_deref().map(Path::display) else { return };
     match report.saved {
-        Some(records) => eprintln!("saved to {path}: {records} usage records need not be read again"),
-        None => eprintln!(
+        Some(records) => note!("saved to {path}: {records} usage records need not be read again"),
+        None => note!(
             "not saved to {path}: a point must be without differences, this audit found {}; mend them and audit again",
             report.mismatches
         ),
@@ -104,7 +109,7 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
             }
             Err(error) => {
                 metrics::record_audit_failure();
-                eprintln!("no result: {error:#}");
+                note!("no result: {error:#}");
             }
         }
         for check in Check::ALL {

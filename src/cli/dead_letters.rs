@@ -13,6 +13,7 @@ use crate::config::{Config, StartFrom};
 use crate::ingest::letter::{Letter, Place};
 use crate::ingest::producer::{Acknowledgement, Outgoing, Producer};
 use crate::ingest::tail::{Step, Tail};
+use crate::note;
 
 /// A broker that is there delivers something within this time.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -115,7 +116,7 @@ impl Letters {
                 Err(what) => {
                     self.unreadable += 1;
                     let topic = &self.topic;
-                    self.progress.suspend(|| eprintln!("{topic}/{partition}@{offset} is no dead letter: {what}"));
+                    self.progress.suspend(|| note!("{topic}/{partition}@{offset} is no dead letter: {what}"));
                 }
             }
         }
@@ -265,7 +266,7 @@ async fn replay(args: ReplayArgs, config: &Config, output: Output) -> anyhow::Re
     output.answer(&replayed, || replayed.text())?;
     if !named.is_empty() {
         let named: Vec<String> = named.iter().map(|(partition, offset)| format!("{partition}@{offset}")).collect();
-        eprintln!("{} holds no letter {} of this meter, or not as asked for", letters.topic, named.join(", "));
+        note!("{} holds no letter {} of this meter, or not as asked for", letters.topic, named.join(", "));
         return Ok(Ended::Badly);
     }
     Ok(letters.ended())

@@ -14,6 +14,7 @@ use crate::audit::events::{self, Dated, Told};
 use crate::config::{Config, read_catalogue};
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::Outcome;
+use crate::note;
 use crate::report::{state, unknown};
 
 /// Beyond all times that events may bear.
@@ -66,7 +67,7 @@ pub async fn run(args: EventsArgs, config: &Config, output: Output) -> anyhow::R
     let told = told?;
     if let Some(begins_ms) = told.log_begins_ms {
         let begins = output::time(begins_ms);
-        eprintln!("the log no longer reaches back to {}: it begins at {begins}", output::time(from_ms));
+        note!("the log no longer reaches back to {}: it begins at {begins}", output::time(from_ms));
     }
     let shown = Shown::of(&args.account, dated, &told.events);
     if args.csv {

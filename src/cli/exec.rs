@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::output;
 use crate::ingest::alerts::Alert;
 use crate::ledger::credits::Credits;
+use crate::note;
 
 /// What a program that is under way may take when the command is stopped. It is then left alone, not killed: what it
 /// has begun it may end.
@@ -37,7 +38,7 @@ impl Program {
             Err(error) => error.to_string(),
         };
         self.failed += 1;
-        eprintln!("{} failed for alert {}: {failure}", self.path.display(), alert.id);
+        note!("{} failed for alert {}: {failure}", self.path.display(), alert.id);
     }
 }
 

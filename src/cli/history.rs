@@ -13,6 +13,7 @@ use crate::ingest::decode::{self, Bears};
 use crate::ingest::producer::{Outgoing, Producer};
 use crate::ledger::apply::json_text;
 use crate::ledger::roll::time_text;
+use crate::note;
 
 pub struct History {
     usage: String,
@@ -86,7 +87,7 @@ impl History {
             };
             producer.send(record).await?;
         }
-        eprintln!("time has passed to {time} in {partitions} partitions of {}", self.usage);
+        note!("time has passed to {time} in {partitions} partitions of {}", self.usage);
         Ok(())
     }
 }

@@ -27,6 +27,7 @@ use crate::ingest::client::Cluster;
 use crate::ingest::decode::{self, Bears};
 use crate::ingest::producer::{Acknowledgement, Delivered, Outgoing, OutgoingHeader, ProduceError, Producer};
 use crate::ledger::command::ACCOUNT_PUT;
+use crate::note;
 
 /// The `source` of made-up events and commands.
 const SOURCE: &str = "load";
@@ -97,7 +98,7 @@ pub async fn run(args: LoadArgs, config: &Config, output: Output) -> anyhow::Res
     let source = open(&args, config)?;
     if let (Some(plan), Some(usage)) = (&args.put_accounts, source.usage()) {
         let accounts = put_accounts(&loader, &topics.commands, plan, usage).await?;
-        eprintln!("kafka acknowledged the commands that create {accounts} accounts on plan {plan}");
+        note!("kafka acknowledged the commands that create {accounts} accounts on plan {plan}");
     }
     let total = source.usage().map(|usage| usage.events);
     let lines = read_ahead(source, args.rate);
@@ -105,7 +106,7 @@ pub async fn run(args: LoadArgs, config: &Config, output: Output) -> anyhow::Res
     let report = loader.report();
     output.answer(&report, || report.text())?;
     if let Some(failure) = &loader.first_failure {
-        eprintln!("first failure: {failure}");
+        note!("first failure: {failure}");
     }
     stopped?;
     if report.sent == 0 && report.skipped > 0 {
@@ -119,7 +120,7 @@ fn open(args: &LoadArgs, config: &Config) -> anyhow::Result<Source> {
     if let Some(events) = args.generate {
         let seed = args.seed.unwrap_or_else(|| now_ms().unsigned_abs());
         if args.seed.is_none() {
-            eprintln!("seed {seed}");
+            note!("seed {seed}");
         }
         let usage = Usage { events, accounts: args.accounts.unwrap_or(1000), seed };
         return Ok(Source::Made(usage, actions(&read_catalogue(config)?, args.put_accounts.as_deref())?));
@@ -263,7 +264,7 @@ impl Loader {
                         Ok(None) => {}
                         Ok(Some((topic, time_ms))) => self.send(&topic, &event, time_ms).await,
                         Err(reason) if skip_bad => {
-                            eprintln!("line {number} is skipped: {reason}");
+                            note!("line {number} is skipped: {reason}");
                             self.skipped += 1;
                         }
                         Err(reason) => {
@@ -271,7 +272,7 @@ impl Loader {
                         }
                     },
                     Line::Bad { number, reason } if skip_bad => {
-                        eprintln!("line {number} is skipped: {reason}");
+                        note!("line {number} is skipped: {reason}");
                         self.skipped += 1;
                     }
                     Line::Bad { number, reason } => {

@@ -269,8 +269,8 @@ fn settings(args: &[OsString]) -> Vec<(String, String)> {
 }
 
 async fn demo(args: DemoArgs, output: Output) -> anyhow::Result<Ended> {
-    let options = crate::demo::DemoOptions { for_: args.duration, json: output.json, seed: args.seed };
-    crate::demo::run(options).await.map(|()| Ended::Well)
+    let options = crate::demo::DemoOptions { for_: args.duration, seed: args.seed };
+    crate::demo::run(options, |document, text| output.answer(document, || text)).await.map(|()| Ended::Well)
 }
 
 #[cfg(test)]

@@ -3,12 +3,22 @@
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::io::Interest;
 use tokio::net::unix::pipe::Sender;
 
 pub use crate::ledger::time::rfc3339 as time;
+
+/// A line for whoever runs the command, on stderr. Where that takes none, as on a full disk, the work goes on.
+#[macro_export]
+macro_rules! note {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
 
 /// How a command answers.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +43,7 @@ impl Output {
         let mut stdout = std::io::stdout().lock();
         match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
-            written => Ok(written.map(|()| Reader::There)?),
+            written => Ok(written.map(|()| Reader::There).context("stdout cannot be written")?),
         }
     }
 }

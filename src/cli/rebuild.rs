@@ -22,6 +22,7 @@ use crate::http::{Check, Health};
 use crate::ingest::client::{Cluster, topic_of};
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::Partition;
+use crate::note;
 use crate::store::{RedisStore, Store};
 
 /// How often progress is looked at.
@@ -72,10 +73,10 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     // Only now: what the log cannot give back is not deleted.
     for shard in &args.shard {
         let keys = store.wipe(*shard).await?;
-        eprintln!("shard {shard}: {keys} keys deleted");
+        note!("shard {shard}: {keys} keys deleted");
     }
     start::make_missing(&catalogue, &store, &plan).await?;
-    eprintln!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
+    note!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     let (in_force, _) = watch::channel(Arc::new(catalogue));

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::ingest::client::Cluster;
 use crate::ingest::ledger_tail::{Answer, LedgerTail};
 use crate::ingest::producer::{Outgoing, ProduceError, Producer};
+use crate::note;
 
 const SOURCE: &str = "credit-meter-cli";
 /// Not the caller's `--timeout`, which is about the meter: a command that may or may not be sent is worse than a wait.
@@ -139,9 +140,11 @@ async fn produce(config: &Config, account: &str, id: &str, value: &[u8]) -> anyh
         }
         other => other.with_context(again)?,
     };
-    eprintln!(
+    note!(
         "kafka acknowledged command {id} at {}/{}@{}",
-        config.kafka.topics.commands, delivered.partition, delivered.offset
+        config.kafka.topics.commands,
+        delivered.partition,
+        delivered.offset
     );
     Ok(delivered.offset)
 }
@@ -163,11 +166,11 @@ pub fn tell(sent: &Sent, replaced: Option<&str>, output: Output) -> anyhow::Resu
         None => (report("acknowledged"), Ended::Badly),
     };
     match answer {
-        Some(Answer::Duplicate) => eprintln!(
+        Some(Answer::Duplicate) => note!(
             "command {id} was decided before: nothing changed, also if this one asks for something else; \
              for another command take another --id"
         ),
-        None => eprintln!(
+        None => note!(
             "no meter has answered within {}; command {id} is acknowledged by kafka and will be applied when a meter \
              runs",
             humantime::format_duration(*waited)
@@ -179,7 +182,7 @@ pub fn tell(sent: &Sent, replaced: Option<&str>, output: Output) -> anyhow::Resu
         _ => format!("{account}: {} {id}", report.status),
     })?;
     let Some(replaced) = replaced else { return Ok(ended) };
-    eprintln!(
+    note!(
         "meanwhile command {replaced} had put another configuration of {account}, which this one has replaced: put \
          that again with the add-ons as they are wanted"
     );

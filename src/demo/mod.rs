@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chrono::Utc;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use crate::ingest::producer::{Outgoing, Producer};
 use crate::ledger::call::Input;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::outcome::Outcome;
+use crate::note;
 use crate::store::{MemoryStore, Store};
 use traffic::{Expected, Traffic};
 
@@ -54,12 +55,15 @@ On real Kafka and Redis:
 
 pub struct DemoOptions {
     pub for_: Duration,
-    pub json: bool,
     pub seed: u64,
 }
 
-/// Runs the demo; an error if the meter's numbers are not those of the traffic.
-pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
+/// Runs the demo; an error if the meter's numbers are not those of the traffic. `answer` gets what it came to, for programs
+/// and for people.
+pub async fn run(
+    options: DemoOptions,
+    answer: impl FnOnce(&Value, String) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let topics = Config::default().kafka.topics;
     let broker = MockBroker::start(&[
         (&topics.usage, USAGE_PARTITIONS),
@@ -73,8 +77,8 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
     let store = Store::Memory(MemoryStore::new(SHARDS));
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    eprintln!("credit-meter demo: a mock broker and a store in memory, for {:?}", options.for_);
-    eprintln!("metrics while it runs: http://{}/metrics", listener.local_addr()?);
+    note!("credit-meter demo: a mock broker and a store in memory, for {:?}", options.for_);
+    note!("metrics while it runs: http://{}/metrics", listener.local_addr()?);
     let http = tokio::spawn(http::serve(listener, health.clone(), None, stop.clone()));
     let catalogue = Catalogue::parse(CATALOGUE).context("the demo's catalogue")?;
     let (in_force, _) = watch::channel(Arc::new(catalogue));
@@ -94,7 +98,9 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<()> {
     http.await.context("the http server")??;
     drop(broker);
 
-    report(&options, &seen, &result, seconds);
+    note!("{CLOSING_WORDS}");
+    let (document, text) = report(&seen, &result, seconds);
+    answer(&document, text)?;
     if result.mismatches.is_empty() && seen.agrees(&expected) {
         return Ok(());
     }
@@ -143,7 +149,7 @@ async fn generate(
             told_at = Instant::now();
             let seen = Seen::of(store).await?;
             let left = options.for_.saturating_sub(started.elapsed()).as_secs();
-            eprintln!("{} events read, {} charged, {} denied, {left} s to go", seen.read, seen.charged, seen.denied);
+            note!("{} events read, {} charged, {} denied, {left} s to go", seen.read, seen.charged, seen.denied);
         }
     }
     Ok(traffic.expected)
@@ -235,20 +241,15 @@ async fn compare(store: &Store, expected: &Expected) -> anyhow::Result<Compariso
     Ok(Comparison { accounts: Traffic::teams().count(), mismatches })
 }
 
-fn report(options: &DemoOptions, seen: &Seen, result: &Comparison, seconds: f64) {
+fn report(seen: &Seen, result: &Comparison, seconds: f64) -> (Value, String) {
     let per_second = (seen.read as f64 / seconds).round();
-    eprintln!("{CLOSING_WORDS}");
-    if options.json {
-        let line = json!({
-            "events_read": seen.read, "charged": seen.charged, "free": seen.free, "duplicates": seen.duplicates,
-            "denied": seen.denied, "dead_lettered": seen.dead_lettered, "accounts": result.accounts,
-            "events_per_second": per_second,
-            "check": { "accounts_checked": result.accounts, "mismatches": result.mismatches.len() },
-        });
-        println!("{line}");
-        return;
-    }
-    println!(
+    let document = json!({
+        "events_read": seen.read, "charged": seen.charged, "free": seen.free, "duplicates": seen.duplicates,
+        "denied": seen.denied, "dead_lettered": seen.dead_lettered, "accounts": result.accounts,
+        "events_per_second": per_second,
+        "check": { "accounts_checked": result.accounts, "mismatches": result.mismatches.len() },
+    });
+    let text = format!(
         "{} events read ({per_second} a second): {} charged, {} free, {} duplicates, {} denied, {} dead-lettered\n\
          {} accounts checked against the traffic's own sums: {} mismatches",
         seen.read,
@@ -260,4 +261,5 @@ fn report(options: &DemoOptions, seen: &Seen, result: &Comparison, seconds: f64)
         result.accounts,
         result.mismatches.len(),
     );
+    (document, text)
 }

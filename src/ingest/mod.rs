@@ -8,6 +8,8 @@ pub mod alerts;
 pub mod anchors;
 /// What every client shares: settings, errors, a look at the cluster.
 pub mod client;
+/// A clock of day that is set back.
+pub mod clock;
 /// Commands that were sent.
 pub mod commands;
 /// The thread that reads.

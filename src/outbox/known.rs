@@ -19,9 +19,18 @@ const UNANSWERED_MAX: Duration = Duration::from_secs(120);
 struct Outbox {
     taken_at: Option<Instant>,
     unanswered: bool,
-    /// When the oldest message that waits was written, in ms since 1970.
-    oldest_ms: Option<i64>,
+    oldest: Option<Oldest>,
+    /// When it was last seen empty.
+    empty_at: Option<Instant>,
     fault: Option<String>,
+}
+
+/// The oldest message that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Oldest {
+    /// By Redis' clock, in ms since 1970; that of a message that was not given is not known.
+    written_ms: Option<i64>,
+    since: Instant,
 }
 
 impl Known {
@@ -33,7 +42,18 @@ impl Known {
     pub fn taken(&self, shard: u32, oldest_ms: Option<i64>) {
         let mut outboxes = self.outboxes();
         let outbox = &mut outboxes[shard as usize];
-        (outbox.taken_at, outbox.unanswered, outbox.oldest_ms) = (Some(Instant::now()), false, oldest_ms);
+        let now = Instant::now();
+        (outbox.taken_at, outbox.unanswered) = (Some(now), false);
+        let Some(written_ms) = oldest_ms else {
+            (outbox.oldest, outbox.empty_at) = (None, Some(now));
+            return;
+        };
+        if outbox.oldest.is_none_or(|oldest| oldest.written_ms != Some(written_ms)) {
+            // Redis' clock may be another, but what an empty outbox holds since was written since.
+            let age = age(written_ms).min(outbox.empty_at.map_or(Duration::MAX, |at| at.elapsed()));
+            let since = now.checked_sub(age).unwrap_or(now);
+            outbox.oldest = Some(Oldest { written_ms: Some(written_ms), since });
+        }
     }
 
     /// The store did not answer.
@@ -46,7 +66,7 @@ impl Known {
         let mut outboxes = self.outboxes();
         let outbox = &mut outboxes[shard as usize];
         (outbox.taken_at, outbox.unanswered) = (Some(Instant::now()), false);
-        outbox.oldest_ms.get_or_insert_with(now_ms);
+        outbox.oldest.get_or_insert_with(|| Oldest { written_ms: None, since: Instant::now() });
     }
 
     /// What became of the attempt to publish.
@@ -69,8 +89,8 @@ impl Known {
 
     /// How long the oldest message of all has waited; zero if none waits.
     pub fn oldest(&self) -> Duration {
-        let oldest_ms = self.outboxes().iter().filter_map(|outbox| outbox.oldest_ms).min();
-        oldest_ms.map_or(Duration::ZERO, age)
+        let since = self.outboxes().iter().filter_map(|outbox| outbox.oldest).map(|oldest| oldest.since).min();
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether a shard's messages leave, or why not.
@@ -79,7 +99,7 @@ impl Known {
         if let Some(fault) = outbox.fault {
             return Err(fault);
         }
-        let wait = outbox.oldest_ms.map_or(Duration::ZERO, age);
+        let wait = outbox.oldest.map_or(Duration::ZERO, |oldest| oldest.since.elapsed());
         if wait <= self.wait_max {
             return Ok(());
         }
@@ -131,10 +151,23 @@ mod tests {
     fn what_was_not_given_waits_too() {
         let known = Known::new(1, MINUTE, Duration::ZERO);
         known.withheld(0);
-        let since = known.outboxes()[0].oldest_ms;
+        let since = known.outboxes()[0].oldest;
         assert!(since.is_some() && known.holds(0));
         known.withheld(0);
-        assert_eq!(known.outboxes()[0].oldest_ms, since, "its wait goes on");
+        assert_eq!(known.outboxes()[0].oldest, since, "its wait goes on");
+    }
+
+    #[test]
+    fn a_clock_that_differs_from_redis_makes_no_message_older_than_the_outbox_knows() {
+        let known = known();
+        known.taken(0, None);
+        known.taken(0, Some(now_ms() - 3_600_000));
+        assert_eq!(known.state(0), Ok(()), "it was written after the outbox was empty");
+        let since = known.outboxes()[0].oldest;
+        known.taken(0, Some(now_ms() - 3_600_000 - 1));
+        assert!(known.oldest() < MINUTE);
+        known.taken(0, since.and_then(|oldest| oldest.written_ms));
+        assert!(known.oldest() < MINUTE);
     }
 
     #[test]

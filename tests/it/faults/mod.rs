@@ -3,6 +3,7 @@
 
 mod damaged;
 mod kafka_network;
+mod machine;
 mod on_kafka;
 mod on_redis;
 mod workers;

@@ -92,21 +92,27 @@ impl Meter {
     /// Starts a worker whose log and last words go to a file.
     pub fn start_telling(&self, extra: &[(&str, &str)], told: &Path) -> Running {
         let told = std::fs::File::create(told).expect("a file");
-        self.spawn(&["serve"], extra, told.into())
+        self.spawn(&["serve"], extra, &[], told.into())
+    }
+
+    /// Starts a worker on a machine of its own kind: what it says goes there, and its environment says more.
+    pub fn start_on(&self, environment: &[(&str, &str)], told: impl Into<Stdio>) -> Running {
+        self.spawn(&["serve"], &[], environment, told.into())
     }
 
     /// Starts a command that serves until it is stopped.
     pub fn start_with(&self, arguments: &[&str], extra: &[(&str, &str)]) -> Running {
-        self.spawn(arguments, extra, Stdio::inherit())
+        self.spawn(arguments, extra, &[], Stdio::inherit())
     }
 
-    fn spawn(&self, arguments: &[&str], extra: &[(&str, &str)], told: Stdio) -> Running {
+    fn spawn(&self, arguments: &[&str], extra: &[(&str, &str)], environment: &[(&str, &str)], told: Stdio) -> Running {
         let http = format!("127.0.0.1:{}", free_port());
         let mut command = self.command();
         command.args(arguments).env("CREDIT_METER__HTTP__LISTEN", &http).stdin(Stdio::null()).stderr(told);
         for (key, value) in extra {
             command.env(format!("CREDIT_METER__{key}"), value);
         }
+        command.envs(environment.iter().copied());
         Running { child: command.spawn().expect("the program starts"), http }
     }
 

@@ -4,6 +4,7 @@
 pub mod acls;
 pub mod brokers;
 pub mod certificates;
+pub mod clock;
 pub mod dump;
 pub mod kafka;
 pub mod meter;
