@@ -133,6 +133,8 @@ pub struct Http {
     pub listen: String,
     /// Whether it tells of accounts.
     pub accounts: bool,
+    /// Connections at once; more wait until one ends.
+    pub connections_max: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -321,7 +323,7 @@ impl Default for Redis {
 
 impl Default for Http {
     fn default() -> Http {
-        Http { listen: "127.0.0.1:9464".into(), accounts: false }
+        Http { listen: "127.0.0.1:9464".into(), accounts: false, connections_max: 256 }
     }
 }
 

@@ -83,10 +83,16 @@ fn each_client_library_has_one_home() {
     };
     refuse(outside("src/ingest"), &["rdkafka::"], "only ingest/ names rdkafka");
     refuse(outside("src/store"), &["redis::cmd", "redis::Client", "redis::aio"], "only store/ names redis");
-    refuse(outside("src/http"), &["axum::"], "only http/ names axum");
+    refuse(outside("src/http"), &["axum::", "hyper::"], "only http/ names axum and hyper");
     let mut others = outside("src/config.rs");
     others.retain(|path| !path.starts_with("src/config"));
     refuse(others, &["std::env::var"], "only config reads the environment");
+}
+
+/// `println!` and `eprintln!` panic where the disk behind them is full.
+#[test]
+fn what_is_printed_can_fail() {
+    refuse(files("src", ".rs"), &["println!(", "print!("], "cli/output.rs writes to stdout, note! to stderr");
 }
 
 #[test]

@@ -84,10 +84,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         true => Some(Arc::new(FromRedis::new(config.clone(), catalogues))),
         false => None,
     };
-    let http = tokio::spawn(http::serve(listener, health.clone(), accounts, stop.clone()));
+    let connections_max = config.http.connections_max;
+    let http = tokio::spawn(http::serve(listener, health.clone(), accounts, connections_max, stop.clone()));
     let result = run(config, in_force, Job::Serve, Store::Redis(store), health, stop.clone()).await;
     stop.cancel();
-    http.await.context("the http server")??;
+    http.await.context("the http server")?;
     result
 }
 

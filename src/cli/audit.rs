@@ -90,7 +90,8 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
         .with_context(|| format!("http.listen = {}: is a meter running here?", config.http.listen))?;
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     tokio::spawn(app::stop_on_signal(stop.clone()));
-    let serving = tokio::spawn(http::serve(listener, health.clone(), None, stop.clone()));
+    let connections_max = config.http.connections_max;
+    let serving = tokio::spawn(http::serve(listener, health.clone(), None, connections_max, stop.clone()));
     // Started again, it goes on from what it has saved.
     let mut from = args.from.clone().or(args.save.clone().filter(|path| path.exists()));
     loop {
@@ -120,7 +121,7 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
             () = stop.cancelled() => break,
         }
     }
-    serving.await.context("the http server")??;
+    serving.await.context("the http server")?;
     Ok(Ended::Well)
 }
 

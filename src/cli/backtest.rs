@@ -21,6 +21,7 @@ use crate::backtest::tally::{Reason, Tally};
 use crate::backtest::{Fold, Settings};
 use crate::config::{Config, read_catalogue};
 use crate::ingest::decode;
+use crate::note;
 
 /// Blocks of records that wait between reading and folding: reading stays ahead, and memory stays small.
 const BLOCKS_WAITING: usize = 4;
@@ -72,7 +73,7 @@ pub async fn run(args: BacktestArgs, config: &Config, output: Output) -> anyhow:
         let report = Report::of(&statements, &tally, seconds);
         output.answer(&report, || text(&statements))?;
     }
-    eprintln!("{}", told(&tally, seconds));
+    note!("{}", told(&tally, seconds));
     let well = tally.read_any() && (!args.strict || tally.is_clean());
     Ok(if well { Ended::Well } else { Ended::Badly })
 }

@@ -54,6 +54,7 @@ impl Config {
         within("batch.max_events", batch.max_events, 1, CALL_EVENTS_MAX)?;
         within("batch.max_bytes", batch.max_bytes, 1, 1024 * MIB)?;
         // A queue that cannot hold a batch would never fill one.
+        within("http.connections_max", self.http.connections_max, 1, 100_000)?;
         within("batch.queue_max", batch.queue_max, batch.max_events, 100_000_000)?;
         within("outbox.max_entries", self.outbox.max_entries, 1, 100_000_000)?;
         within("metrics.census_rate", self.metrics.census_rate, 1, 1_000_000)?;
@@ -188,6 +189,7 @@ mod tests {
         check(|config| config.batch.max_events = 20_001, "batch.max_events is 20001: write 1 to 20000");
         check(|config| config.batch.queue_max = 15_999, "batch.queue_max is 15999: write 16000 to 100000000");
         check(|config| config.batch.queue_max = 16_000, "");
+        check(|config| config.http.connections_max = 0, "http.connections_max is 0: write 1 to 100000");
         check(|config| config.batch.max_bytes = 0, "batch.max_bytes is 0: write 1 to 1073741824");
         check(|config| config.batch.max_age = 11 * SECOND, "batch.max_age is 11s: write 0s to 10s");
         check(|config| config.events.max_bytes = 0, "events.max_bytes is 0: write 1 to 1073741824");

@@ -79,7 +79,8 @@ pub async fn run(
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     note!("credit-meter demo: a mock broker and a store in memory, for {:?}", options.for_);
     note!("metrics while it runs: http://{}/metrics", listener.local_addr()?);
-    let http = tokio::spawn(http::serve(listener, health.clone(), None, stop.clone()));
+    let connections_max = config.http.connections_max;
+    let http = tokio::spawn(http::serve(listener, health.clone(), None, connections_max, stop.clone()));
     let catalogue = Catalogue::parse(CATALOGUE).context("the demo's catalogue")?;
     let (in_force, _) = watch::channel(Arc::new(catalogue));
     let meter = tokio::spawn(crate::app::run(config.clone(), in_force, Job::Demo, store.clone(), health, stop.clone()));
@@ -95,7 +96,7 @@ pub async fn run(
     let result = compare(&store, &expected).await?;
     stop.cancel();
     meter.await.context("the meter")??;
-    http.await.context("the http server")??;
+    http.await.context("the http server")?;
     drop(broker);
 
     note!("{CLOSING_WORDS}");

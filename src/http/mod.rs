@@ -6,6 +6,8 @@ pub mod accounts;
 mod by_shard;
 /// What the meter says of its own state.
 pub mod health;
+/// Connections.
+mod server;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
+use server::Bounds;
 
 pub use accounts::Accounts;
 pub use by_shard::{ByShard, name_shards};
@@ -29,14 +32,15 @@ pub use health::{Check, Health};
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Answers until it is stopped; requests under way are finished.
+/// Answers until it is stopped. `connections_max`: [`crate::config::Http::connections_max`].
 pub async fn serve(
     listener: TcpListener,
     health: Arc<Health>,
     accounts: Option<Arc<dyn Accounts>>,
+    connections_max: usize,
     stop: CancellationToken,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(health, accounts)).with_graceful_shutdown(stop.cancelled_owned()).await
+) {
+    server::run(listener, router(health, accounts), Bounds::new(connections_max), stop).await;
 }
 
 fn router(health: Arc<Health>, accounts: Option<Arc<dyn Accounts>>) -> Router {
@@ -139,7 +143,7 @@ pub(super) mod tests {
         pub async fn open(accounts: Option<Arc<dyn Accounts>>) -> Site {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let site = Site { address: listener.local_addr().unwrap() };
-            tokio::spawn(serve(listener, Arc::new(Health::new()), accounts, CancellationToken::new()));
+            tokio::spawn(serve(listener, Arc::new(Health::new()), accounts, 100, CancellationToken::new()));
             site
         }
 
@@ -164,7 +168,7 @@ pub(super) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
-        let serving = tokio::spawn(serve(listener, health.clone(), None, stop.clone()));
+        let serving = tokio::spawn(serve(listener, health.clone(), None, 100, stop.clone()));
 
         let starting = ask(address, "/readyz").await;
         assert_eq!(starting.status, 503);
@@ -205,6 +209,6 @@ pub(super) mod tests {
         assert_eq!(ask(address, "/").await.status, 404);
 
         stop.cancel();
-        serving.await.unwrap().unwrap();
+        serving.await.unwrap();
     }
 }

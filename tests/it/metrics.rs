@@ -1,10 +1,15 @@
 //! What the metrics say of accounts, and which of them move when something is wrong.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use credit_meter::ledger::outcome::Outcome;
 use credit_meter::store::keys::Key;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::billing::renewed;
 use crate::redis_answers::unready;
@@ -13,7 +18,7 @@ use crate::support::meter::{Meter, Running, SHARDS};
 use crate::support::own_kafka::OwnKafka;
 use crate::support::redis::OwnRedis;
 use crate::support::until;
-use crate::walk::{CATALOGUE, put, reveal};
+use crate::walk::{CATALOGUE, put, reveal, reveal_event};
 
 /// The series of a metric, with their values.
 async fn series(running: &Running, name: &str) -> BTreeMap<String, f64> {
@@ -300,4 +305,70 @@ async fn an_outbox_that_does_not_drain_is_told_with_its_age() {
     has(&running, "credit_meter_outbox_failures_total", "", |failures| failures > 0.0).await;
     has(&running, "credit_meter_outbox_oldest_seconds", "", |age| age > 1.0).await;
     has(&running, "credit_meter_outbox_entries", "", |entries| entries >= 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_strange_events_nor_a_storm_of_scrapes_does_harm() {
+    const STRANGE: u64 = 2_000;
+    const SCRAPERS: usize = 50;
+    const SCRAPES: usize = 100;
+    let topics = Topics::create("storm", 1).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("EVENTS__DEAD_LETTERS_MAX", "1000000");
+    meter.set("HTTP__CONNECTIONS_MAX", "100");
+    let running = meter.start(&[]);
+    running.ready().await;
+    // One of each kind, so that nearly every series is there that there will be.
+    topics.command(&put("acme", "starter")).await;
+    let strange = |number: u64| {
+        let mut event = reveal_event("acme", &format!("e{number}"), 1);
+        event["data"]["action"] = json!(format!("action-{number}"));
+        event["data"]["user"] = json!(format!("user-{number}"));
+        event["source"] = json!(format!("/source/{number}"));
+        event["subject"] = json!(if number.is_multiple_of(2) { "acme".to_owned() } else { format!("team-{number}") });
+        let key = event["subject"].as_str().map(|subject| subject.as_bytes().to_vec());
+        Outgoing { key, value: Some(event.to_string().into_bytes()), ..Outgoing::default() }
+    };
+    for number in 0..2 {
+        topics.send("usage", &strange(number)).await;
+    }
+    topics.send("usage", &reveal("acme", "good", 1)).await;
+    meter.caught_up(&topics).await;
+    meter.published().await;
+    let before = running.get("/metrics").await.expect("it answers").1;
+
+    // Scrapers that ask all the time, and as many connections that ask nothing.
+    let mut idle = Vec::new();
+    for _ in 0..SCRAPERS {
+        idle.push(TcpStream::connect(&running.http).await.expect("it is taken"));
+    }
+    let running = Arc::new(running);
+    let mut scrapers = JoinSet::new();
+    for _ in 0..SCRAPERS {
+        let running = running.clone();
+        scrapers.spawn(async move {
+            for _ in 0..SCRAPES {
+                let (status, page) = running.get("/metrics").await.expect("it answers");
+                assert!(status == 200 && page.contains("credit_meter_events_total"), "{status}");
+            }
+        });
+    }
+    for number in 2..STRANGE {
+        topics.send("usage", &strange(number)).await;
+        topics.send("usage", &reveal("acme", &format!("good-{}", number % 20), 1)).await;
+    }
+    meter.caught_up(&topics).await;
+    scrapers.join_all().await;
+    drop(idle);
+
+    let totals = meter.totals("usage").await;
+    assert_eq!((totals[&Outcome::DeadLettered], totals[&Outcome::Charged]), (STRANGE, 21), "{totals:?}");
+    let after = running.get("/metrics").await.expect("it answers").1;
+    for word in ["action-", "user-", "/source/", "team-"] {
+        assert!(!after.contains(word), "what an event says is no label: {word}");
+    }
+    // Some that tell of time and of accounts come within the first minutes.
+    let (before, after) = (before.lines().count(), after.lines().count());
+    assert!(after < before + 100, "{after} lines after {STRANGE} strange events, {before} before");
+    assert_eq!(meter.audit()["mismatches"], 0);
 }
