@@ -19,6 +19,10 @@ const MIN_INSYNC_REPLICAS: &str = "min.insync.replicas";
 
 /// What a dead letter has more than its record: the headers that say why and where from.
 const DEAD_LETTER_HEADERS_BYTES: i64 = 64 * 1024;
+/// The largest messages that the meter sends: many denials in one, and a statement of an account with hundreds of grants.
+/// New topics take what Kafka takes by itself.
+const MESSAGE_BYTES_MIN: i64 = 512 * 1024;
+const MESSAGE_BYTES: i64 = 1_048_588;
 /// Of the oldest snapshot of Redis that one would restore; what came after it must still be in the log.
 /// New topics keep a week, existing ones must keep a day at least.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -94,6 +98,7 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
         }
     };
     let inputs = vec![topics.usage.clone(), topics.commands.clone()];
+    let room = (MAX_MESSAGE_BYTES, Rule::Keeps { least: MESSAGE_BYTES_MIN, new: MESSAGE_BYTES });
     let spec = |name: &str, partitions: Expect, settings: Vec<(&'static str, Rule)>| TopicSpec {
         name: name.to_owned(),
         partitions,
@@ -104,11 +109,11 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
         spec(&topics.usage, many, vec![input_time.clone(), usage_kept]),
         // Commands have one order.
         spec(&topics.commands, Expect::Exactly(1), [vec![input_time], for_ever.to_vec()].concat()),
-        spec(&topics.denied, many, vec![kept.clone()]),
-        spec(&topics.alerts, many, vec![]),
+        spec(&topics.denied, many, vec![kept.clone(), room.clone()]),
+        spec(&topics.alerts, many, vec![room.clone()]),
         // Statements are read years later.
-        spec(&topics.cycles, many, for_ever.to_vec()),
-        spec(&topics.ledger, many, for_ever.to_vec()),
+        spec(&topics.cycles, many, [for_ever.to_vec(), vec![room.clone()]].concat()),
+        spec(&topics.ledger, many, [for_ever.to_vec(), vec![room]].concat()),
         // Only the newest count.
         spec(
             &topics.ticks,
@@ -452,6 +457,11 @@ mod tests {
                 let found = all[&spec.name].get(*name).map(String::as_str);
                 assert_eq!(wrong_value(rule, found, 3, &all), None, "{} {name}", spec.name);
             }
+        }
+        for spec in &plan[2..6] {
+            let (_, room) = spec.settings.iter().find(|(name, _)| *name == MAX_MESSAGE_BYTES).expect("it is sent to");
+            let wrong = wrong_value(room, Some("100000"), 3, &all).map(|wanted| wanted.to_string());
+            assert_eq!(wrong.as_deref(), Some("524288 or more"), "{}", spec.name);
         }
     }
 
