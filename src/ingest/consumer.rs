@@ -51,11 +51,12 @@ const COMMIT_AGAIN: Duration = Duration::from_millis(200);
 /// Statistics that come before this many are of the time before a pause or an assignment.
 const SETTLED_STATISTICS: u32 = 3;
 
+const FETCH_WAIT: &str = "fetch.wait.max.ms";
 const DEFAULTS: [(&str, &str); 6] = [
     ("fetch.min.bytes", "1"),
     // How soon a new partition is seen.
     ("topic.metadata.refresh.interval.ms", "30000"),
-    ("fetch.wait.max.ms", "20"),
+    (FETCH_WAIT, "20"),
     ("queued.min.messages", "100000"),
     ("queued.max.messages.kbytes", "65536"),
     // The default of a second stalls a reader that keeps its queue full.
@@ -182,7 +183,9 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
     if let Some(instance) = &settings.kafka.instance_id {
         config.set("group.instance.id", instance);
     }
-    let group = Group::new(settings.kafka.topics.clone());
+    let fetch_wait =
+        config.get(FETCH_WAIT).and_then(|ms| ms.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
+    let group = Group::new(settings.kafka.topics.clone(), fetch_wait);
     let consumer: BaseConsumer<Group> = config.create_with_context(group).map_err(BrokerError::settings)?;
     let topics = [settings.kafka.topics.usage.as_str(), settings.kafka.topics.commands.as_str()];
     consumer.subscribe(&topics).map_err(BrokerError::settings)?;

@@ -28,7 +28,6 @@ pub struct Group {
     pub damage: Damage,
 }
 
-#[derive(Default)]
 struct Shared {
     rebalances: Vec<Rebalance>,
     statistics: Option<View>,
@@ -90,10 +89,13 @@ pub struct PartitionView {
 }
 
 impl Group {
-    pub fn new(topics: Topics) -> Group {
+    /// `fetch_wait`: for how long a broker may keep a fetch unanswered where there is nothing new.
+    pub fn new(topics: Topics, fetch_wait: Duration) -> Group {
+        let shared =
+            Shared { rebalances: Vec::new(), statistics: None, silence: Silence::new(fetch_wait), down_since: None };
         Group {
             topics,
-            shared: Mutex::default(),
+            shared: Mutex::new(shared),
             rebalanced: AtomicBool::new(false),
             faults: Reported::default(),
             damage: Damage::default(),

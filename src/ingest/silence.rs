@@ -20,13 +20,19 @@ pub struct Line<'a> {
 }
 
 /// Counts looks, not time: a worker that was stopped has heard nothing, and no broker is to blame.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Silence {
+    after: Duration,
     /// How often in a row a broker that was asked was found silent.
     looks: BTreeMap<String, u32>,
 }
 
 impl Silence {
+    /// `fetch_wait`: for how long brokers may leave a question unanswered, as they were told.
+    pub fn new(fetch_wait: Duration) -> Silence {
+        Silence { after: SILENT_AFTER + fetch_wait, looks: BTreeMap::new() }
+    }
+
     /// Takes the next look at all connections; for how long no broker has answered, if that is too long.
     pub fn look(&mut self, lines: &[Line]) -> Option<Duration> {
         let looks = |line: &Line| {
@@ -37,11 +43,11 @@ impl Silence {
         let heard = lines.iter().map(|line| line.idle).min()?;
         // One that is asked nothing has nothing to say.
         let silent = lines.iter().any(|line| self.is_silent(line.broker));
-        (silent && heard >= SILENT_AFTER).then_some(heard)
+        (silent && heard >= self.after).then_some(heard)
     }
 
     pub fn is_silent(&self, broker: &str) -> bool {
-        self.looks.get(broker).is_some_and(|looks| LOOK_EVERY * *looks >= SILENT_AFTER)
+        self.looks.get(broker).is_some_and(|looks| LOOK_EVERY * *looks >= self.after)
     }
 }
 
@@ -55,7 +61,7 @@ mod tests {
 
     #[test]
     fn brokers_that_were_asked_and_say_nothing_are_silent_until_they_do() {
-        let mut silence = Silence::default();
+        let mut silence = Silence::new(Duration::ZERO);
         for second in 1..10 {
             assert_eq!(silence.look(&[line("a", true, second), line("idle", false, 500)]), None, "it may answer yet");
         }
@@ -68,8 +74,17 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_that_may_wait_with_its_answer_is_given_that_time() {
+        let mut silence = Silence::new(Duration::from_secs(20));
+        for second in 1..30 {
+            assert_eq!(silence.look(&[line("a", true, second)]), None, "nothing new comes for {second} s");
+        }
+        assert_eq!(silence.look(&[line("a", true, 30)]), Some(Duration::from_secs(30)));
+    }
+
+    #[test]
     fn who_is_asked_seldom_is_not_silent() {
-        let mut silence = Silence::default();
+        let mut silence = Silence::new(Duration::ZERO);
         for second in 0..100 {
             assert_eq!(silence.look(&[line("a", second % 5 == 0, 300 + second)]), None);
         }
