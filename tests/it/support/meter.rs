@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,7 +20,11 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_credit-meter");
 pub const SHARDS: u32 = 4;
 
 /// The settings of one test's meter. Any number of processes may run with them.
+#[derive(Clone)]
 pub struct Meter {
+    program: PathBuf,
+    /// Where it is started, if that is not where the test is.
+    folder: Option<PathBuf>,
     environment: BTreeMap<String, String>,
     pub prefix: String,
     pub store: Store,
@@ -42,7 +46,13 @@ impl Meter {
         let prefix = prefix.to_owned();
         let url = service("REDIS_URL");
         let store = super::redis::store(&url, &prefix, SHARDS);
-        let mut meter = Meter { environment: BTreeMap::new(), prefix: prefix.clone(), store: Store::Redis(store) };
+        let mut meter = Meter {
+            program: PROGRAM.into(),
+            folder: None,
+            environment: BTreeMap::new(),
+            prefix: prefix.clone(),
+            store: Store::Redis(store),
+        };
         meter.set("KAFKA__BROKERS", &topics.brokers);
         meter.set("KAFKA__GROUP", &prefix);
         // A killed worker holds its partitions until its session ends.
@@ -62,6 +72,15 @@ impl Meter {
         self.environment.insert(format!("CREDIT_METER__{key}"), value.to_owned());
     }
 
+    /// Another version of the program. It knows its own settings only, so it is started where it finds no file of them.
+    pub fn use_program(&mut self, program: &Path) {
+        self.program = program.to_owned();
+        self.folder = Some(std::env::temp_dir());
+        let catalogue = &self.environment["CREDIT_METER__CATALOGUE__PATH"];
+        let catalogue = Path::new(env!("CARGO_MANIFEST_DIR")).join(catalogue).to_string_lossy().into_owned();
+        self.set("CATALOGUE__PATH", &catalogue);
+    }
+
     /// Another Redis than the one that all tests share.
     pub fn use_redis(&mut self, url: &str) {
         let store = super::redis::store(url, &self.prefix, SHARDS);
@@ -79,8 +98,11 @@ impl Meter {
 
     /// The program with its settings, for a test that runs it in its own way.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(&self.program);
         command.envs(&self.environment);
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
         command
     }
 
