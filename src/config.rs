@@ -261,6 +261,8 @@ pub struct Log {
     /// A `tracing` filter, as in `RUST_LOG`.
     pub filter: String,
     pub format: LogFormat,
+    /// Lines that wait for a stderr that takes none; what comes on top is lost.
+    pub queue_max: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -397,7 +399,7 @@ impl Default for Health {
 
 impl Default for Log {
     fn default() -> Log {
-        Log { filter: "info".into(), format: LogFormat::Text }
+        Log { filter: "info".into(), format: LogFormat::Text, queue_max: 16_384 }
     }
 }
 

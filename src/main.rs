@@ -28,11 +28,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs go to stderr: stdout is for data. All are written when it returns, so that the last words come last.
+/// Logs go to stderr: stdout is for data.
 fn logged(cli: Cli, config: Result<Config, ConfigError>) -> anyhow::Result<Ended> {
     let settings = config.as_ref().cloned().unwrap_or_default();
-    let _log = log::start(&settings.log, &cli.log_filter(&settings))?;
-    run(cli, config)
+    log::start(&settings.log, &cli.log_filter(&settings))?;
+    let ended = run(cli, config);
+    log::flush();
+    ended
 }
 
 fn run(cli: Cli, config: Result<Config, ConfigError>) -> anyhow::Result<Ended> {

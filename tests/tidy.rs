@@ -83,7 +83,7 @@ fn each_client_library_has_one_home() {
     };
     refuse(outside("src/ingest"), &["rdkafka::"], "only ingest/ names rdkafka");
     refuse(outside("src/store"), &["redis::cmd", "redis::Client", "redis::aio"], "only store/ names redis");
-    refuse(outside("src/http"), &["axum::", "hyper::"], "only http/ names axum and hyper");
+    refuse(outside("src/http"), &["axum::", "hyper::", "hyper_util::"], "only http/ names axum and hyper");
     let mut others = outside("src/config.rs");
     others.retain(|path| !path.starts_with("src/config"));
     refuse(others, &["std::env::var"], "only config reads the environment");

@@ -23,6 +23,7 @@ mod watchdog;
 /// The loop that carries the pipeline's effects out.
 pub mod worker;
 
+use std::backtrace::Backtrace;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -49,6 +50,7 @@ use crate::ledger::call::Stamp;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::day::SET_MEMBERS_MAX;
 use crate::ledger::usage::JOURNAL_BYTES_MAX;
+use crate::log;
 use crate::outbox::Relay;
 use crate::outbox::known::Known;
 use crate::pipeline::{self, Pipeline};
@@ -94,9 +96,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
 /// A task that has panicked would leave its shard waiting for ever: the process ends, and its supervisor starts it anew.
 fn end_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current().name().unwrap_or("?").to_owned();
+        // Not as the standard library reports it, which waits for a stderr that takes nothing.
+        log::tell(&format!("thread '{thread}' {panic}\n{}", Backtrace::capture()));
         std::process::abort();
     }));
 }
@@ -130,7 +133,7 @@ pub async fn run(
             stop.cancel();
             // Its threads may sleep; what they hold is resent at the next start.
             let _ = tokio::time::timeout(4 * STOP_WAIT, work).await;
-            Err(set_back.into())
+            Err(anyhow::Error::new(set_back).context(clock::START_AGAIN))
         }
     }
 }

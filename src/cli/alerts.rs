@@ -18,6 +18,7 @@ use super::{Ended, values};
 use crate::app;
 use crate::config::{Config, StartFrom};
 use crate::ingest::alerts::Alert;
+use crate::ingest::clock;
 use crate::ingest::tail::{Step, Tail, TailRecord};
 use crate::note;
 
@@ -44,6 +45,15 @@ pub struct AlertsArgs {
 }
 
 pub async fn run(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    tokio::select! {
+        ended = print(args, config, output) => ended,
+        set_back = clock::set_back() => {
+            Err(anyhow::Error::new(set_back).context("start it again, with --from and the time of the last line"))
+        }
+    }
+}
+
+async fn print(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let stop = CancellationToken::new();
     tokio::spawn(app::stop_on_signal(stop.clone()));
     let from = args.from.unwrap_or(if args.follow { StartFrom::Latest } else { StartFrom::Earliest });

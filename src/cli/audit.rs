@@ -52,7 +52,7 @@ pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Re
     if args.follow {
         return tokio::select! {
             ended = follow(args, config, output) => ended,
-            set_back = clock::set_back() => Err(set_back.into()),
+            set_back = clock::set_back() => Err(anyhow::Error::new(set_back).context(clock::START_AGAIN)),
         };
     }
     let report = once(&args, args.from.clone(), config).await?;

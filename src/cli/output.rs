@@ -11,13 +11,12 @@ use tokio::net::unix::pipe::Sender;
 
 pub use crate::ledger::time::rfc3339 as time;
 
-/// A line for whoever runs the command, on stderr. Where that takes none, as on a full disk, the work goes on.
+/// A line for whoever runs the command, on stderr. Where that takes none, the work goes on: see [`crate::log::tell`].
 #[macro_export]
 macro_rules! note {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => {
+        $crate::log::tell(&format!($($text)*))
+    };
 }
 
 /// How a command answers.

@@ -53,8 +53,9 @@ impl Config {
         within("events.dead_letters_among", self.events.dead_letters_among, 1, 1_000_000_000)?;
         within("batch.max_events", batch.max_events, 1, CALL_EVENTS_MAX)?;
         within("batch.max_bytes", batch.max_bytes, 1, 1024 * MIB)?;
-        // A queue that cannot hold a batch would never fill one.
         within("http.connections_max", self.http.connections_max, 1, 100_000)?;
+        within("log.queue_max", self.log.queue_max, 1, 1_000_000)?;
+        // A queue that cannot hold a batch would never fill one.
         within("batch.queue_max", batch.queue_max, batch.max_events, 100_000_000)?;
         within("outbox.max_entries", self.outbox.max_entries, 1, 100_000_000)?;
         within("metrics.census_rate", self.metrics.census_rate, 1, 1_000_000)?;

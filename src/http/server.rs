@@ -1,5 +1,6 @@
 //! Connections: how many at once, for how long they may say nothing, and how they end.
 
+use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,23 +19,32 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Bounds {
     /// Connections at once. More wait to be taken.
     pub connections_max: usize,
-    /// Within this time a connection must have asked something, and again after each answer.
+    /// Within this time a connection must have asked something.
     pub request_wait: Duration,
+    /// Within this time it must have taken the answer.
+    pub answer_wait: Duration,
     /// How long a stop waits for answers under way.
     pub stop_wait: Duration,
 }
 
 impl Bounds {
     pub const fn new(connections_max: usize) -> Bounds {
-        // Longer than between two scrapes; shorter than a supervisor's patience.
-        Bounds { connections_max, request_wait: Duration::from_secs(70), stop_wait: Duration::from_secs(5) }
+        Bounds {
+            connections_max,
+            request_wait: Duration::from_secs(10),
+            // Longer than Prometheus waits for a scrape.
+            answer_wait: Duration::from_secs(60),
+            // Shorter than a supervisor's patience.
+            stop_wait: Duration::from_secs(5),
+        }
     }
 }
 
 /// Answers until it is stopped.
 pub async fn run(listener: TcpListener, router: Router, bounds: Bounds, stop: CancellationToken) {
     let mut protocol = http1::Builder::new();
-    protocol.timer(TokioTimer::new()).header_read_timeout(bounds.request_wait);
+    // One request each: who keeps connections open would keep the probes of a supervisor out.
+    protocol.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(bounds.request_wait);
     let service = TowerToHyperService::new(router);
     let (open, graceful) = (Arc::new(Semaphore::new(bounds.connections_max)), GracefulShutdown::new());
     loop {
@@ -47,17 +57,19 @@ pub async fn run(listener: TcpListener, router: Router, bounds: Bounds, stop: Ca
         };
         let (stream, place) = match accepted {
             Ok(accepted) => accepted,
+            // Its client has gone.
+            Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused) => continue,
             Err(error) => {
                 tracing::warn!(%error, "no connection is taken on http.listen");
-                tokio::time::sleep(RETRY).await;
-                continue;
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(RETRY) => continue,
+                }
             }
         };
         let connection = graceful.watch(protocol.serve_connection(TokioIo::new(stream), service.clone()));
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection of http.listen ended");
-            }
+            let _ = tokio::time::timeout(bounds.request_wait + bounds.answer_wait, connection).await;
             drop(place);
         });
     }
@@ -87,7 +99,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let router = Router::new().route("/", get(|| async { "here" }));
-        let bounds = Bounds { connections_max, request_wait, stop_wait: WAIT };
+        let bounds = Bounds { connections_max, request_wait, answer_wait: WAIT, stop_wait: WAIT };
         (address, tokio::spawn(run(listener, router, bounds, stop.clone())), stop)
     }
 

@@ -19,10 +19,9 @@ const MIN_INSYNC_REPLICAS: &str = "min.insync.replicas";
 
 /// What a dead letter has more than its record: the headers that say why and where from.
 const DEAD_LETTER_HEADERS_BYTES: i64 = 64 * 1024;
-/// The largest messages that the meter sends: many denials in one, and a statement of an account with hundreds of grants.
-/// New topics take what Kafka takes by itself.
-const MESSAGE_BYTES_MIN: i64 = 512 * 1024;
-const MESSAGE_BYTES: i64 = 1_048_588;
+/// What Kafka's topics take by themselves: a whole batch of the client (a million bytes), which may hold several messages with
+/// hundreds of denials each.
+const BATCH_BYTES: i64 = 1_048_588;
 /// Of the oldest snapshot of Redis that one would restore; what came after it must still be in the log.
 /// New topics keep a week, existing ones must keep a day at least.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -51,6 +50,7 @@ pub enum Expect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
     Is(&'static str),
+    AtLeast(i64),
     /// -1 (no bound) or at least so much.
     Keeps {
         least: i64,
@@ -98,7 +98,7 @@ pub fn topic_plan(config: &Config) -> Vec<TopicSpec> {
         }
     };
     let inputs = vec![topics.usage.clone(), topics.commands.clone()];
-    let room = (MAX_MESSAGE_BYTES, Rule::Keeps { least: MESSAGE_BYTES_MIN, new: MESSAGE_BYTES });
+    let room = (MAX_MESSAGE_BYTES, Rule::AtLeast(BATCH_BYTES));
     let spec = |name: &str, partitions: Expect, settings: Vec<(&'static str, Rule)>| TopicSpec {
         name: name.to_owned(),
         partitions,
@@ -385,7 +385,7 @@ fn wrong_value(
     match rule {
         Rule::Is(value) => (found != Some(*value)).then(|| Wanted { value: (*value).to_owned(), or_more: false }),
         Rule::Keeps { .. } if number == Some(-1) => None,
-        Rule::Keeps { least, .. } => at_least(*least),
+        Rule::AtLeast(least) | Rule::Keeps { least, .. } => at_least(*least),
         Rule::ExceedsEach { topics, by } => largest(topics, all).and_then(|largest| at_least(largest + by)),
         Rule::TwoInSync if replication > 1 => at_least(2),
         Rule::TwoInSync => None,
@@ -396,6 +396,7 @@ fn wrong_value(
 fn new_value(rule: &Rule, replication: i32, others: &BTreeMap<String, Settings>) -> Option<String> {
     match rule {
         Rule::Is(value) => Some((*value).to_owned()),
+        Rule::AtLeast(least) => Some(least.to_string()),
         Rule::Keeps { new, .. } => Some(new.to_string()),
         Rule::ExceedsEach { topics, by } => largest(topics, others).map(|largest| (largest + by).to_string()),
         Rule::TwoInSync => (replication > 1).then(|| "2".to_owned()),
@@ -461,7 +462,7 @@ mod tests {
         for spec in &plan[2..6] {
             let (_, room) = spec.settings.iter().find(|(name, _)| *name == MAX_MESSAGE_BYTES).expect("it is sent to");
             let wrong = wrong_value(room, Some("100000"), 3, &all).map(|wanted| wanted.to_string());
-            assert_eq!(wrong.as_deref(), Some("524288 or more"), "{}", spec.name);
+            assert_eq!(wrong.as_deref(), Some("1048588 or more"), "{}", spec.name);
         }
     }
 

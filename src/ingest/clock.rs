@@ -10,10 +10,13 @@ use thiserror::Error;
 const SET_BACK_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// What is to be done then, by whoever has seen it.
+pub const START_AGAIN: &str = "it has ended and is to be started again, with the same command; nothing is lost";
+
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "this machine's clock was set back by {}: the kafka client's threads would sleep for as long; the meter ends, and is to \
-     be started again (nothing is lost); let the clock be slewed, not stepped",
+    "this machine's clock was set back by {}, and the kafka client's threads would sleep for as long (let the clock be slewed, \
+     not stepped)",
     humantime::format_duration(*.0)
 )]
 pub struct SetBack(Duration);
@@ -21,21 +24,38 @@ pub struct SetBack(Duration);
 /// Comes back once the clock of day was set back by more than a session outlives.
 pub async fn set_back() -> SetBack {
     let mut looks = tokio::time::interval(LOOK_EVERY);
-    let mut last = (Instant::now(), SystemTime::now());
+    let mut last = Look::now();
     loop {
         looks.tick().await;
-        let look = (Instant::now(), SystemTime::now());
-        if let Some(set_back) = between(last, look) {
+        let look = Look::now();
+        if let Some(set_back) = last.set_back_until(look) {
             return set_back;
         }
         last = look;
     }
 }
 
-/// By how much the clock of day fell behind between two looks, in whole seconds.
-fn between(before: (Instant, SystemTime), now: (Instant, SystemTime)) -> Option<SetBack> {
-    let behind = (before.1 + (now.0 - before.0)).duration_since(now.1).unwrap_or_default();
-    (behind > SET_BACK_MAX).then(|| SetBack(Duration::from_secs(behind.as_secs())))
+/// The time of day, and between which moments it was read: who looks may be stopped meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    after: Instant,
+    day: SystemTime,
+    before: Instant,
+}
+
+impl Look {
+    fn now() -> Look {
+        let after = Instant::now();
+        let day = SystemTime::now();
+        Look { after, day, before: Instant::now() }
+    }
+
+    /// By how much the clock of day fell behind, in whole seconds, at least.
+    fn set_back_until(self, later: Look) -> Option<SetBack> {
+        let passed = later.after.saturating_duration_since(self.before);
+        let behind = (self.day + passed).duration_since(later.day).unwrap_or_default();
+        (behind > SET_BACK_MAX).then(|| SetBack(Duration::from_secs(behind.as_secs())))
+    }
 }
 
 #[cfg(test)]
@@ -44,14 +64,20 @@ mod tests {
 
     #[test]
     fn only_a_clock_that_falls_behind_by_much_was_set_back() {
-        let second = Duration::from_secs(1);
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3_600));
         let (at, day) = (Instant::now(), SystemTime::now());
-        assert_eq!(between((at, day), (at + second, day + second)), None, "it goes on");
-        assert_eq!(between((at, day), (at + second, day + 3_600 * second)), None, "set forward");
-        assert_eq!(between((at, day), (at + second, day - 3 * second)), None, "a little");
-        let hour = 3_600 * second;
-        assert_eq!(between((at, day), (at + second, day + second - hour)), Some(SetBack(hour)));
-        // Stopped for an hour: both went on.
-        assert_eq!(between((at, day), (at + hour, day + hour)), None);
+        let look = |at: Instant, day: SystemTime| Look { after: at, day, before: at };
+        let first = look(at, day);
+        assert_eq!(first.set_back_until(look(at + second, day + second)), None, "it goes on");
+        assert_eq!(first.set_back_until(look(at + second, day + hour)), None, "set forward");
+        assert_eq!(first.set_back_until(look(at + second, day - 3 * second)), None, "a little");
+        assert_eq!(first.set_back_until(look(at + second, day + second - hour)), Some(SetBack(hour)));
+        assert_eq!(first.set_back_until(look(at + hour, day + hour)), None, "stopped for an hour");
+        // Stopped within a look, before or after the time of day was read.
+        let stopped = Look { after: at, day, before: at + hour };
+        assert_eq!(stopped.set_back_until(look(at + hour + second, day + hour + second)), None);
+        assert_eq!(first.set_back_until(Look { after: at + second, day: day + second, before: at + hour }), None);
+        let stopped = Look { after: at, day: day + hour, before: at + hour };
+        assert_eq!(stopped.set_back_until(look(at + hour + second, day + hour + second)), None);
     }
 }

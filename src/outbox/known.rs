@@ -48,12 +48,18 @@ impl Known {
             (outbox.oldest, outbox.empty_at) = (None, Some(now));
             return;
         };
-        if outbox.oldest.is_none_or(|oldest| oldest.written_ms != Some(written_ms)) {
-            // Redis' clock may be another, but what an empty outbox holds since was written since.
-            let age = age(written_ms).min(outbox.empty_at.map_or(Duration::MAX, |at| at.elapsed()));
-            let since = now.checked_sub(age).unwrap_or(now);
-            outbox.oldest = Some(Oldest { written_ms: Some(written_ms), since });
-        }
+        // Redis' clock may be another than this one, so it is asked only for what came after what.
+        let since = match (outbox.oldest, outbox.empty_at) {
+            (Some(Oldest { written_ms: Some(before_ms), since }), _) => {
+                let later = Duration::from_millis(u64::try_from(written_ms - before_ms).unwrap_or(0));
+                (since + later).min(now)
+            }
+            // It was written since the outbox was empty.
+            (_, Some(empty_at)) => now.checked_sub(age(written_ms)).unwrap_or(now).max(empty_at),
+            // Seen for the first time.
+            (_, None) => now.checked_sub(age(written_ms)).unwrap_or(now),
+        };
+        outbox.oldest = Some(Oldest { written_ms: Some(written_ms), since });
     }
 
     /// The store did not answer.
@@ -161,13 +167,18 @@ mod tests {
     fn a_clock_that_differs_from_redis_makes_no_message_older_than_the_outbox_knows() {
         let known = known();
         known.taken(0, None);
-        known.taken(0, Some(now_ms() - 3_600_000));
+        let an_hour_ago = now_ms() - 3_600_000;
+        known.taken(0, Some(an_hour_ago));
         assert_eq!(known.state(0), Ok(()), "it was written after the outbox was empty");
-        let since = known.outboxes()[0].oldest;
-        known.taken(0, Some(now_ms() - 3_600_000 - 1));
-        assert!(known.oldest() < MINUTE);
-        known.taken(0, since.and_then(|oldest| oldest.written_ms));
-        assert!(known.oldest() < MINUTE);
+        known.taken(0, Some(an_hour_ago + 5));
+        assert_eq!(known.state(0), Ok(()), "the next one is later");
+        // Seen when messages waited already, an hour by this clock: the next one is ten minutes younger.
+        known.taken(1, Some(an_hour_ago));
+        known.taken(1, Some(an_hour_ago + 600_000));
+        let wait = known.oldest();
+        assert!(wait >= 50 * MINUTE && wait < 55 * MINUTE, "{wait:?}");
+        known.taken(1, Some(now_ms() + 3_600_000));
+        assert!(known.oldest() < MINUTE, "none is of the future");
     }
 
     #[test]
