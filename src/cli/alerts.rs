@@ -42,6 +42,9 @@ pub struct AlertsArgs {
     /// and more in its environment; where it fails, the next alerts come all the same, and the exit code is 1 at the end
     #[arg(long, value_name = "PROGRAM")]
     pub exec: Option<PathBuf>,
+    /// A program that has not ended by then is killed, and counts as failed: the next alerts wait for it
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration, requires = "exec")]
+    pub exec_timeout: Duration,
 }
 
 pub async fn run(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
@@ -66,7 +69,7 @@ async fn print(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Res
         meter: config.redis.prefix.clone(),
         account: args.account,
         seen: Seen::new(SEEN_MAX),
-        program: args.exec.map(Program::new),
+        program: args.exec.map(|path| Program::new(path, args.exec_timeout)),
         unreadable: 0,
         output,
     };

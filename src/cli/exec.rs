@@ -20,21 +20,27 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 
 pub struct Program {
     path: PathBuf,
+    /// A program that takes longer is killed: the next alerts wait for it.
+    limit: Duration,
     /// Runs that did not end well.
     pub failed: u64,
 }
 
 impl Program {
-    pub fn new(path: PathBuf) -> Program {
-        Program { path, failed: 0 }
+    pub fn new(path: PathBuf, limit: Duration) -> Program {
+        Program { path, limit, failed: 0 }
     }
 
     /// Runs it with an alert, and says so if that fails: the next alert may matter more.
     pub async fn run(&mut self, alert: &Alert, json: &str, stop: &CancellationToken) {
-        let failure = match run(&self.path, alert, json, stop).await {
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => status.to_string(),
-            Ok(None) => format!("still running {} s after this command was stopped", STOP_WAIT.as_secs()),
+        let failure = match run(&self.path, self.limit, alert, json, stop).await {
+            Ok(End::Status(status)) if status.success() => return,
+            Ok(End::Status(status)) => status.to_string(),
+            Ok(End::Killed) => {
+                let limit = humantime::format_duration(self.limit);
+                format!("killed, since it had not ended within {limit} and others wait: see --exec-timeout")
+            }
+            Ok(End::Left) => format!("still running {} s after this command was stopped", STOP_WAIT.as_secs()),
             Err(error) => error.to_string(),
         };
         self.failed += 1;
@@ -42,8 +48,21 @@ impl Program {
     }
 }
 
-/// `None`: it was stopped, and the program goes on.
-async fn run(path: &Path, alert: &Alert, json: &str, stop: &CancellationToken) -> std::io::Result<Option<ExitStatus>> {
+enum End {
+    Status(ExitStatus),
+    /// It took too long.
+    Killed,
+    /// This command was stopped, and the program goes on.
+    Left,
+}
+
+async fn run(
+    path: &Path,
+    limit: Duration,
+    alert: &Alert,
+    json: &str,
+    stop: &CancellationToken,
+) -> std::io::Result<End> {
     let mut command = Command::new(path);
     command.envs(environment(alert)).stdin(Stdio::piped());
     // Our stdout is data.
@@ -62,9 +81,12 @@ async fn run(path: &Path, alert: &Alert, json: &str, stop: &CancellationToken) -
         tokio::time::sleep(STOP_WAIT).await;
     };
     tokio::select! {
-        status = ended => status.map(Some),
-        () = stopped => Ok(None),
+        status = ended => return status.map(End::Status),
+        () = stopped => return Ok(End::Left),
+        () = tokio::time::sleep(limit) => {}
     }
+    child.kill().await?;
+    Ok(End::Killed)
 }
 
 fn environment(alert: &Alert) -> [(&'static str, String); 12] {
@@ -92,6 +114,8 @@ mod tests {
     use super::*;
     use crate::ingest::alerts::tests::alert;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     fn script(folder: &Path, text: &str) -> PathBuf {
         let (path, source) = (folder.join("program"), folder.join("source"));
         std::fs::write(&source, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -106,7 +130,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let told = folder.path().join("told");
         let line = format!("(cat; env | grep ^ALERT_ | sort) > {}", told.display());
-        let mut program = Program::new(script(folder.path(), &line));
+        let mut program = Program::new(script(folder.path(), &line), MINUTE);
         let stop = CancellationToken::new();
         program.run(&alert("low acme email 80% 5.5/null 3"), "{\"a\":1}", &stop).await;
         assert_eq!(program.failed, 0);
@@ -132,14 +156,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_program_that_does_not_end_is_killed_and_holds_no_alert_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = Program::new(script(folder.path(), "exec sleep 1000"), Duration::from_millis(100));
+        for failed in 1..=2 {
+            program.run(&alert("low acme email 80% 5/10 3"), "{}", &CancellationToken::new()).await;
+            assert_eq!(program.failed, failed);
+        }
+    }
+
+    #[tokio::test]
     async fn failures_are_counted_and_stop_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let stop = CancellationToken::new();
         // One that does not read what it is given, however long that is.
-        let mut program = Program::new(script(folder.path(), "exit 3"));
+        let mut program = Program::new(script(folder.path(), "exit 3"), MINUTE);
         program.run(&alert("low acme email 80% 5/10 3"), &"x".repeat(1 << 20), &stop).await;
         assert_eq!(program.failed, 1);
-        let mut missing = Program::new(folder.path().join("missing"));
+        let mut missing = Program::new(folder.path().join("missing"), MINUTE);
         missing.run(&alert("low acme email 80% 5/10 3"), "{}", &stop).await;
         assert_eq!(missing.failed, 1);
     }
