@@ -104,7 +104,10 @@ async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Res
                 let Report { accounts_checked, mismatches, lag_records, .. } = *report;
                 let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 metrics::record_audit(accounts_checked, mismatches, lag_records, ended);
-                output.answer(report, || text(report))?;
+                // A disk that is full ends no watch: the result is in the metrics, too.
+                if let Err(error) = output.answer(report, || text(report)) {
+                    note!("{error:#}");
+                }
                 tell_saved(&args, report);
                 from = args.save.clone().filter(|_| report.saved.is_some()).or(from);
             }
