@@ -125,17 +125,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let work = work(config, in_force, job, store, health, stop.clone());
-    tokio::pin!(work);
-    tokio::select! {
-        ended = &mut work => ended,
-        set_back = clock::set_back() => {
-            tracing::error!("{set_back}");
-            stop.cancel();
-            // Its threads may sleep; what they hold is resent at the next start.
-            let _ = tokio::time::timeout(4 * STOP_WAIT, work).await;
-            Err(anyhow::Error::new(set_back).context(clock::START_AGAIN))
-        }
-    }
+    clock::watched(work, &stop, clock::START_AGAIN).await
 }
 
 async fn work(

@@ -48,16 +48,12 @@ pub struct AlertsArgs {
 }
 
 pub async fn run(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
-    tokio::select! {
-        ended = print(args, config, output) => ended,
-        set_back = clock::set_back() => {
-            Err(anyhow::Error::new(set_back).context("start it again, with --from and the time of the last line"))
-        }
-    }
+    let stop = CancellationToken::new();
+    let advice = "it has ended and is to be started again, with --from and the time of the last line";
+    clock::watched(print(args, config, output, stop.clone()), &stop, advice).await
 }
 
-async fn print(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
-    let stop = CancellationToken::new();
+async fn print(args: AlertsArgs, config: &Config, output: Output, stop: CancellationToken) -> anyhow::Result<Ended> {
     tokio::spawn(app::stop_on_signal(stop.clone()));
     let from = args.from.unwrap_or(if args.follow { StartFrom::Latest } else { StartFrom::Earliest });
     let opening = Tail::open(&config.kafka, &config.kafka.topics.alerts, from);

@@ -49,11 +49,13 @@ pub struct AuditArgs {
 }
 
 pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let stop = CancellationToken::new();
+    clock::watched(audit(args, config, output, stop.clone()), &stop, clock::START_AGAIN).await
+}
+
+async fn audit(args: AuditArgs, config: &Config, output: Output, stop: CancellationToken) -> anyhow::Result<Ended> {
     if args.follow {
-        return tokio::select! {
-            ended = follow(args, config, output) => ended,
-            set_back = clock::set_back() => Err(anyhow::Error::new(set_back).context(clock::START_AGAIN)),
-        };
+        return follow(args, config, output, stop).await;
     }
     let report = once(&args, args.from.clone(), config).await?;
     output.answer(&report, || text(&report))?;
@@ -84,11 +86,11 @@ async fn once(args: &AuditArgs, from: Option<PathBuf>, config: &Config) -> anyho
 }
 
 /// Audits until a signal stops it. It is ready while audits come to a result, whatever that is.
-async fn follow(args: AuditArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+async fn follow(args: AuditArgs, config: &Config, output: Output, stop: CancellationToken) -> anyhow::Result<Ended> {
     let listener = TcpListener::bind(&config.http.listen)
         .await
         .with_context(|| format!("http.listen = {}: is a meter running here?", config.http.listen))?;
-    let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
+    let health = Arc::new(Health::new());
     tokio::spawn(app::stop_on_signal(stop.clone()));
     let connections_max = config.http.connections_max;
     let serving = tokio::spawn(http::serve(listener, health.clone(), None, connections_max, stop.clone()));

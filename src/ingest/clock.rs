@@ -5,12 +5,17 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::log;
 
 /// A sleep of this length is over before anybody is missed.
 const SET_BACK_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long an orderly end may take. Clients that are dropped wait for their threads, and those may sleep.
+const END_WAIT: Duration = Duration::from_secs(20);
 
-/// What is to be done then, by whoever has seen it.
+/// What is to be done then, for most.
 pub const START_AGAIN: &str = "it has ended and is to be started again, with the same command; nothing is lost";
 
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -21,8 +26,37 @@ pub const START_AGAIN: &str = "it has ended and is to be started again, with the
 )]
 pub struct SetBack(Duration);
 
+/// Does its work until the clock of day is set back: then `stop` is cancelled, and the process ends, in order or not, with
+/// `advice` for whoever reads why.
+pub async fn watched<T>(
+    work: impl Future<Output = anyhow::Result<T>>,
+    stop: &CancellationToken,
+    advice: &'static str,
+) -> anyhow::Result<T> {
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => done,
+        set_back = set_back() => {
+            tracing::error!("{set_back}");
+            end_after(END_WAIT, format!("credit-meter: {advice}: {set_back}"));
+            stop.cancel();
+            let _ = work.await;
+            Err(anyhow::Error::new(set_back).context(advice))
+        }
+    }
+}
+
+/// What a process that is killed leaves undone is done by the next.
+fn end_after(wait: Duration, last_words: String) {
+    std::thread::spawn(move || {
+        std::thread::sleep(wait);
+        log::tell(&last_words);
+        std::process::exit(1);
+    });
+}
+
 /// Comes back once the clock of day was set back by more than a session outlives.
-pub async fn set_back() -> SetBack {
+async fn set_back() -> SetBack {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     let mut last = Look::now();
     loop {

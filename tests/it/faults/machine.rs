@@ -146,6 +146,11 @@ async fn a_clock_that_jumps_decides_nothing() {
         }
     }
     let seen = traffic.end().await.check(&topics, &meter).await;
+    // Nor do threads that nothing wakes any more hold the end up.
+    for (clock, worker) in clocks.iter().zip(&mut workers) {
+        clock.is_off_by(-HOUR);
+        assert_eq!(worker.ends("a clock that is set back ends an idle worker").await.code(), Some(1));
+    }
     row(
         "40",
         "The clocks of two workers are set by an hour, a day and 40 days, forward and back, against each other",
