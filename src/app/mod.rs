@@ -88,7 +88,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let connections_max = config.http.connections_max;
     let http = tokio::spawn(http::serve(listener, health.clone(), accounts, connections_max, stop.clone()));
-    let result = run(config, in_force, Job::Serve, Store::Redis(store), health, stop.clone()).await;
+    let meter = run(config, in_force, Job::Serve, Store::Redis(store), health, stop.clone());
+    let result = clock::watched(meter, stop.clone(), clock::START_AGAIN).await;
     stop.cancel();
     http.await.context("the http server")?;
     result
@@ -117,18 +118,6 @@ pub enum Job {
 
 /// Runs a meter until it is told to stop. `in_force`: the catalogue, and who else follows it.
 pub async fn run(
-    config: Config,
-    in_force: watch::Sender<Arc<Catalogue>>,
-    job: Job,
-    store: Store,
-    health: Arc<Health>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let work = work(config, in_force, job, store, health, stop.clone());
-    clock::watched(work, &stop, clock::START_AGAIN).await
-}
-
-async fn work(
     config: Config,
     in_force: watch::Sender<Arc<Catalogue>>,
     job: Job,

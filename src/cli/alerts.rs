@@ -50,7 +50,7 @@ pub struct AlertsArgs {
 pub async fn run(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let stop = CancellationToken::new();
     let advice = "it has ended and is to be started again, with --from and the time of the last line";
-    clock::watched(print(args, config, output, stop.clone()), &stop, advice).await
+    clock::watched(print(args, config, output, stop.clone()), stop, advice).await
 }
 
 async fn print(args: AlertsArgs, config: &Config, output: Output, stop: CancellationToken) -> anyhow::Result<Ended> {

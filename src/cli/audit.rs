@@ -50,7 +50,7 @@ pub struct AuditArgs {
 
 pub async fn run(args: AuditArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let stop = CancellationToken::new();
-    clock::watched(audit(args, config, output, stop.clone()), &stop, clock::START_AGAIN).await
+    clock::watched(audit(args, config, output, stop.clone()), stop, clock::START_AGAIN).await
 }
 
 async fn audit(args: AuditArgs, config: &Config, output: Output, stop: CancellationToken) -> anyhow::Result<Ended> {

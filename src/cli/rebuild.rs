@@ -20,6 +20,7 @@ use crate::app::{self, Job, start};
 use crate::config::{Config, read_catalogue};
 use crate::http::{Check, Health};
 use crate::ingest::client::{Cluster, topic_of};
+use crate::ingest::clock;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::Partition;
 use crate::note;
@@ -80,8 +81,8 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     let (in_force, _) = watch::channel(Arc::new(catalogue));
-    let mut meter =
-        tokio::spawn(app::run(config.clone(), in_force, Job::Rebuild, store.clone(), health.clone(), stop.clone()));
+    let meter = app::run(config.clone(), in_force, Job::Rebuild, store.clone(), health.clone(), stop.clone());
+    let mut meter = tokio::spawn(clock::watched(meter, stop.clone(), clock::START_AGAIN));
     let progress = ProgressBar::new(plan.records.max(0) as u64);
     let caught_up = follow(config, &store, &watermarks, &health, &progress);
     let ended = tokio::select! {

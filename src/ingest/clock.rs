@@ -30,7 +30,7 @@ pub struct SetBack(Duration);
 /// `advice` for whoever reads why.
 pub async fn watched<T>(
     work: impl Future<Output = anyhow::Result<T>>,
-    stop: &CancellationToken,
+    stop: CancellationToken,
     advice: &'static str,
 ) -> anyhow::Result<T> {
     tokio::pin!(work);
