@@ -55,7 +55,7 @@ fn end_after(wait: Duration, last_words: String) {
     });
 }
 
-/// Comes back once the clock of day was set back by more than a session outlives.
+/// Comes back once the clock of day was set back by more than [`SET_BACK_MAX`].
 async fn set_back() -> SetBack {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     let mut last = Look::now();

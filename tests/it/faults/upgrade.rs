@@ -18,7 +18,7 @@ async fn an_upgrade_one_worker_after_the_other_and_back() {
         older.use_program(program);
     }
     let mut workers = [start(&older).await, start(&older).await];
-    // Up, back, and up again: for a while both versions work side by side.
+    // Up, back, and in the long form up again: for a while both versions work side by side.
     for version in [&newer, &older, &newer].into_iter().take(short_or_long(2, 3)) {
         for worker in &mut workers {
             newer.applies(short_or_long(600, 20_000)).await;
@@ -31,7 +31,7 @@ async fn an_upgrade_one_worker_after_the_other_and_back() {
     let seen = traffic.end().await.check(&topics, &newer).await;
     let name = |program: &Path| program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let older = named.map_or_else(|| "the same version".to_owned(), |program| name(&program));
-    row("50", &format!("An upgrade from {older}, back and again, one worker after the other"), &seen.to_string());
+    row("50", &format!("An upgrade from {older} and the way back, one worker after the other"), &seen.to_string());
 }
 
 async fn start(meter: &Meter) -> Running {
