@@ -6,6 +6,7 @@ mod kafka_network;
 mod machine;
 mod on_kafka;
 mod on_redis;
+mod soak;
 mod upgrade;
 mod workers;
 

@@ -305,6 +305,13 @@ impl Running {
         super::signal(self.child.id(), signal);
     }
 
+    /// What the process takes of the machine's memory.
+    pub fn resident_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("linux tells it");
+        kib.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+    }
+
     /// Waits until the process ends by itself.
     pub async fn ends(&mut self, why: &str) -> std::process::ExitStatus {
         until(why, || {

@@ -20,7 +20,7 @@ use super::meter::Meter;
 use super::until;
 use crate::walk::{put, reveal, reveal_event};
 
-/// Events a second.
+/// Events a second, until another pace is asked for.
 pub const PACE: u64 = 3_000;
 const TICKS_A_SECOND: u64 = 50;
 const WIDE_ACCOUNTS: u64 = 12;
@@ -32,6 +32,7 @@ const NOT_JSON: &str = "not json";
 
 pub struct Traffic {
     stop: Arc<AtomicBool>,
+    pace: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
     task: JoinHandle<Table>,
 }
@@ -139,6 +140,7 @@ impl Traffic {
 
     fn start_as(topics: &Arc<Topics>, seed: u64, accounts: u64, first: u64, clean: bool) -> Traffic {
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let pace = Arc::new(AtomicU64::new(PACE));
         let sender = Sender {
             topics: topics.clone(),
             rng: SmallRng::seed_from_u64(seed),
@@ -147,13 +149,19 @@ impl Traffic {
             again: Vec::new(),
             in_flight: Arc::default(),
             sent: sent.clone(),
+            pace: pace.clone(),
         };
-        Traffic { task: tokio::spawn(sender.run(stop.clone(), accounts)), stop, sent }
+        Traffic { task: tokio::spawn(sender.run(stop.clone(), accounts)), stop, sent, pace }
     }
 
     /// Records that Kafka has acknowledged.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Another pace from now on, in events a second.
+    pub fn goes_at(&self, pace: u64) {
+        self.pace.store(pace, Ordering::Relaxed);
     }
 
     pub async fn end(self) -> Table {
@@ -171,6 +179,7 @@ struct Sender {
     again: Vec<(u64, Outgoing)>,
     in_flight: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
+    pace: Arc<AtomicU64>,
 }
 
 impl Sender {
@@ -187,7 +196,7 @@ impl Sender {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !stop.load(Ordering::Relaxed) {
             tick.tick().await;
-            for _ in 0..PACE / TICKS_A_SECOND {
+            for _ in 0..self.pace.load(Ordering::Relaxed) / TICKS_A_SECOND {
                 self.one().await;
             }
         }

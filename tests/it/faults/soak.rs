@@ -1,0 +1,231 @@
+//! Hours of everything at once: a worker that lives through it all, another that dies and comes back, and faults of
+//! every kind at random, one after the other.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use tokio::time::sleep;
+
+use super::PARTITIONS;
+use crate::support::kafka::Topics;
+use crate::support::meter::{Meter, Running};
+use crate::support::own_kafka::OwnKafka;
+use crate::support::redis::OwnRedis;
+use crate::support::report::{row, short_or_long};
+use crate::support::traffic::Traffic;
+use crate::walk::CATALOGUE;
+
+/// How long the long form is, and what its random choices start from; else an hour, and the clock.
+const MINUTES: &str = "CREDIT_METER_SOAK_MINUTES";
+const SEED: &str = "CREDIT_METER_SOAK_SEED";
+/// Events a second, and in a burst.
+const PACE: u64 = 300;
+const BURST: u64 = 10 * PACE;
+const PARTITIONS_MAX: i32 = 8;
+/// Faults between two audits.
+const AUDIT_EVERY: usize = 12;
+/// What the worker that lives through it may take more at the end than after its first quarter.
+const GROWTH_MAX_MIB: u64 = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    OtherKilled,
+    OtherTerminated,
+    OtherStandsStill,
+    StandsStill,
+    RedisKilled,
+    RedisStandsStill,
+    RedisForgetsScripts,
+    RedisRewrites,
+    BrokerKilled,
+    BrokerRestarted,
+    PartitionAdded,
+    Burst,
+    Idle,
+    Calm,
+}
+
+use Fault::*;
+
+const FAULTS: [(Fault, &str); 14] = [
+    (OtherKilled, "the other worker is killed"),
+    (OtherTerminated, "it is replaced, and the next one too"),
+    (OtherStandsStill, "it stands still"),
+    (StandsStill, "the first stands still"),
+    (RedisKilled, "Redis is killed"),
+    (RedisStandsStill, "it stands still"),
+    (RedisForgetsScripts, "it forgets its scripts"),
+    (RedisRewrites, "it rewrites its AOF"),
+    (BrokerKilled, "the broker is killed"),
+    (BrokerRestarted, "it is restarted"),
+    (PartitionAdded, "a partition is added"),
+    (Burst, "ten times the traffic"),
+    (Idle, "no traffic"),
+    (Calm, "nothing"),
+];
+
+struct Soak {
+    topics: Arc<Topics>,
+    meter: Meter,
+    kafka: OwnKafka,
+    redis: OwnRedis,
+    traffic: Traffic,
+    /// Lives through it all.
+    survivor: Running,
+    other: Running,
+    rng: SmallRng,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hours_of_everything_at_once() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let (minutes, seed) = (number(MINUTES).unwrap_or(60), number(SEED));
+    let seed = seed.unwrap_or_else(|| short_or_long(51, chrono::Utc::now().timestamp().unsigned_abs()));
+    let mut soak = Soak::start(seed).await;
+
+    // The short form has each once.
+    let mut once = FAULTS.map(|(fault, _)| fault).to_vec();
+    once.shuffle(&mut soak.rng);
+    let started = Instant::now();
+    let length = Duration::from_secs(60 * minutes);
+    let (mut faults, mut after_a_quarter) = (Vec::new(), None);
+    let folder = tempfile::tempdir().expect("a folder");
+    let point = folder.path().join("point");
+    loop {
+        let next = short_or_long(
+            once.pop(),
+            (started.elapsed() < length).then(|| FAULTS.choose(&mut soak.rng).expect("there are some").0),
+        );
+        let Some(fault) = next else { break };
+        eprintln!("seed {seed}, {:?}: {fault:?}, {} MiB", started.elapsed(), soak.survivor.resident_mib());
+        soak.has(fault).await;
+        soak.recovers().await;
+        faults.push(fault);
+        if faults.len() % AUDIT_EVERY == 0 {
+            soak.is_audited(&point);
+        }
+        if started.elapsed() > length / 4 {
+            after_a_quarter.get_or_insert_with(|| soak.survivor.resident_mib());
+        }
+    }
+    let Soak { topics, meter, traffic, mut survivor, .. } = soak;
+    assert!(survivor.child.try_wait().expect("it is a child").is_none(), "it lives through it all");
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    let at_the_end = survivor.resident_mib();
+    let before = after_a_quarter.unwrap_or(at_the_end);
+    assert!(at_the_end < before + GROWTH_MAX_MIB, "it grew from {before} to {at_the_end} MiB");
+    let times = |fault: &Fault| faults.iter().filter(|other| *other == fault).count();
+    let kinds: Vec<_> = FAULTS.iter().map(|(fault, name)| format!("{name}: {}", times(fault))).collect();
+    let minutes = started.elapsed().as_secs() / 60;
+    row(
+        "44, 51",
+        &format!("{minutes} minutes of faults at random, seed {seed}, with bursts and pauses of the traffic"),
+        &format!(
+            "{} faults ({}); one worker lived through them all, from {before} MiB after a quarter to {at_the_end} MiB: {seen}",
+            faults.len(),
+            kinds.join(", ")
+        ),
+    );
+}
+
+impl Soak {
+    async fn start(seed: u64) -> Soak {
+        let kafka = OwnKafka::start();
+        let redis = OwnRedis::start(&["--appendfsync", "everysec"]);
+        let topics = Arc::new(Topics::create_in(&kafka.brokers, "soak", PARTITIONS).await);
+        let mut meter = Meter::new(&topics, CATALOGUE);
+        meter.set("LOG__FILTER", "error");
+        meter.use_redis(&redis.url());
+        meter.set("REDIS__TIMEOUT", "2s");
+        meter.set("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "5000");
+        let traffic = Traffic::start(&topics, seed);
+        traffic.goes_at(PACE);
+        let (survivor, other) = (meter.start(&[SURVIVOR]), meter.start(&[OTHER]));
+        Soak { topics, meter, kafka, redis, traffic, survivor, other, rng: SmallRng::seed_from_u64(seed) }
+    }
+
+    /// Lengths are those of faults: nothing is waited for by them.
+    async fn has(&mut self, fault: Fault) {
+        let length = Duration::from_millis(self.rng.random_range(0..short_or_long(3_000, 12_000)));
+        match fault {
+            OtherKilled => {
+                sleep(length / 4).await;
+                self.other.kill();
+                sleep(length).await;
+                self.other = self.meter.start(&[OTHER]);
+            }
+            OtherTerminated => {
+                let next = self.meter.start(&[("KAFKA__INSTANCE_ID", "next")]);
+                next.ready().await;
+                let left = std::mem::replace(&mut self.other, next);
+                assert_eq!(left.terminate().await.code(), Some(0));
+                let next = std::mem::replace(&mut self.other, self.meter.start(&[OTHER]));
+                assert_eq!(next.terminate().await.code(), Some(0));
+            }
+            OtherStandsStill => stands_still(|signal| self.other.signal(signal), length).await,
+            StandsStill => stands_still(|signal| self.survivor.signal(signal), length).await,
+            RedisStandsStill => stands_still(|signal| self.redis.signal(signal), length).await,
+            RedisKilled => {
+                self.redis.kill();
+                sleep(length).await;
+                self.redis.back().await;
+            }
+            RedisForgetsScripts => {
+                let _: String = self.redis.tell(&["SCRIPT", "FLUSH"]).await;
+                let _: String = self.redis.tell(&["FUNCTION", "FLUSH"]).await;
+            }
+            RedisRewrites => self.redis.rewrite_aof().await,
+            BrokerKilled => {
+                tokio::task::block_in_place(|| self.kafka.kill());
+                sleep(length).await;
+                tokio::task::block_in_place(|| self.kafka.start_again());
+            }
+            BrokerRestarted => tokio::task::block_in_place(|| {
+                self.kafka.stop();
+                self.kafka.start_again();
+            }),
+            PartitionAdded => {
+                let partitions = self.topics.partitions.load(Ordering::Relaxed);
+                if partitions < PARTITIONS_MAX {
+                    self.topics.grow("usage", partitions + 1).await;
+                    self.topics.partitions.store(partitions + 1, Ordering::Relaxed);
+                }
+            }
+            Burst | Idle => {
+                self.traffic.goes_at(if fault == Burst { BURST } else { 0 });
+                sleep(length).await;
+                self.traffic.goes_at(PACE);
+            }
+            Calm => sleep(length).await,
+        }
+    }
+
+    /// Everything that was there when the fault ended is applied, and both are ready by themselves.
+    async fn recovers(&self) {
+        self.meter.caught_up(&self.topics).await;
+        self.survivor.ready().await;
+        self.other.ready().await;
+    }
+
+    /// From one saved point to the next, while all goes on.
+    fn is_audited(&self, point: &Path) {
+        let point = point.to_str().expect("a path");
+        let from: &[&str] = if Path::new(point).exists() { &["--from", point] } else { &[] };
+        let audited = self.meter.json(&[&["audit", "--json", "--save", point], from].concat());
+        assert_eq!(audited["mismatches"], 0, "{audited}");
+    }
+}
+
+const SURVIVOR: (&str, &str) = ("KAFKA__INSTANCE_ID", "survivor");
+const OTHER: (&str, &str) = ("KAFKA__INSTANCE_ID", "other");
+
+async fn stands_still(signal: impl Fn(&str), length: Duration) {
+    signal("-STOP");
+    sleep(length).await;
+    signal("-CONT");
+}
