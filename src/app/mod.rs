@@ -183,6 +183,7 @@ pub async fn run(
             busy: (0..config.redis.shards).map(|_| AtomicBool::new(false)).collect(),
         }),
         leads,
+        health: health.clone(),
     };
     let ticker = tokio::spawn(ticker.run(stop.clone()));
     let census = Census {

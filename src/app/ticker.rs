@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sweeper::Sweeper;
 use crate::config::{AgeFrom, Config};
+use crate::http::health::{Check, Health};
 use crate::ingest::client::{BrokerError, Cluster, topic_of};
 use crate::ingest::decode::TICK;
 use crate::ingest::producer::{Outgoing, ProduceError, Producer};
@@ -29,6 +30,8 @@ use crate::store::{ShardState, Store, StoreError};
 
 /// Ticks that wait for a partition that lags; beyond, those between the oldest and the newest are thinned out.
 const PENDING_MAX: usize = 100;
+/// Ticks that fail for longer tell of more than a broker or a Redis that is just starting again.
+const FAILING_LONG: Duration = Duration::from_secs(10);
 /// A tick that waits longer is worth a word.
 const HELD_LONG: Duration = Duration::from_secs(60);
 /// Accounts whose days are looked at in one step.
@@ -54,6 +57,7 @@ pub struct Ticker {
     pub sweeper: Arc<Sweeper>,
     /// Whether this worker has the commands partition.
     pub leads: watch::Receiver<bool>,
+    pub health: Arc<Health>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +130,7 @@ impl Ticker {
         let mut pending = VecDeque::new();
         let mut cleared = Cleared::default();
         let mut told: Option<Instant> = None;
+        let mut failing: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -134,10 +139,23 @@ impl Ticker {
             }
             if !*self.leads.borrow() {
                 pending.clear();
+                failing = None;
+                self.health.set(Check::Time, Ok(()));
                 metrics::forget_meter_time();
                 continue;
             }
             let result = self.turn(&mut pending, &mut cleared).await;
+            match &result {
+                Ok(_) => {
+                    failing = None;
+                    self.health.set(Check::Time, Ok(()));
+                }
+                Err(error) => {
+                    if failing.get_or_insert_with(Instant::now).elapsed() >= FAILING_LONG {
+                        self.health.set(Check::Time, Err(format!("meter time stands still: {error}")));
+                    }
+                }
+            }
             let quiet = told.is_some_and(|told| told.elapsed() < HELD_LONG);
             match result {
                 Err(error) if !quiet => {

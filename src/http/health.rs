@@ -20,11 +20,21 @@ pub enum Check {
     Progress,
     /// Messages leave every outbox, none of them too late.
     Outbox,
+    /// Meter time moves, where it is this worker that moves it.
+    Time,
 }
 
 impl Check {
-    pub const ALL: [Check; 7] =
-        [Check::Kafka, Check::Assigned, Check::Allowed, Check::Redis, Check::Shards, Check::Progress, Check::Outbox];
+    pub const ALL: [Check; 8] = [
+        Check::Kafka,
+        Check::Assigned,
+        Check::Allowed,
+        Check::Redis,
+        Check::Shards,
+        Check::Progress,
+        Check::Outbox,
+        Check::Time,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -35,6 +45,7 @@ impl Check {
             Check::Shards => "shards",
             Check::Progress => "progress",
             Check::Outbox => "outbox",
+            Check::Time => "time",
         }
     }
 
@@ -43,7 +54,7 @@ impl Check {
         match self {
             Check::Assigned => Err("no partitions are assigned yet".to_owned()),
             Check::Redis => Err("redis has not answered yet".to_owned()),
-            Check::Kafka | Check::Allowed | Check::Shards | Check::Progress | Check::Outbox => Ok(()),
+            Check::Kafka | Check::Allowed | Check::Shards | Check::Progress | Check::Outbox | Check::Time => Ok(()),
         }
     }
 }

@@ -153,6 +153,11 @@ async fn the_rights_that_the_page_names_are_enough_and_what_is_missing_is_told()
         }
         running.ready().await;
     }
+    acls::take(&plain, USER, &right("ticks", May::Write));
+    let refused = running.not_ready("[-]time failed: meter time stands still").await;
+    assert!(refused.contains(&topics.name("ticks")) && refused.contains(remedy), "{refused}");
+    acls::give(&plain, USER, &right("ticks", May::Write));
+    running.ready().await;
     // Whether or not the topic may still be seen.
     for role in ["usage", "commands"] {
         for may_see in [true, false] {

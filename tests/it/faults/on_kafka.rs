@@ -15,8 +15,8 @@ use crate::support::own_kafka::OwnKafka;
 use crate::support::redis::OwnRedis;
 use crate::support::report::{row, short_or_long};
 use crate::support::traffic::Traffic;
-use crate::support::{own_prefix, until};
-use crate::walk::CATALOGUE;
+use crate::support::{own_prefix, until, until_reached};
+use crate::walk::{CATALOGUE, put, reveal};
 
 async fn sends(traffic: &Traffic, records: u64) {
     let enough = traffic.sent() + records;
@@ -149,6 +149,32 @@ async fn a_log_that_is_shorter_than_it_was_halts() {
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     let copied = Command::new("cp").arg("-r").arg(from).arg(to).status().expect("cp runs");
     assert!(copied.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_is_named_for_as_long_as_it_is_gone() {
+    let topics = Topics::create("deleted", 1).await;
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "1000");
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "starter")).await; // 30 e-mail credits
+    topics.send("usage", &reveal("acme", "e0", 4)).await;
+    meter.caught_up(&topics).await;
+    topics.delete("usage").await;
+    // The group takes the topic's partitions back, and is content with what is left.
+    let told = running.not_ready(&format!("topic {} does not exist", topics.name("usage"))).await;
+    assert!(told.contains("[-]time failed: meter time stands still"), "{told}");
+    let told = running.not_ready("[+]assigned ok").await;
+    assert!(told.contains("[-]time failed"), "{told}");
+    // Commands go on.
+    topics.command(&put("late", "starter")).await;
+    until_reached("the command is applied", topics.ends("commands", 1)[0], || meter.applied(Partition::COMMANDS)).await;
+    row(
+        "14",
+        "The usage topic is deleted",
+        "`/readyz` names it for as long as it is gone; commands are applied meanwhile",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,11 +98,16 @@ impl Topics {
         Topics::named(brokers, prefix, partitions)
     }
 
+    pub async fn delete(&self, role: &str) {
+        let deleted = self.admin().delete_topics(&[&self.name(role)], &AdminOptions::new()).await;
+        let deleted = deleted.expect("kafka answers").into_iter().next().expect("an answer");
+        deleted.expect("the topic is deleted");
+    }
+
     /// Deletes a topic and makes one of the same name.
     pub async fn remake(&self, role: &str, partitions: i32, settings: &[(&str, &str)]) {
+        self.delete(role).await;
         let (admin, name) = (self.admin(), self.name(role));
-        let deleted = admin.delete_topics(&[&name], &AdminOptions::new()).await.expect("kafka answers");
-        deleted.into_iter().for_each(|result| drop(result.expect("the topic is deleted")));
         until("the topic is made again", || async {
             let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
             let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
