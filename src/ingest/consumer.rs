@@ -200,6 +200,8 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         assignment: 0,
         starting: None,
         committing: None,
+        to_commit: Vec::new(),
+        in_group: false,
         reading: BTreeMap::new(),
         in_step: InStep::default(),
         unreadable: Unreadable::default(),
@@ -223,6 +225,11 @@ struct Thread {
     /// Positions to start at, until Kafka has taken the generation that goes with them.
     starting: Option<BTreeMap<Partition, Reading>>,
     committing: Option<Committing>,
+    /// Applied positions, for lag tools. They are committed with the next statistics that find this worker in its group: the
+    /// client keeps a commit while it has no coordinator, and commits it after the session's end as a member without a name,
+    /// which ends it for good where `kafka.instance_id` is set (FENCED_INSTANCE_ID).
+    to_commit: Vec<(Partition, i64)>,
+    in_group: bool,
     reading: BTreeMap<Partition, Reading>,
     room: Room,
     in_step: InStep,
@@ -276,6 +283,7 @@ impl Thread {
             self.rebalanced();
             self.read_statistics();
         }
+        self.commit();
         self.consumer.unsubscribe();
         // It leaves the group when nobody holds it any more.
         if let Some(committing) = &self.committing {
@@ -308,13 +316,8 @@ impl Thread {
             }
             ToConsumer::Halt { partition } => self.drop_partition(partition),
             ToConsumer::Conditions(conditions) => self.settings.decoder.set_conditions(conditions),
-            ToConsumer::Commit { positions } => {
-                if !self.reading.is_empty()
-                    && let Err(error) = self.commit(&positions)
-                {
-                    tracing::debug!(%error, "could not commit offsets to kafka: lag tools will lag");
-                }
-            }
+            ToConsumer::Commit { positions } if !self.reading.is_empty() => self.to_commit = positions,
+            ToConsumer::Commit { .. } => {}
             ToConsumer::Stop => {}
         }
     }
@@ -448,8 +451,15 @@ impl Thread {
         self.statistics_since_change = 0;
     }
 
-    fn commit(&self, positions: &[(Partition, i64)]) -> Result<(), KafkaError> {
-        self.consumer.commit(&self.positions(positions)?, CommitMode::Async)
+    fn commit(&mut self) {
+        let positions = std::mem::take(&mut self.to_commit);
+        if !self.in_group || positions.is_empty() {
+            return;
+        }
+        let committed = self.positions(&positions).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
+        if let Err(error) = committed {
+            tracing::debug!(%error, "could not commit offsets to kafka: lag tools will lag");
+        }
     }
 
     fn positions(&self, positions: &[(Partition, i64)]) -> Result<TopicPartitionList, KafkaError> {
@@ -544,6 +554,7 @@ impl Thread {
         for rebalance in rebalances {
             self.assignment += 1;
             (self.starting, self.committing) = (None, None);
+            self.to_commit.clear();
             self.reading.clear();
             self.in_step = InStep::default();
             self.unreadable = Unreadable::default();
@@ -577,6 +588,8 @@ impl Thread {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
         metrics::set_kafka_brokers_up(statistics.brokers_up);
         self.tell(FromKafka::Connection(statistics.connection));
+        self.in_group = statistics.in_group;
+        self.commit();
         if self.unreadable.named < self.unreadable.told {
             self.name_unreadable();
         }

@@ -73,6 +73,8 @@ pub struct View {
     pub connection: Connection,
     /// Brokers that answer and have told their number; the addresses of `kafka.brokers` and the coordinator come on top.
     pub brokers_up: usize,
+    /// Whether the group's coordinator is connected and this worker has its place in the group.
+    pub in_group: bool,
     pub partitions: Vec<PartitionView>,
 }
 
@@ -166,7 +168,8 @@ impl ClientContext for Group {
         }
         let answers = |broker: &&&Broker| broker.nodeid >= 0 && !shared.silence.is_silent(&broker.name);
         let brokers_up = up.iter().filter(answers).count();
-        shared.statistics = Some(View { connection, brokers_up, partitions: views });
+        let in_group = statistics.cgrp.is_some_and(|group| group.state == "up" && group.join_state == "steady");
+        shared.statistics = Some(View { connection, brokers_up, in_group, partitions: views });
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

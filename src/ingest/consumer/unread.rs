@@ -104,7 +104,8 @@ impl Thread {
                 let reason = match &self.settings.kafka.instance_id {
                     Some(own) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId) => format!(
                         "another process has joined group {} as kafka.instance_id = \"{own}\" and has taken this worker's \
-                         partitions: give each worker an id of its own",
+                         partitions: give each worker an id of its own; if there is no other, the group has lost sight of this \
+                         one, as where its coordinator was away: start it again",
                         self.settings.kafka.group
                     ),
                     _ => format!("kafka has no place for this consumer any more: {error}; restart the worker"),

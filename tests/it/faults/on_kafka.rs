@@ -69,6 +69,40 @@ async fn the_broker_is_killed() {
     );
 }
 
+/// A worker's session ends while no broker is there. What it had committed meanwhile would be sent afterwards, by a member
+/// without a name, and for a worker with an id of its own the client would give up for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_with_ids_of_their_own_outlive_a_broker_that_is_away_beyond_their_session() {
+    let kafka = OwnKafka::start();
+    let topics = Arc::new(Topics::create_in(&kafka.brokers, "ids", PARTITIONS).await);
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("LOG__FILTER", "error");
+    let traffic = Traffic::start(&topics, 18);
+    let mut workers = ["worker-0", "worker-1"].map(|id| meter.start(&[("KAFKA__INSTANCE_ID", id)]));
+    let rounds = short_or_long(3, 12);
+    for round in 0..rounds {
+        for worker in &workers {
+            worker.ready().await;
+        }
+        meter.applies(1_000).await;
+        tokio::task::block_in_place(|| kafka.stop());
+        // Beyond a session, and within another one of what was committed last: see `Meter::named`.
+        tokio::time::sleep(Duration::from_secs(2 * (round % 4))).await;
+        tokio::task::block_in_place(|| kafka.start_again());
+    }
+    meter.applies(1_000).await;
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    for worker in &mut workers {
+        assert!(worker.child.try_wait().expect("it is a child").is_none(), "it has given up");
+        worker.ready().await;
+    }
+    row(
+        "8",
+        "The broker is restarted, away for about as long as the session of workers with `kafka.instance_id`",
+        &format!("{rounds} times, none gives up: {seen}"),
+    );
+}
+
 /// Each of three brokers leads some partitions, and one is the controller.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_broker_of_three_dies_or_stands_still() {
