@@ -180,7 +180,7 @@ pub(super) mod tests {
         let ready = ask(address, "/readyz").await;
         assert_eq!((ready.status, ready.body.as_str()), (200, "ok\n"));
         let verbose = ask(address, "/readyz?verbose").await;
-        assert!(verbose.body.ends_with("[+]outbox ok\nreadyz check passed\n"), "{}", verbose.body);
+        assert!(verbose.body.ends_with("[+]outbox ok\n[+]time ok\nreadyz check passed\n"), "{}", verbose.body);
 
         health.set(Check::Redis, Err("no answer".to_owned()));
         let json = ask(address, "/readyz?format=json").await;
