@@ -237,3 +237,31 @@ impl Pipeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Input;
+    use super::super::recall::tests::{PARTITION, pipeline, read, recall, recalled, record};
+    use super::*;
+
+    #[test]
+    fn usage_of_an_unknown_account_tells_how_many_commands_it_waits_for() {
+        let mut pipeline = pipeline(1);
+        let assigned = vec![(PARTITION, vec![10]), (Partition::COMMANDS, vec![3])];
+        let effects = pipeline.on(0, Input::Assigned(assigned));
+        recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
+        let calls = read(&mut pipeline, 0, 0, vec![record(10, (0, 1))]);
+        let answer = Answer::Apply(Reply::Unknown { commands_position: 3 });
+        let effects = pipeline.on(20, Input::Answered { shard: 0, id: calls[&0], answer });
+        let asked = effects.iter().find_map(|effect| match effect {
+            Effect::AskCommandsEnd { id, .. } => Some(*id),
+            _ => None,
+        });
+        assert_eq!(pipeline.awaited_commands(), None, "where the commands end is not known yet");
+        let id = asked.expect("it asks where they end");
+        pipeline.on(30, Input::CommandsEnd { shard: 0, id, offset: 8 });
+        assert_eq!(pipeline.awaited_commands(), Some(5));
+        pipeline.on(30, Input::CommandsEnd { shard: 0, id, offset: 3 });
+        assert_eq!(pipeline.awaited_commands(), None, "none is missing");
+    }
+}

@@ -202,6 +202,16 @@ impl Pipeline {
         self.recalling.is_some()
     }
 
+    /// Where usage of accounts that are not known waits for the commands that were there before it: how many those are, as
+    /// far as this worker applies them.
+    pub fn awaited_commands(&self) -> Option<i64> {
+        let awaited = |lane: &Lane| {
+            let end = lane.hold?.commands_end?;
+            Some(end - lane.applied(Partition::COMMANDS)?)
+        };
+        self.lanes.iter().filter_map(awaited).filter(|awaited| *awaited > 0).max()
+    }
+
     /// Cuts no more batches; what is under way is answered and finished.
     pub fn stop_cutting(&mut self) {
         self.stopping = true;
