@@ -99,6 +99,15 @@ pub fn settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str, &str)]
     settings
 }
 
+/// Those of a client that reads. It asks for a group's name whether or not it joins, and for what belongs together among its
+/// settings: the meter's group is allowed already.
+pub fn reader_settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
+    let mut settings = settings(kafka, defaults, fixed);
+    settings.set("group.id", &kafka.group);
+    settings.set("session.timeout.ms", kafka.session_timeout.as_millis().to_string());
+    settings
+}
+
 /// The name of an input topic.
 pub fn topic_of(topics: &Topics, input: Input) -> &str {
     match input {

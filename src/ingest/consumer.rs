@@ -177,9 +177,7 @@ pub struct Settings {
 
 /// Starts the thread.
 pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<Handle, BrokerError> {
-    let mut config = client::settings(&settings.kafka, &DEFAULTS, &FIXED);
-    config.set("group.id", &settings.kafka.group);
-    config.set("session.timeout.ms", settings.kafka.session_timeout.as_millis().to_string());
+    let mut config = client::reader_settings(&settings.kafka, &DEFAULTS, &FIXED);
     if let Some(instance) = &settings.kafka.instance_id {
         config.set("group.instance.id", instance);
     }

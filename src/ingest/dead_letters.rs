@@ -116,9 +116,7 @@ fn reason_headers(meter: &str, topic: &str, original: &Original, decoder: &mut D
 }
 
 fn read(kafka: &Kafka, notes: &[Note]) -> Result<Vec<Original>, DeadLetterError> {
-    let mut config = client::settings(kafka, &[("fetch.wait.max.ms", "20")], &READ_FIXED);
-    // Never joined and never committed to; the client asks for one all the same.
-    config.set("group.id", &kafka.group);
+    let config = client::reader_settings(kafka, &[("fetch.wait.max.ms", "20")], &READ_FIXED);
     let consumer: BaseConsumer<Reasons> =
         config.create_with_context(Reasons::default()).map_err(BrokerError::settings)?;
     let mut waiting: BTreeMap<Partition, VecDeque<Note>> = BTreeMap::new();

@@ -38,16 +38,14 @@ impl LedgerTail {
     pub async fn open(kafka: &Kafka) -> Result<LedgerTail, BrokerError> {
         let topic = kafka.topics.ledger.clone();
         let partitions = Cluster::new(kafka)?.partitions(&topic).await?;
-        // No group is joined and nothing is committed, but the client wants a name: the meter's is allowed already.
         let fixed = [
-            ("group.id", kafka.group.as_str()),
             ("enable.auto.commit", "false"),
             ("auto.offset.reset", "error"),
             ("check.crcs", "true"),
             ("isolation.level", "read_committed"),
         ];
-        let made =
-            client::settings(kafka, &[("fetch.wait.max.ms", "100")], &fixed).create_with_context(Reasons::default());
+        let config = client::reader_settings(kafka, &[("fetch.wait.max.ms", "100")], &fixed);
+        let made = config.create_with_context(Reasons::default());
         let consumer: StreamConsumer<Reasons> = made.map_err(BrokerError::settings)?;
         let tail = Arc::new(LedgerTail { consumer, brokers: kafka.brokers.clone() });
         let opening = tail.clone();

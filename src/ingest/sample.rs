@@ -54,10 +54,7 @@ pub struct Part<T> {
 impl Sampler {
     /// Begins so many records before the topic's end. It blocks.
     pub fn open(kafka: &Kafka, topic: &str, back: usize) -> Result<Sampler, BrokerError> {
-        let mut config = client::settings(kafka, &DEFAULTS, &FIXED);
-        // Never joined and never committed to; the client asks for one all the same.
-        config.set("group.id", &kafka.group);
-        let made = config.create_with_context(Reasons::default());
+        let made = client::reader_settings(kafka, &DEFAULTS, &FIXED).create_with_context(Reasons::default());
         let consumer: BaseConsumer<Reasons> = made.map_err(BrokerError::settings)?;
         let mut sampler =
             Sampler { consumer, kafka: kafka.clone(), topic: topic.to_owned(), partitions: BTreeMap::new() };

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
@@ -148,10 +147,7 @@ pub(super) fn consumer(kafka: &Kafka) -> Result<BaseConsumer<Reasons>, BrokerErr
         ("isolation.level", "read_committed"),
         ("check.crcs", "true"),
     ];
-    let mut config: ClientConfig = client::settings(kafka, &DEFAULTS, &fixed);
-    // Never joined and never committed to; the client asks for one all the same.
-    config.set("group.id", &kafka.group);
-    let made = config.create_with_context(Reasons::default());
+    let made = client::reader_settings(kafka, &DEFAULTS, &fixed).create_with_context(Reasons::default());
     made.map_err(BrokerError::settings)
 }
 

@@ -68,9 +68,7 @@ impl Tail {
     pub async fn open(kafka: &Kafka, topic: &str, from: StartFrom) -> Result<Tail, BrokerError> {
         let cluster = Cluster::new(kafka)?;
         let partitions = cluster.partitions(topic).await?;
-        // No group is joined and nothing is committed, but the client wants a name: the meter's is allowed already.
-        let mut config = client::settings(kafka, &[("fetch.wait.max.ms", "100")], &FIXED);
-        config.set("group.id", &kafka.group);
+        let config = client::reader_settings(kafka, &[("fetch.wait.max.ms", "100")], &FIXED);
         let made = config.create_with_context(Reasons::default());
         let consumer: StreamConsumer<Reasons> = made.map_err(BrokerError::settings)?;
 

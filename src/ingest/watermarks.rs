@@ -93,7 +93,6 @@ fn fault(client: &Client, place: &str, error: &KafkaError) -> Fault {
 }
 
 fn client(kafka: &Kafka) -> Result<Client, BrokerError> {
-    let mut config = client::settings(kafka, &[], &[("isolation.level", "read_committed")]);
-    config.set("group.id", &kafka.group);
+    let config = client::reader_settings(kafka, &[], &[("isolation.level", "read_committed")]);
     config.create_with_context(Reasons::default()).map_err(BrokerError::settings)
 }

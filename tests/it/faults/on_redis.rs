@@ -172,6 +172,32 @@ async fn redis_stands_still() {
     row("26", "Redis stands still (SIGSTOP), calls time out after 2 s", &seen);
 }
 
+/// The thread that reads goes on asking Kafka while nothing can be written: to the group the worker is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_stands_still_for_longer_than_kafka_waits_for_the_next_poll() {
+    let redis = OwnRedis::start(&[]);
+    let (topics, mut meter, traffic) = under_load("max-poll", 7).await;
+    meter.use_redis(&redis.url());
+    meter.set("REDIS__TIMEOUT", "2s");
+    meter.set("KAFKA__PROPERTIES__MAX_POLL_INTERVAL_MS", "6000");
+    let running = meter.start(&[]);
+    running.ready().await;
+    let seconds = short_or_long(10, 60);
+    meter.applies(500).await;
+    redis.signal("-STOP");
+    for _ in 0..seconds {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let (_, page) = running.get("/readyz?verbose").await.expect("it answers");
+        assert!(page.contains("[+]assigned ok"), "{page}");
+    }
+    redis.signal("-CONT");
+    running.ready().await;
+    meter.applies(500).await;
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    let seen = format!("{seconds} s with `max.poll.interval.ms` = 6000: it keeps its partitions: {seen}");
+    row("7", "Nothing can be written for longer than `max.poll.interval.ms`", &seen);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_forgets_its_scripts_all_the_time() {
     let redis = OwnRedis::start(&[]);
