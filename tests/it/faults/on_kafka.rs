@@ -114,7 +114,7 @@ async fn one_broker_of_three_dies_or_stands_still() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
     topics.grow("usage", PARTITIONS).await;
     let traffic = Traffic::start(&topics, 16);
-    let running = meter.start(&[]);
+    let workers = ["worker-0", "worker-1"].map(|id| meter.start(&[("KAFKA__INSTANCE_ID", id)]));
     let rounds = short_or_long(3, 12);
     let away = short_or_long(Duration::from_secs(5), Duration::from_secs(30));
     for round in 0..rounds {
@@ -132,7 +132,9 @@ async fn one_broker_of_three_dies_or_stands_still() {
     brokers.signal(0, "-CONT");
     brokers.in_sync().await;
     meter.applies(1_000).await;
-    running.ready().await;
+    for worker in &workers {
+        worker.ready().await;
+    }
     let seen = traffic.end().await.check(&topics, &meter).await;
     row(
         "8, 9",
