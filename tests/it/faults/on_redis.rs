@@ -15,7 +15,7 @@ use crate::support::traffic::Traffic;
 use crate::support::until;
 use crate::walk::{CATALOGUE, put, reveal};
 
-const REWINDS: &str = "credit_meter_rewinds_total";
+pub const REWINDS: &str = "credit_meter_rewinds_total";
 
 /// A worker on a Redis of the test's own, under load.
 async fn with_own(test: &str, seed: u64, redis: &OwnRedis) -> (Arc<Topics>, Meter, Traffic, Running) {

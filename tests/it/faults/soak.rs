@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::sleep;
 
 use super::PARTITIONS;
+use super::on_redis::REWINDS;
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running};
 use crate::support::own_kafka::OwnKafka;
@@ -42,6 +43,7 @@ enum Fault {
     RedisStandsStill,
     RedisForgetsScripts,
     RedisRewrites,
+    RedisFallsBack,
     BrokerKilled,
     BrokerRestarted,
     PartitionAdded,
@@ -52,7 +54,7 @@ enum Fault {
 
 use Fault::*;
 
-const FAULTS: [(Fault, &str); 14] = [
+const FAULTS: [(Fault, &str); 15] = [
     (OtherKilled, "the other worker is killed"),
     (OtherTerminated, "it is replaced, and the next one too"),
     (OtherStandsStill, "it stands still"),
@@ -61,6 +63,7 @@ const FAULTS: [(Fault, &str); 14] = [
     (RedisStandsStill, "it stands still"),
     (RedisForgetsScripts, "it forgets its scripts"),
     (RedisRewrites, "it rewrites its AOF"),
+    (RedisFallsBack, "it falls back to an older AOF"),
     (BrokerKilled, "the broker is killed"),
     (BrokerRestarted, "it is restarted"),
     (PartitionAdded, "a partition is added"),
@@ -104,9 +107,13 @@ async fn hours_of_everything_at_once() {
         let Some(fault) = next else { break };
         eprintln!("seed {seed}, {:?}: {fault:?}, {} MiB", started.elapsed(), soak.survivor.resident_mib());
         soak.has(fault).await;
-        soak.recovers().await;
         faults.push(fault);
-        if faults.len() % AUDIT_EVERY == 0 {
+        let audited = faults.len() % AUDIT_EVERY == 0;
+        // Some come while the one before is not mended yet.
+        if audited || soak.rng.random_bool(0.7) {
+            soak.recovers().await;
+        }
+        if audited {
             soak.is_audited(&point);
         }
         if started.elapsed() > length / 4 {
@@ -117,6 +124,7 @@ async fn hours_of_everything_at_once() {
     assert!(survivor.child.try_wait().expect("it is a child").is_none(), "it lives through it all");
     let seen = traffic.end().await.check(&topics, &meter).await;
     let at_the_end = survivor.resident_mib();
+    let rewinds = survivor.metric(REWINDS).await;
     let before = after_a_quarter.unwrap_or(at_the_end);
     assert!(at_the_end < before + GROWTH_MAX_MIB, "it grew from {before} to {at_the_end} MiB");
     let times = |fault: &Fault| faults.iter().filter(|other| *other == fault).count();
@@ -126,7 +134,8 @@ async fn hours_of_everything_at_once() {
         "44, 51",
         &format!("{minutes} minutes of faults at random, seed {seed}, with bursts and pauses of the traffic"),
         &format!(
-            "{} faults ({}); one worker lived through them all, from {before} MiB after a quarter to {at_the_end} MiB: {seen}",
+            "{} faults ({}); one worker lived through them all, with {rewinds} rewinds, from {before} MiB after a quarter to \
+             {at_the_end} MiB: {seen}",
             faults.len(),
             kinds.join(", ")
         ),
@@ -146,6 +155,10 @@ impl Soak {
         let traffic = Traffic::start(&topics, seed);
         traffic.goes_at(PACE);
         let (survivor, other) = (meter.start(&[SURVIVOR]), meter.start(&[OTHER]));
+        // A Redis that falls back behind the first start was emptied.
+        survivor.ready().await;
+        other.ready().await;
+        meter.applies(100).await;
         Soak { topics, meter, kafka, redis, traffic, survivor, other, rng: SmallRng::seed_from_u64(seed) }
     }
 
@@ -180,6 +193,15 @@ impl Soak {
                 let _: String = self.redis.tell(&["FUNCTION", "FLUSH"]).await;
             }
             RedisRewrites => self.redis.rewrite_aof().await,
+            RedisFallsBack => {
+                let copy = self.redis.copy_aof();
+                sleep(length).await;
+                self.redis.kill();
+                self.redis.replace_aof(copy.path());
+                self.redis.back().await;
+                // See docs/reliability.md, the last section.
+                self.redis.rewrite_aof().await;
+            }
             BrokerKilled => {
                 tokio::task::block_in_place(|| self.kafka.kill());
                 sleep(length).await;
@@ -212,11 +234,19 @@ impl Soak {
         self.other.ready().await;
     }
 
-    /// From one saved point to the next, while all goes on.
+    /// From one saved point to the next, while all goes on; from the beginning where Redis fell back behind the point.
     fn is_audited(&self, point: &Path) {
-        let point = point.to_str().expect("a path");
-        let from: &[&str] = if Path::new(point).exists() { &["--from", point] } else { &[] };
-        let audited = self.meter.json(&[&["audit", "--json", "--save", point], from].concat());
+        let path = point.to_str().expect("a path");
+        let save = ["audit", "--json", "--save", path];
+        let from_point = || self.meter.run(&[&save[..], &["--from", path]].concat());
+        if let Some(audited) = point.exists().then(from_point) {
+            let (told, found) = (String::from_utf8_lossy(&audited.stderr), String::from_utf8_lossy(&audited.stdout));
+            if audited.status.success() {
+                return;
+            }
+            assert!(told.contains("audit from a point that was saved before that state"), "{told}{found}");
+        }
+        let audited = self.meter.json(&save);
         assert_eq!(audited["mismatches"], 0, "{audited}");
     }
 }
