@@ -2,6 +2,8 @@
 //!
 //! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
 
+/// The client's place in the group.
+mod join;
 /// What keeps a partition from being read.
 mod unread;
 
@@ -18,7 +20,7 @@ use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::unread::{Holds, Unreadable};
-use super::client::{self, BrokerError, topic_of};
+use super::client::{BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
 use super::group::{Connection, Group, Rebalance};
 use super::in_step::InStep;
@@ -177,16 +179,7 @@ pub struct Settings {
 
 /// Starts the thread.
 pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<Handle, BrokerError> {
-    let mut config = client::reader_settings(&settings.kafka, &DEFAULTS, &FIXED);
-    if let Some(instance) = &settings.kafka.instance_id {
-        config.set("group.instance.id", instance);
-    }
-    let fetch_wait =
-        config.get(FETCH_WAIT).and_then(|ms| ms.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
-    let group = Group::new(settings.kafka.topics.clone(), fetch_wait);
-    let consumer: BaseConsumer<Group> = config.create_with_context(group).map_err(BrokerError::settings)?;
-    let topics = [settings.kafka.topics.usage.as_str(), settings.kafka.topics.commands.as_str()];
-    consumer.subscribe(&topics).map_err(BrokerError::settings)?;
+    let consumer = join::join(&settings.kafka)?;
     let (control, orders) = channel();
     let enough = Arc::new(Enough::default());
     let thread = Thread {
@@ -205,6 +198,7 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         unreadable: Unreadable::default(),
         suspects: BTreeSet::new(),
         complained_at: None,
+        joined_again: None,
         statistics_since_change: 0,
     };
     let thread = std::thread::Builder::new()
@@ -235,6 +229,8 @@ struct Thread {
     /// Of these the next batch may be one that cannot be read.
     suspects: BTreeSet<Partition>,
     complained_at: Option<Instant>,
+    /// When it last took its place in the group again.
+    joined_again: Option<Instant>,
     /// Statistics seen since the last pause or assignment.
     statistics_since_change: u32,
 }
@@ -547,16 +543,22 @@ impl Thread {
         }
     }
 
+    /// Whatever comes from now on belongs to another assignment.
+    fn forget_assignment(&mut self) {
+        self.assignment += 1;
+        (self.starting, self.committing) = (None, None);
+        self.to_commit.clear();
+        self.in_group = false;
+        self.reading.clear();
+        self.in_step = InStep::default();
+        self.unreadable = Unreadable::default();
+        self.suspects.clear();
+    }
+
     fn rebalanced(&mut self) {
         let rebalances = self.consumer.context().take_rebalances();
         for rebalance in rebalances {
-            self.assignment += 1;
-            (self.starting, self.committing) = (None, None);
-            self.to_commit.clear();
-            self.reading.clear();
-            self.in_step = InStep::default();
-            self.unreadable = Unreadable::default();
-            self.suspects.clear();
+            self.forget_assignment();
             let assignment = self.assignment;
             match rebalance {
                 Rebalance::Assign(partitions) => self.tell(FromKafka::Assigned { assignment, partitions }),

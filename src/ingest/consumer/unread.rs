@@ -100,18 +100,7 @@ impl Thread {
                 self.unreadable.told += 1;
                 self.name_unreadable();
             }
-            KafkaError::MessageConsumptionFatal(_) => {
-                let reason = match &self.settings.kafka.instance_id {
-                    Some(own) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId) => format!(
-                        "another process has joined group {} as kafka.instance_id = \"{own}\" and has taken this worker's \
-                         partitions: give each worker an id of its own; if there is no other, the group has lost sight of this \
-                         one, as where its coordinator was away: start it again",
-                        self.settings.kafka.group
-                    ),
-                    _ => format!("kafka has no place for this consumer any more: {error}; restart the worker"),
-                };
-                self.tell(FromKafka::Fenced { reason });
-            }
+            KafkaError::MessageConsumptionFatal(_) => self.lost_its_place(error),
             _ => match self.consumer.context().damage.take() {
                 Some(reason) => self.read_again(&reason),
                 None => {

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::{PARTITIONS, under_load};
 use crate::support::meter::SHARDS;
@@ -157,6 +159,48 @@ async fn two_workers_with_one_instance_id() {
     let seen = traffic.end().await.check(&topics, &meter).await;
     let fault = "Two workers with the same `kafka.instance_id`: each start takes the partitions of the other";
     row("4", fault, &format!("the one that lost its place says so and exits 1, {rounds} times: {seen}"));
+}
+
+/// As where the client itself has made Kafka take it for another: see src/ingest/consumer/join.rs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_place_is_taken_once_takes_it_again() {
+    let (topics, meter, traffic) = under_load("place", 9).await;
+    let same = "worker-0";
+    let mut running = meter.start(&[("KAFKA__INSTANCE_ID", same)]);
+    running.ready().await;
+    meter.applies(300).await;
+    let usage = topics.name("usage");
+    let taken = tokio::task::spawn_blocking({
+        let (brokers, group) = (topics.brokers.clone(), meter.prefix.clone());
+        move || {
+            let mut config = ClientConfig::new();
+            let own = [
+                ("bootstrap.servers", brokers.as_str()),
+                ("group.id", &group),
+                ("group.instance.id", same),
+                ("session.timeout.ms", "6000"),
+                ("partition.assignment.strategy", "range"),
+            ];
+            own.into_iter().for_each(|(key, value)| _ = config.set(key, value));
+            let other: BaseConsumer = config.create().expect("a client");
+            other.subscribe(&[usage.as_str()]).expect("it asks to join");
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while other.assignment().expect("it tells").count() == 0 && Instant::now() < deadline {
+                let _ = other.poll(Duration::from_millis(100));
+            }
+            other.assignment().expect("it tells").count()
+        }
+    });
+    assert!(taken.await.expect("it does not panic") > 0, "another takes its place");
+    meter.applies(2_000).await;
+    running.ready().await;
+    assert!(running.child.try_wait().expect("it is a child").is_none(), "it goes on");
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    row(
+        "4",
+        "Another client takes the place of a worker with `kafka.instance_id`, once",
+        &format!("it takes it again: {seen}"),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

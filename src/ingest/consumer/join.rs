@@ -1,0 +1,64 @@
+//! The client's place in the group: how it is taken, and taken again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::super::client::{self, BrokerError};
+use super::super::group::Group;
+use super::{DEFAULTS, FETCH_WAIT, FIXED, FromKafka, Thread};
+use crate::config::Kafka;
+
+/// Who has lost its place again so soon has not lost it by an accident: another has the same name.
+const LOST_AGAIN: Duration = Duration::from_secs(300);
+
+/// A client that joins the group.
+pub(super) fn join(kafka: &Kafka) -> Result<BaseConsumer<Group>, BrokerError> {
+    let mut config = client::reader_settings(kafka, &DEFAULTS, &FIXED);
+    if let Some(instance) = &kafka.instance_id {
+        config.set("group.instance.id", instance);
+    }
+    let fetch_wait =
+        config.get(FETCH_WAIT).and_then(|ms| ms.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
+    let group = Group::new(kafka.topics.clone(), fetch_wait);
+    let consumer: BaseConsumer<Group> = config.create_with_context(group).map_err(BrokerError::settings)?;
+    let topics = [kafka.topics.usage.as_str(), kafka.topics.commands.as_str()];
+    consumer.subscribe(&topics).map_err(BrokerError::settings)?;
+    Ok(consumer)
+}
+
+impl Thread {
+    /// The client has given up for good: Kafka has no place for it any more.
+    ///
+    /// With `kafka.instance_id` the reason need not be another worker. What was being committed while the coordinator went away
+    /// the client commits after the session's end, as a member without a name, which Kafka takes for another one. So it
+    /// joins again, once; two workers of one name take the place from each other at once, and one of them ends.
+    pub(super) fn lost_its_place(&mut self, error: &KafkaError) {
+        let fenced = error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId);
+        let instance = self.settings.kafka.instance_id.as_ref().filter(|_| fenced);
+        let Some(instance) = instance else {
+            let reason = format!("kafka has no place for this consumer any more: {error}; restart the worker");
+            return self.tell(FromKafka::Fenced { reason });
+        };
+        let group = &self.settings.kafka.group;
+        if self.joined_again.is_some_and(|at| at.elapsed() < LOST_AGAIN) {
+            let reason = format!(
+                "another process has joined group {group} as kafka.instance_id = \"{instance}\" and has taken this worker's \
+                 partitions: give each worker an id of its own"
+            );
+            return self.tell(FromKafka::Fenced { reason });
+        }
+        let reason =
+            format!("group {group} has another kafka.instance_id = \"{instance}\", or takes this worker for one");
+        match join(&self.settings.kafka) {
+            Ok(consumer) => self.consumer = Arc::new(consumer),
+            Err(error) => return self.tell(FromKafka::Fenced { reason: error.to_string() }),
+        }
+        self.joined_again = Some(Instant::now());
+        self.forget_assignment();
+        let reason = format!("{reason}; it joins again by itself");
+        self.tell(FromKafka::Revoked { assignment: self.assignment, reason });
+    }
+}
