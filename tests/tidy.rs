@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Files under a folder with an ending, in order.
 fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
@@ -139,6 +140,21 @@ fn the_rights_at_redis_are_those_of_the_commands_that_are_used() {
     let page = text(Path::new("docs/permissions.md"));
     let given = page.split([' ', '`', '\n']).filter_map(|word| word.strip_prefix('+')?.split('|').next());
     assert_eq!(used, given.map(str::to_owned).collect(), "docs/permissions.md (right) names other commands");
+}
+
+/// What their tables name goes with the code that it names: neither runs with the other tests.
+#[test]
+fn the_fault_tests_that_are_listed_exist_and_so_do_the_places_of_planted_bugs() {
+    let tests: Vec<String> = files("tests/it", ".rs").iter().map(|path| text(path)).collect();
+    let faults = text(Path::new("tests/faults"));
+    let listed: Vec<&str> = faults.lines().filter_map(|line| line.strip_prefix("    (\"")?.split('"').next()).collect();
+    assert!(listed.len() > 50, "tests/faults names {} tests", listed.len());
+    for name in listed {
+        let function = format!("async fn {}()", name.rsplit("::").next().expect("a name"));
+        assert!(tests.iter().any(|text| text.contains(&function)), "tests/faults: there is no `{function}`");
+    }
+    let checked = Command::new("tests/plant-bugs").arg("--check").output().expect("python3 runs");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }
 
 #[test]
