@@ -2,7 +2,6 @@
 //! slots move, or a node is emptied.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 use std::sync::Arc;
 
 use credit_meter::ledger::outcome::Outcome;
@@ -289,12 +288,7 @@ async fn slots_move_under_load() {
     let before = case.owners().await;
     // All of one primary's slots to another.
     let (from, to) = (before[0], *before.iter().find(|owner| **owner != before[0]).expect("another"));
-    let mut reshard = Command::new("redis-cli");
-    reshard.args(["--cluster", "reshard", &case.cluster.nodes[from].address(), "--cluster-from"]);
-    reshard.arg(case.cluster.nodes[from].id().await).arg("--cluster-to").arg(case.cluster.nodes[to].id().await);
-    reshard.args(["--cluster-slots", "16384", "--cluster-yes"]);
-    let done = tokio::task::spawn_blocking(move || reshard.output().expect("redis-cli runs")).await.expect("it ends");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    case.cluster.move_slots(from, to, 16_384).await;
     assert_eq!(case.owners().await[0], to, "the shard has moved");
     case.charges_more().await;
     let sent = traffic.end().await;

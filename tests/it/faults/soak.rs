@@ -16,18 +16,22 @@ use super::on_redis::REWINDS;
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running};
 use crate::support::own_kafka::OwnKafka;
-use crate::support::redis::OwnRedis;
+use crate::support::redis::{OwnCluster, OwnRedis};
 use crate::support::report::{row, short_or_long};
 use crate::support::traffic::Traffic;
 use crate::walk::CATALOGUE;
 
-/// How long the long form is, and what its random choices start from; else an hour, and the clock.
+/// How long the long form is, what its random choices start from, and whether Redis is a cluster; else an hour, the clock,
+/// and one server.
 const MINUTES: &str = "CREDIT_METER_SOAK_MINUTES";
 const SEED: &str = "CREDIT_METER_SOAK_SEED";
+const CLUSTER: &str = "CREDIT_METER_SOAK_CLUSTER";
 /// Events a second, and in a burst.
 const PACE: u64 = 300;
 const BURST: u64 = 10 * PACE;
 const PARTITIONS_MAX: i32 = 8;
+/// The last slot of a cluster.
+const SLOT_MAX: u16 = 16_383;
 /// Faults between two audits.
 const AUDIT_EVERY: usize = 12;
 /// What the worker that lives through it may take more at the end than after its first quarter.
@@ -63,7 +67,7 @@ const FAULTS: [(Fault, &str); 15] = [
     (RedisStandsStill, "it stands still"),
     (RedisForgetsScripts, "it forgets its scripts"),
     (RedisRewrites, "it rewrites its AOF"),
-    (RedisFallsBack, "it falls back to an older AOF"),
+    (RedisFallsBack, "it falls back to an older AOF, or a cluster's slots move"),
     (BrokerKilled, "the broker is killed"),
     (BrokerRestarted, "it is restarted"),
     (PartitionAdded, "a partition is added"),
@@ -76,7 +80,7 @@ struct Soak {
     topics: Arc<Topics>,
     meter: Meter,
     kafka: OwnKafka,
-    redis: OwnRedis,
+    redis: Servers,
     traffic: Traffic,
     /// Lives through it all.
     survivor: Running,
@@ -120,6 +124,7 @@ async fn hours_of_everything_at_once() {
             after_a_quarter.get_or_insert_with(|| soak.survivor.resident_mib());
         }
     }
+    let redis = if matches!(soak.redis, Servers::One(_)) { "one Redis" } else { "a Redis Cluster" };
     let Soak { topics, meter, traffic, mut survivor, .. } = soak;
     assert!(survivor.child.try_wait().expect("it is a child").is_none(), "it lives through it all");
     let seen = traffic.end().await.check(&topics, &meter).await;
@@ -132,7 +137,9 @@ async fn hours_of_everything_at_once() {
     let minutes = started.elapsed().as_secs() / 60;
     row(
         "44, 51",
-        &format!("{minutes} minutes of faults at random, seed {seed}, with bursts and pauses of the traffic"),
+        &format!(
+            "{minutes} minutes of faults at random on {redis}, seed {seed}, with bursts and pauses of the traffic"
+        ),
         &format!(
             "{} faults ({}); one worker lived through them all, with {rewinds} rewinds, from {before} MiB after a quarter to \
              {at_the_end} MiB: {seen}",
@@ -145,7 +152,7 @@ async fn hours_of_everything_at_once() {
 impl Soak {
     async fn start(seed: u64) -> Soak {
         let kafka = OwnKafka::start();
-        let redis = OwnRedis::start(&["--appendfsync", "everysec"]);
+        let redis = Servers::start().await;
         let topics = Arc::new(Topics::create_in(&kafka.brokers, "soak", PARTITIONS).await);
         let mut meter = Meter::new(&topics, CATALOGUE);
         meter.set("LOG__FILTER", "error");
@@ -182,26 +189,11 @@ impl Soak {
             }
             OtherStandsStill => stands_still(|signal| self.other.signal(signal), length).await,
             StandsStill => stands_still(|signal| self.survivor.signal(signal), length).await,
-            RedisStandsStill => stands_still(|signal| self.redis.signal(signal), length).await,
-            RedisKilled => {
-                self.redis.kill();
-                sleep(length).await;
-                self.redis.back().await;
-            }
-            RedisForgetsScripts => {
-                let _: String = self.redis.tell(&["SCRIPT", "FLUSH"]).await;
-                let _: String = self.redis.tell(&["FUNCTION", "FLUSH"]).await;
-            }
-            RedisRewrites => self.redis.rewrite_aof().await,
-            RedisFallsBack => {
-                let copy = self.redis.copy_aof();
-                sleep(length).await;
-                self.redis.kill();
-                self.redis.replace_aof(copy.path());
-                self.redis.back().await;
-                // See docs/reliability.md, the last section.
-                self.redis.rewrite_aof().await;
-            }
+            RedisStandsStill => self.redis.stands_still(self.rng.random_range(0..=SLOT_MAX), length).await,
+            RedisKilled => self.redis.is_killed(self.rng.random_range(0..=SLOT_MAX), length).await,
+            RedisForgetsScripts => self.redis.forgets_scripts().await,
+            RedisRewrites => self.redis.rewrites().await,
+            RedisFallsBack => self.redis.falls_back(self.rng.random_range(0..=SLOT_MAX), length).await,
             BrokerKilled => {
                 tokio::task::block_in_place(|| self.kafka.kill());
                 sleep(length).await;
@@ -248,6 +240,98 @@ impl Soak {
         }
         let audited = self.meter.json(&save);
         assert_eq!(audited["mismatches"], 0, "{audited}");
+    }
+}
+
+/// One Redis, or three primaries with a replica each. A slot says which primary a fault is for.
+enum Servers {
+    One(OwnRedis),
+    Cluster(OwnCluster),
+}
+
+impl Servers {
+    async fn start() -> Servers {
+        if std::env::var_os(CLUSTER).is_some() {
+            Servers::Cluster(OwnCluster::start().await)
+        } else {
+            Servers::One(OwnRedis::start(&["--appendfsync", "everysec"]))
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Servers::One(redis) => redis.url(),
+            Servers::Cluster(cluster) => cluster.url(),
+        }
+    }
+
+    fn nodes(&self) -> &[OwnRedis] {
+        match self {
+            Servers::One(redis) => std::slice::from_ref(redis),
+            Servers::Cluster(cluster) => &cluster.nodes,
+        }
+    }
+
+    async fn stands_still(&self, slot: u16, length: Duration) {
+        match self {
+            Servers::One(redis) => stands_still(|signal| redis.signal(signal), length).await,
+            Servers::Cluster(cluster) => {
+                let owner = cluster.owner(slot).await;
+                stands_still(|signal| cluster.nodes[owner].signal(signal), length).await;
+                cluster.whole().await;
+            }
+        }
+    }
+
+    async fn is_killed(&mut self, slot: u16, length: Duration) {
+        match self {
+            Servers::One(redis) => {
+                redis.kill();
+                sleep(length).await;
+                redis.back().await;
+            }
+            Servers::Cluster(cluster) => {
+                let owner = cluster.owner(slot).await;
+                cluster.nodes[owner].kill();
+                sleep(length).await;
+                cluster.nodes[owner].start_again(&[]);
+                cluster.whole().await;
+            }
+        }
+    }
+
+    async fn forgets_scripts(&self) {
+        for node in self.nodes() {
+            let _: String = node.tell(&["SCRIPT", "FLUSH"]).await;
+        }
+    }
+
+    async fn rewrites(&self) {
+        for node in self.nodes() {
+            node.rewrite_aof().await;
+        }
+    }
+
+    /// To an AOF that is older; a cluster's slots move instead.
+    async fn falls_back(&mut self, slot: u16, length: Duration) {
+        match self {
+            Servers::One(redis) => {
+                let copy = redis.copy_aof();
+                sleep(length).await;
+                redis.kill();
+                redis.replace_aof(copy.path());
+                redis.back().await;
+                // See docs/reliability.md, the last section.
+                redis.rewrite_aof().await;
+            }
+            Servers::Cluster(cluster) => {
+                let (from, to) = (cluster.owner(slot).await, cluster.owner(slot ^ (SLOT_MAX / 2)).await);
+                if from != to {
+                    cluster.move_slots(from, to, SLOT_MAX / 8).await;
+                }
+                cluster.whole().await;
+            }
+        }
     }
 }
 

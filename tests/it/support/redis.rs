@@ -245,6 +245,17 @@ impl OwnCluster {
         }
     }
 
+    /// Moves so many slots of one primary to another, as an administrator does.
+    pub async fn move_slots(&self, from: usize, to: usize, slots: u16) {
+        let mut reshard = Command::new("redis-cli");
+        reshard.args(["--cluster", "reshard", &self.nodes[from].address(), "--cluster-from"]);
+        reshard.arg(self.nodes[from].id().await).arg("--cluster-to").arg(self.nodes[to].id().await);
+        reshard.args(["--cluster-slots", &slots.to_string(), "--cluster-yes"]);
+        let done = tokio::task::spawn_blocking(move || reshard.output().expect("redis-cli runs")).await;
+        let done = done.expect("it ends");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    }
+
     /// Two of the nodes: the others are found.
     pub fn url(&self) -> String {
         format!("redis://{},{}", self.nodes[0].address(), self.nodes[4].address())
