@@ -99,12 +99,20 @@ pub fn settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str, &str)]
     settings
 }
 
-/// Those of a client that reads. It asks for a group's name whether or not it joins, and for what belongs together among its
-/// settings: the meter's group is allowed already.
+const MAX_POLL_INTERVAL: &str = "max.poll.interval.ms";
+/// The client's own.
+const MAX_POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(300);
+
+/// Those of a client that reads, whether or not it joins the group: it asks for the name (the meter's is allowed already), and
+/// refuses a `max.poll.interval.ms` below the session.
 pub fn reader_settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
     let mut settings = settings(kafka, defaults, fixed);
     settings.set("group.id", &kafka.group);
     settings.set("session.timeout.ms", kafka.session_timeout.as_millis().to_string());
+    if settings.get(MAX_POLL_INTERVAL).is_none() {
+        let interval = MAX_POLL_INTERVAL_DEFAULT.max(kafka.session_timeout);
+        settings.set(MAX_POLL_INTERVAL, interval.as_millis().to_string());
+    }
     settings
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use self::unread::{Holds, Unreadable};
 use super::client::{BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
-use super::group::{Connection, Group, Rebalance};
+use super::group::{Connection, Group, PartitionView, Rebalance};
 use super::in_step::InStep;
 use super::room::{Enough, Look, Room};
 use crate::config::{AgeFrom, Kafka};
@@ -221,6 +221,7 @@ struct Thread {
     /// client keeps a commit while it has no coordinator, and commits it after the session's end as a member without a name,
     /// which ends it for good where `kafka.instance_id` is set (FENCED_INSTANCE_ID).
     to_commit: Vec<(Partition, i64)>,
+    /// Whether its coordinator is there, as the last statistics or the assignment had it.
     in_group: bool,
     reading: BTreeMap<Partition, Reading>,
     room: Room,
@@ -378,6 +379,10 @@ impl Thread {
                     self.complain(&error, told);
                 }
             }
+        }
+        // The client would keep it until there is a coordinator: see `to_commit`.
+        if !self.in_group {
+            return false;
         }
         match self.positions(positions) {
             Err(error) => self.complain(&error, told),
@@ -561,7 +566,10 @@ impl Thread {
             self.forget_assignment();
             let assignment = self.assignment;
             match rebalance {
-                Rebalance::Assign(partitions) => self.tell(FromKafka::Assigned { assignment, partitions }),
+                Rebalance::Assign(partitions) => {
+                    self.in_group = true;
+                    self.tell(FromKafka::Assigned { assignment, partitions });
+                }
                 Rebalance::Revoke => {
                     let reason = "the group has taken the partitions back".to_owned();
                     self.tell(FromKafka::Revoked { assignment, reason });
@@ -578,12 +586,7 @@ impl Thread {
         }
     }
 
-    /// Where the client has reached a partition's end, what lies behind the last record holds no record.
-    ///
-    /// Nothing is queued, the client has fetched up to the end that it saw, and what it has handed out has been read
-    /// here (or nothing has come since the assignment): then no record lies between that and the end. It counts
-    /// markers of transactions as handed out, though nobody is given them. A pause or an assignment empties the client's
-    /// queue while the end is still the old one, so the first statistics after it do not count.
+    /// Tells of the ends of logs, and up to where partitions are read.
     fn read_statistics(&mut self) {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
         metrics::set_kafka_brokers_up(statistics.brokers_up);
@@ -602,15 +605,26 @@ impl Thread {
             }
             let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
             let paused = self.room.is_paused(view.partition);
-            let handed_out = view.app_offset >= reading.next || (!reading.delivered && view.app_offset < 0);
-            let at_end = !reading.seeking && view.queued == 0 && view.next_offset == view.eof_offset && handed_out;
-            if settled && !paused && at_end && view.eof_offset > reading.next {
+            if settled && !paused && at_end(&view, reading) {
                 let (assignment, partition, epoch) = (self.assignment, view.partition, reading.epoch);
                 self.in_step.read_to(partition, view.eof_offset);
                 self.tell(FromKafka::ReadTo { assignment, partition, epoch, offset: view.eof_offset });
             }
         }
     }
+}
+
+/// Where the client has reached a partition's end, what lies behind the last record holds no record.
+///
+/// Nothing is queued, the client has fetched up to the end that it saw, and what it has handed out has been read here (or
+/// nothing has come since the assignment): then no record lies between that and the end. It counts markers of transactions as
+/// handed out, though nobody is given them. A pause or an assignment empties the client's queue while the end is still the
+/// old one, so the first statistics after it do not count; a rewind of a partition without a leader does so for as long as it
+/// has none, so what is not being fetched does not count.
+fn at_end(view: &PartitionView, reading: Reading) -> bool {
+    let handed_out = view.app_offset >= reading.next || (!reading.delivered && view.app_offset < 0);
+    let fetched = view.active && view.queued == 0 && view.next_offset == view.eof_offset;
+    fetched && !reading.seeking && handed_out && view.eof_offset > reading.next
 }
 
 /// A record, or why its partition cannot be read on.
@@ -652,4 +666,37 @@ fn decode(
 
 fn header_list(headers: &BorrowedHeaders) -> Vec<(&str, Option<&[u8]>)> {
     headers.iter().map(|header| (header.key, header.value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_read_to_its_end_only_where_the_client_says_so_of_now() {
+        let read = Reading { next: 5, epoch: 0, delivered: true, seeking: false };
+        // Five records, and a marker behind them.
+        let view = PartitionView {
+            partition: Partition::usage(0),
+            active: true,
+            app_offset: 6,
+            next_offset: 6,
+            eof_offset: 6,
+            queued: 0,
+            stable_end: 6,
+            end: 6,
+        };
+        assert!(at_end(&view, read));
+        assert!(!at_end(&PartitionView { queued: 1, ..view }, read), "records wait");
+        assert!(!at_end(&PartitionView { next_offset: 5, ..view }, read), "there is more to fetch");
+        assert!(!at_end(&PartitionView { app_offset: 4, ..view }, read), "what was handed out is not read yet");
+        assert!(!at_end(&view, Reading { next: 6, ..read }), "nothing is new");
+        // Rewound to 0: nothing has come since, and the numbers are of before until it is fetched again.
+        let rewound = Reading { next: 0, epoch: 1, delivered: false, seeking: true };
+        let sought = PartitionView { app_offset: -1001, ..view };
+        assert!(!at_end(&sought, rewound), "the client has not moved");
+        let rewound = Reading { seeking: false, ..rewound };
+        assert!(!at_end(&PartitionView { active: false, ..sought }, rewound), "it has no leader");
+        assert!(at_end(&sought, rewound), "there is no record in it, only markers");
+    }
 }

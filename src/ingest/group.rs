@@ -79,8 +79,12 @@ pub struct View {
 }
 
 /// A partition as the client's statistics show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionView {
     pub partition: Partition,
+    /// Whether it is being fetched. While a partition has no leader, or its client has yet to make sure of a position, the
+    /// other numbers are of before.
+    pub active: bool,
     pub app_offset: i64,
     pub next_offset: i64,
     pub eof_offset: i64,
@@ -136,6 +140,7 @@ impl ClientContext for Group {
                 if let Some(partition) = self.partition(&topic.topic, view.partition) {
                     views.push(PartitionView {
                         partition,
+                        active: view.fetch_state == "active",
                         app_offset: view.app_offset,
                         next_offset: view.next_offset,
                         eof_offset: view.eof_offset,

@@ -46,16 +46,19 @@ impl Thread {
         if self.joined_again.is_some_and(|at| at.elapsed() < LOST_AGAIN) {
             let reason = format!(
                 "another process has joined group {group} as kafka.instance_id = \"{instance}\" and has taken this worker's \
-                 partitions: give each worker an id of its own"
+                 partitions: give each worker an id of its own; if there is no other, the group has lost sight of this one \
+                 twice, as where its coordinator comes and goes: start it again"
             );
             return self.tell(FromKafka::Fenced { reason });
         }
         let reason =
             format!("group {group} has another kafka.instance_id = \"{instance}\", or takes this worker for one");
-        match join(&self.settings.kafka) {
-            Ok(consumer) => self.consumer = Arc::new(consumer),
+        let lost = match join(&self.settings.kafka) {
+            Ok(consumer) => std::mem::replace(&mut self.consumer, Arc::new(consumer)),
             Err(error) => return self.tell(FromKafka::Fenced { reason: error.to_string() }),
-        }
+        };
+        // It may wait for what it has asked of brokers that are silent.
+        std::thread::Builder::new().name("lost".into()).spawn(move || drop(lost)).expect("a thread starts");
         self.joined_again = Some(Instant::now());
         self.forget_assignment();
         let reason = format!("{reason}; it joins again by itself");
