@@ -175,7 +175,7 @@ async fn a_promoted_replica_that_lagged_is_followed_back() {
     case.cluster.nodes[owner].kill();
     until("the replica has the slot", || async {
         // By force where the cluster finds it too old to be elected.
-        case.cluster.nodes[replica].try_tell(&["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
+        case.cluster.nodes[replica].try_tell::<redis::Value>(&["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
         (case.cluster.owner(case.slot(0)).await == replica).then_some(())
     })
     .await;

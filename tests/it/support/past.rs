@@ -10,7 +10,7 @@ impl OwnRedis {
     /// The killed server again, with what its files hold, once it has loaded them.
     pub async fn back(&mut self) {
         self.start_again(&[]);
-        until("redis has loaded its files", || self.try_tell(&["DBSIZE"])).await;
+        until("redis has loaded its files", || self.try_tell::<redis::Value>(&["DBSIZE"])).await;
     }
 
     fn aof(&self) -> PathBuf {

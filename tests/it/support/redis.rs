@@ -157,7 +157,7 @@ impl OwnRedis {
     }
 
     /// The same, of a server that may be in no state to do it.
-    pub async fn try_tell(&self, words: &[&str]) -> Option<redis::Value> {
+    pub async fn try_tell<T: FromRedisValue>(&self, words: &[&str]) -> Option<T> {
         let client = redis::Client::open(self.url()).expect("an address");
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(std::time::Duration::from_secs(5)));
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.ok()?;
@@ -233,13 +233,13 @@ impl OwnCluster {
     pub async fn whole(&self) {
         for node in &self.nodes {
             until("the cluster is whole", || async {
-                let told: String = node.tell(&["CLUSTER", "INFO"]).await;
+                let told: String = node.try_tell(&["CLUSTER", "INFO"]).await?;
                 told.contains("cluster_state:ok").then_some(())
             })
             .await;
             until("replicas follow", || async {
-                let follows = node.info("role").await == "master" || node.info("master_link_status").await == "up";
-                follows.then_some(())
+                let told: String = node.try_tell(&["INFO", "replication"]).await?;
+                ["role:master", "master_link_status:up"].iter().any(|line| told.contains(line)).then_some(())
             })
             .await;
         }
@@ -286,7 +286,7 @@ impl OwnRedis {
 
     /// By its own word.
     async fn owns(&self, slot: u16) -> bool {
-        let nodes: String = self.tell(&["CLUSTER", "NODES"]).await;
+        let Some(nodes) = self.try_tell::<String>(&["CLUSTER", "NODES"]).await else { return false };
         let own = nodes.lines().find(|line| line.contains("myself,master")).unwrap_or("");
         own.split(' ').skip(8).filter(|part| !part.starts_with('[')).any(|part| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
