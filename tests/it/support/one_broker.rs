@@ -10,6 +10,7 @@ use super::{service, until};
 /// Killed when it is dropped.
 pub struct OneBroker {
     pub folder: tempfile::TempDir,
+    ports: Vec<u16>,
     server: Child,
 }
 
@@ -65,19 +66,33 @@ impl OneBroker {
         let id = uuid::Uuid::now_v7().simple().to_string();
         let format = [&["format", "-t", &id[..22], "-c", "server.properties"], format].concat();
         java(folder.path(), "kafka.tools.StorageTool", &format);
-        let mut server = java_command(folder.path(), "kafka.Kafka");
-        let log = std::fs::File::create(folder.path().join("kafka.log")).expect("a file");
-        server.arg("server.properties").stdout(log.try_clone().expect("a file")).stderr(log);
-        let mut broker = OneBroker { server: server.spawn().expect("java starts"), folder };
+        let ports = listeners.iter().map(|own| own.port).collect();
+        let mut broker = OneBroker { server: serve(folder.path()), folder, ports };
+        broker.listens().await;
+        broker
+    }
+
+    /// Stops it as an administrator would, and starts it again.
+    pub async fn restart(&mut self) {
+        super::signal(self.server.id(), "-TERM");
+        until("the broker ends", || {
+            let ended = self.server.try_wait().expect("it is a child");
+            async move { ended }
+        })
+        .await;
+        self.server = serve(self.folder.path());
+        self.listens().await;
+    }
+
+    async fn listens(&mut self) {
         until("the broker listens", || {
-            let ended = broker.server.try_wait().expect("it is a child");
-            let log = || std::fs::read_to_string(broker.folder.path().join("kafka.log")).unwrap_or_default();
+            let ended = self.server.try_wait().expect("it is a child");
+            let log = || std::fs::read_to_string(self.folder.path().join("kafka.log")).unwrap_or_default();
             assert!(ended.is_none(), "the broker has ended: {}", log());
-            let listens = listeners.iter().all(|own| TcpStream::connect(("127.0.0.1", own.port)).is_ok());
+            let listens = self.ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
             async move { listens.then_some(()) }
         })
         .await;
-        broker
     }
 }
 
@@ -86,6 +101,13 @@ impl Drop for OneBroker {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
+}
+
+fn serve(folder: &Path) -> Child {
+    let mut server = java_command(folder, "kafka.Kafka");
+    let log = std::fs::File::create(folder.join("kafka.log")).expect("a file");
+    server.arg("server.properties").stdout(log.try_clone().expect("a file")).stderr(log);
+    server.spawn().expect("java starts")
 }
 
 pub fn java_command(folder: &Path, class: &str) -> Command {

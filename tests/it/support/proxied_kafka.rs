@@ -5,7 +5,7 @@ use super::proxy::Proxy;
 use super::redis::free_port;
 
 pub struct ProxiedKafka {
-    _broker: OneBroker,
+    pub broker: OneBroker,
     plain: u16,
     /// Two ways to the broker, each with a listener of its own.
     pub ways: [Proxy; 2],
@@ -21,7 +21,7 @@ impl ProxiedKafka {
             Listener::plain("FIRST", first, ways[0].address.clone()),
             Listener::plain("SECOND", second, ways[1].address.clone()),
         ];
-        ProxiedKafka { _broker: OneBroker::start(folder, &listeners, "", &[]).await, plain, ways }
+        ProxiedKafka { broker: OneBroker::start(folder, &listeners, "", &[]).await, plain, ways }
     }
 
     /// Past the proxies, for the test.
