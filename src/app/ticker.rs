@@ -30,7 +30,8 @@ use crate::store::{ShardState, Store, StoreError};
 
 /// Ticks that wait for a partition that lags; beyond, those between the oldest and the newest are thinned out.
 const PENDING_MAX: usize = 100;
-/// Ticks that fail for longer tell of more than a broker or a Redis that is just starting again.
+/// Ticks that fail for longer tell of more than a broker or a Redis that is just starting again; nor does the broker leave one
+/// unanswered for as long.
 const FAILING_LONG: Duration = Duration::from_secs(10);
 /// A tick that waits longer is worth a word.
 const HELD_LONG: Duration = Duration::from_secs(60);
@@ -73,6 +74,11 @@ enum TickError {
          stands still"
     )]
     NoAppendTime { topic: String },
+    #[error(
+        "topic {topic} has taken no tick for {}: do its brokers answer, and are enough of its replicas in sync?",
+        humantime::format_duration(FAILING_LONG)
+    )]
+    Unanswered { topic: String },
 }
 
 /// A moment of the broker's time, and where the inputs ended after it.
@@ -132,18 +138,27 @@ impl Ticker {
         let mut told: Option<Instant> = None;
         let mut failing: Option<Instant> = None;
         loop {
-            tokio::select! {
+            let every = self.config.time.tick_every;
+            // What is mended is seen soon.
+            let wait = if failing.is_some() { every.min(FAILING_LONG) } else { every };
+            let leads = tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(self.config.time.tick_every) => {}
-                _ = self.leads.changed() => continue,
-            }
-            if !*self.leads.borrow() {
+                () = tokio::time::sleep(wait) => *self.leads.borrow(),
+                changed = self.leads.changed() => match changed {
+                    // It ticks after a while.
+                    Ok(()) if *self.leads.borrow() => continue,
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+            };
+            if !leads {
                 pending.clear();
                 failing = None;
                 self.health.set(Check::Time, Ok(()));
                 metrics::forget_meter_time();
                 continue;
             }
+            let begun = Instant::now();
             let result = self.turn(&mut pending, &mut cleared).await;
             match &result {
                 Ok(_) => {
@@ -151,7 +166,7 @@ impl Ticker {
                     self.health.set(Check::Time, Ok(()));
                 }
                 Err(error) => {
-                    if failing.get_or_insert_with(Instant::now).elapsed() >= FAILING_LONG {
+                    if failing.get_or_insert(begun).elapsed() >= FAILING_LONG {
                         self.health.set(Check::Time, Err(format!("meter time stands still: {error}")));
                     }
                 }
@@ -281,7 +296,8 @@ impl Ticker {
             partition: Some(0),
             ..Outgoing::default()
         };
-        let delivered = self.producer.send(record).await?;
+        let sent = tokio::time::timeout(FAILING_LONG, self.producer.send(record)).await;
+        let delivered = sent.map_err(|_| TickError::Unanswered { topic: topic.clone() })??;
         delivered.append_ms.ok_or_else(|| TickError::NoAppendTime { topic: topic.clone() })
     }
 

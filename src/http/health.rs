@@ -20,7 +20,7 @@ pub enum Check {
     Progress,
     /// Messages leave every outbox, none of them too late.
     Outbox,
-    /// Meter time moves, where it is this worker that moves it.
+    /// Ticks come through, where it is this worker that sends them.
     Time,
 }
 

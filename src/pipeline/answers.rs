@@ -152,16 +152,24 @@ impl Pipeline {
     /// Usage waits for the commands that may make its account.
     pub(super) fn unknown(&mut self, now_ms: u64, shard: u32, batch: Batch, commands: i64, effects: &mut Vec<Effect>) {
         // The commands must move for the wait to end, and it asks too often for a probe to see where they are.
-        self.hold(now_ms, shard, batch, effects);
+        self.hold(now_ms, shard, batch, Some(commands), effects);
         self.follow(shard, Partition::COMMANDS, commands, effects);
     }
 
     /// Puts a batch back until the commands that lay before it are applied.
-    pub(super) fn hold(&mut self, now_ms: u64, shard: u32, batch: Batch, effects: &mut Vec<Effect>) {
+    pub(super) fn hold(
+        &mut self,
+        now_ms: u64,
+        shard: u32,
+        batch: Batch,
+        commands_at: Option<i64>,
+        effects: &mut Vec<Effect>,
+    ) {
         let commands_end = batch.commands_end;
         let records = self.lane(shard).put_back(batch, now_ms);
         let id = self.next_id();
-        self.lane(shard).hold = Some(Hold { id, commands_end, retry_at_ms: now_ms + RETRY_MIN_MS, records });
+        self.lane(shard).hold =
+            Some(Hold { id, commands_end, commands_at, retry_at_ms: now_ms + RETRY_MIN_MS, records });
         if commands_end.is_none() {
             effects.push(Effect::AskCommandsEnd { shard, id });
         }
@@ -247,8 +255,8 @@ mod tests {
     #[test]
     fn usage_of_an_unknown_account_tells_how_many_commands_it_waits_for() {
         let mut pipeline = pipeline(1);
-        let assigned = vec![(PARTITION, vec![10]), (Partition::COMMANDS, vec![3])];
-        let effects = pipeline.on(0, Input::Assigned(assigned));
+        // Another worker applies the commands.
+        let effects = pipeline.on(0, Input::Assigned(vec![(PARTITION, vec![10])]));
         recalled(&mut pipeline, recall(&effects).expect("what was published is asked for"));
         let calls = read(&mut pipeline, 0, 0, vec![record(10, (0, 1))]);
         let answer = Answer::Apply(Reply::Unknown { commands_position: 3 });
@@ -257,11 +265,11 @@ mod tests {
             Effect::AskCommandsEnd { id, .. } => Some(*id),
             _ => None,
         });
-        assert_eq!(pipeline.awaited_commands(), None, "where the commands end is not known yet");
+        assert_eq!(pipeline.awaited_commands(PARTITION), None, "where the commands end is not known yet");
         let id = asked.expect("it asks where they end");
         pipeline.on(30, Input::CommandsEnd { shard: 0, id, offset: 8 });
-        assert_eq!(pipeline.awaited_commands(), Some(5));
+        assert_eq!(pipeline.awaited_commands(PARTITION), Some(5));
         pipeline.on(30, Input::CommandsEnd { shard: 0, id, offset: 3 });
-        assert_eq!(pipeline.awaited_commands(), None, "none is missing");
+        assert_eq!(pipeline.awaited_commands(PARTITION), None, "none is missing");
     }
 }

@@ -62,6 +62,8 @@ pub struct Hold {
     pub id: u64,
     /// The end of the commands topic, once it is known.
     pub commands_end: Option<i64>,
+    /// Where the shard is in it, as far as it has said.
+    pub commands_at: Option<i64>,
     pub retry_at_ms: u64,
     /// Only the records that were read before the end was asked for may use it.
     pub records: usize,

@@ -202,14 +202,14 @@ impl Pipeline {
         self.recalling.is_some()
     }
 
-    /// Where usage of accounts that are not known waits for the commands that were there before it: how many those are, as
-    /// far as this worker applies them.
-    pub fn awaited_commands(&self) -> Option<i64> {
-        let awaited = |lane: &Lane| {
-            let end = lane.hold?.commands_end?;
-            Some(end - lane.applied(Partition::COMMANDS)?)
-        };
-        self.lanes.iter().filter_map(awaited).filter(|awaited| *awaited > 0).max()
+    /// How many commands the shard waits for that is furthest behind in a partition of usage, before it goes on: those that were
+    /// there before usage of an account that it does not know.
+    pub fn awaited_commands(&self, partition: Partition) -> Option<i64> {
+        let (_, lane) =
+            self.lanes.iter().filter_map(|lane| Some((lane.applied(partition)?, lane))).min_by_key(|of| of.0)?;
+        let hold = lane.hold.filter(|_| partition != Partition::COMMANDS)?;
+        let awaited = hold.commands_end? - hold.commands_at.or(lane.applied(Partition::COMMANDS))?;
+        (awaited > 0).then_some(awaited)
     }
 
     /// Cuts no more batches; what is under way is answered and finished.
@@ -383,7 +383,7 @@ impl Pipeline {
             && !batch.records.iter().all(|record| self.has_its_place(record))
         {
             // What was ordered before a renewal comes before it.
-            self.hold(now_ms, shard, batch, effects);
+            self.hold(now_ms, shard, batch, None, effects);
             return None;
         }
         if let Some(partition) = self.too_many_dead(&found) {

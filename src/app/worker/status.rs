@@ -8,7 +8,6 @@ use crate::app::stall::{Stalled, Standing};
 use crate::http::{Check, name_shards};
 use crate::ingest::client::topic_of;
 use crate::ingest::consumer::ToConsumer;
-use crate::ledger::call::Partition;
 use crate::metrics;
 
 /// The files of workers are not changed at the same moment. Long enough for any way of bringing them out.
@@ -65,14 +64,10 @@ impl Worker {
                     partition.index, partition.index
                 )
             }
-            None => {
-                let awaited = self.parts.pipeline.awaited_commands().filter(|_| partition != Partition::COMMANDS);
-                awaited.map_or_else(String::new, |commands| {
-                    format!(
-                        ": usage of accounts that are not known yet waits for {commands} commands that came before it"
-                    )
-                })
-            }
+            None => match self.parts.pipeline.awaited_commands(partition) {
+                Some(commands) => format!(": it waits for {commands} commands that came before them"),
+                None => String::new(),
+            },
         };
         let reason = format!("{lag} records of {partition} wait and its position has not moved for {since}{why}");
         self.parts.health.set(Check::Progress, Err(reason));
