@@ -8,10 +8,11 @@ use serde_json::json;
 use super::{PARTITIONS, under_load};
 use crate::support::kafka::{Topics, data};
 use crate::support::meter::{Meter, Running, SHARDS};
+use crate::support::own_kafka::OwnKafka;
 use crate::support::proxy::Proxy;
 use crate::support::redis::OwnRedis;
 use crate::support::report::{row, short_or_long};
-use crate::support::traffic::Traffic;
+use crate::support::traffic::{PACE, Traffic};
 use crate::support::until;
 use crate::walk::{CATALOGUE, put, reveal};
 
@@ -82,6 +83,47 @@ async fn redis_comes_back_with_an_older_aof() {
     let rewinds = running.metric(REWINDS).await;
     let seen = format!("{rounds} times, {rewinds} rewinds: {seen}");
     row("20", "SIGKILL of Redis, its AOF replaced by a copy about a second old", &seen);
+}
+
+/// What is known of a partition's end is of before, until it has a leader again.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_falls_back_while_no_broker_is_there() {
+    let kafka = OwnKafka::start();
+    let topics = Arc::new(Topics::create_in(&kafka.brokers, "both", PARTITIONS).await);
+    let mut redis = OwnRedis::start(&["--appendfsync", "everysec"]);
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    meter.set("LOG__FILTER", "error");
+    meter.use_redis(&redis.url());
+    meter.set("REDIS__TIMEOUT", "2s");
+    meter.set("KAFKA__PROPERTIES__RECONNECT_BACKOFF_MAX_MS", "1000");
+    let traffic = Traffic::start(&topics, 29);
+    let running = meter.start(&[]);
+    running.ready().await;
+    let rounds = short_or_long(1, 20);
+    for _ in 0..rounds {
+        traffic.goes_at(PACE);
+        meter.applies(500).await;
+        let copy = redis.copy_aof();
+        meter.applies(3_000).await;
+        // All is applied, so that nothing is queued at the client.
+        traffic.goes_at(0);
+        meter.caught_up(&topics).await;
+        tokio::task::block_in_place(|| kafka.kill());
+        let rewinds = running.metric(REWINDS).await;
+        redis.kill();
+        redis.replace_aof(copy.path());
+        redis.back().await;
+        redis.rewrite_aof().await;
+        until("the worker goes back", || async { (running.metric(REWINDS).await > rewinds).then_some(()) }).await;
+        // The client's statistics come once a second.
+        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        tokio::task::block_in_place(|| kafka.start_again());
+        meter.caught_up(&topics).await;
+    }
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    let rewinds = running.metric(REWINDS).await;
+    let seen = format!("{rounds} times, {rewinds} rewinds: {seen}");
+    row("20", "Redis falls back while no broker is there, with everything applied", &seen);
 }
 
 #[tokio::test(flavor = "multi_thread")]
