@@ -56,6 +56,14 @@ impl Topics {
         }
     }
 
+    /// With a producer that keeps its batches in order whatever happens. The plain one may leave one that was under way when a
+    /// broker went until it times out.
+    pub fn idempotent(mut self) -> Topics {
+        self.producer =
+            settings_of_producer(&self.brokers).set("enable.idempotence", "true").create().expect("a producer");
+        self
+    }
+
     /// With `CreateTime`, records carry their producer's clock.
     pub async fn stamped(test: &str, partitions: i32, timestamps: &str) -> Topics {
         Topics::make(&service("KAFKA_BROKERS"), test, partitions, [timestamps, "LogAppendTime"]).await
@@ -233,11 +241,15 @@ fn client(brokers: &str) -> ClientConfig {
 }
 
 fn producer(brokers: &str) -> FutureProducer {
+    settings_of_producer(brokers).create().expect("a producer")
+}
+
+fn settings_of_producer(brokers: &str) -> ClientConfig {
     let mut config = client(brokers);
     config.set("message.max.bytes", "30000000").set("linger.ms", "2").set("acks", "all");
     // How soon it hears of partitions that a test adds.
     config.set("topic.metadata.refresh.interval.ms", "1000");
-    config.create().expect("a producer")
+    config
 }
 
 /// A header's value as text.
