@@ -185,11 +185,16 @@ impl Topics {
         self.admin().delete_records(&list, &AdminOptions::new()).await.expect("kafka deletes them");
     }
 
-    /// The offset after the last record of each partition.
+    /// The offset after the last record of each partition. A broker that has just started may not lead it yet.
     pub fn ends(&self, role: &str, partitions: i32) -> Vec<i64> {
         let consumer: BaseConsumer = client(&self.brokers).set("group.id", "tests").create().expect("a consumer");
-        let end = |partition| {
-            consumer.fetch_watermarks(&self.name(role), partition, Duration::from_secs(30)).expect("kafka answers").1
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let end = |partition| loop {
+            match consumer.fetch_watermarks(&self.name(role), partition, Duration::from_secs(30)) {
+                Ok((_, end)) => return end,
+                Err(error) if Instant::now() > deadline => panic!("{}/{partition}: {error}", self.name(role)),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
         };
         (0..partitions).map(end).collect()
     }
