@@ -30,8 +30,8 @@ use crate::store::{ShardState, Store, StoreError};
 
 /// Ticks that wait for a partition that lags; beyond, those between the oldest and the newest are thinned out.
 const PENDING_MAX: usize = 100;
-/// Ticks that fail for longer tell of more than a broker or a Redis that is just starting again; nor does the broker leave one
-/// unanswered for as long.
+/// Ticks that fail for so long tell of more than a broker or a Redis that is starting again. One that has no answer by then
+/// has failed.
 const FAILING_LONG: Duration = Duration::from_secs(10);
 /// A tick that waits longer is worth a word.
 const HELD_LONG: Duration = Duration::from_secs(60);

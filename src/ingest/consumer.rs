@@ -2,6 +2,10 @@
 //!
 //! Kafka's own offsets are committed for lag tools only. Redis decides what was applied.
 
+/// What is committed to the group.
+mod commit;
+/// Where logs end.
+mod ends;
 /// The client's place in the group.
 mod join;
 /// What keeps a partition from being read.
@@ -13,16 +17,16 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
+use self::commit::{COMMIT_TIMEOUT, Committing};
 use self::unread::{Holds, Unreadable};
 use super::client::{BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
-use super::group::{Connection, Group, PartitionView, Rebalance};
+use super::group::{Connection, Group, Rebalance};
 use super::in_step::InStep;
 use super::room::{Enough, Look, Room};
 use crate::config::{AgeFrom, Kafka};
@@ -46,35 +50,6 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// An unreachable partition must not keep the others from being read: it says the same when it is read.
 const LOG_START_TIMEOUT: Duration = Duration::from_secs(1);
-/// A commit at the start that has no answer by then waits for brokers that are silent: the process ends without it.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// What refuses a commit does so at once.
-const COMMIT_AGAIN: Duration = Duration::from_millis(200);
-/// Statistics that come before this many are of the time before a pause or an assignment.
-const SETTLED_STATISTICS: u32 = 3;
-
-const FETCH_WAIT: &str = "fetch.wait.max.ms";
-const DEFAULTS: [(&str, &str); 6] = [
-    ("fetch.min.bytes", "1"),
-    // How soon a new partition is seen.
-    ("topic.metadata.refresh.interval.ms", "30000"),
-    (FETCH_WAIT, "20"),
-    ("queued.min.messages", "100000"),
-    ("queued.max.messages.kbytes", "65536"),
-    // The default of a second stalls a reader that keeps its queue full.
-    ("fetch.queue.backoff.ms", "10"),
-];
-const FIXED: [(&str, &str); 8] = [
-    ("check.crcs", "true"),
-    ("isolation.level", "read_committed"),
-    // A position that the log does not hold halts; it never jumps.
-    ("auto.offset.reset", "error"),
-    ("enable.auto.commit", "false"),
-    ("enable.auto.offset.store", "false"),
-    ("enable.partition.eof", "true"),
-    ("partition.assignment.strategy", "range"),
-    ("statistics.interval.ms", "1000"),
-];
 
 /// What the thread tells the worker. `assignment` tells those of an earlier assignment apart.
 #[derive(Debug)]
@@ -236,12 +211,6 @@ struct Thread {
     statistics_since_change: u32,
 }
 
-/// The commit that starting waits for, which another thread makes.
-struct Committing {
-    positions: Vec<(Partition, i64)>,
-    answer: Receiver<Result<(), KafkaError>>,
-}
-
 #[derive(Clone, Copy)]
 struct Reading {
     /// The next offset that may come.
@@ -356,54 +325,6 @@ impl Thread {
         self.tell(FromKafka::Started { assignment: self.assignment, log_ends });
     }
 
-    /// Commits the positions unless that is on its way, and tells whether Kafka has taken them.
-    ///
-    /// Only a call that waits is told how it ends, and it may wait for as long as Kafka is silent, so another thread makes it:
-    /// this one has to hear that the partitions are lost meanwhile.
-    fn has_committed(&mut self, positions: &[(Partition, i64)]) -> bool {
-        let told = "kafka has not taken the state's generation yet; reading waits";
-        if let Some(committing) = &self.committing {
-            let answer = match committing.answer.try_recv() {
-                Err(TryRecvError::Empty) => return false,
-                Err(TryRecvError::Disconnected) => unreachable!("it answers before it ends"),
-                Ok(answer) => answer,
-            };
-            // They may have gone back since.
-            let same = committing.positions == positions;
-            self.committing = None;
-            match answer {
-                Ok(()) if same => return true,
-                Ok(()) => {}
-                Err(error) => {
-                    self.tell_of_rights(&error);
-                    self.complain(&error, told);
-                }
-            }
-        }
-        // The client would keep it until there is a coordinator: see `to_commit`.
-        if !self.in_group {
-            return false;
-        }
-        match self.positions(positions) {
-            Err(error) => self.complain(&error, told),
-            Ok(list) => {
-                let (consumer, (answers, answer)) = (self.consumer.clone(), channel());
-                let commit = move || {
-                    let result = consumer.commit(&list, CommitMode::Sync);
-                    // The consumer ends with its own thread.
-                    drop(consumer);
-                    if result.is_err() {
-                        std::thread::sleep(COMMIT_AGAIN);
-                    }
-                    let _ = answers.send(result);
-                };
-                std::thread::Builder::new().name("commit".into()).spawn(commit).expect("a thread starts");
-                self.committing = Some(Committing { positions: positions.to_vec(), answer });
-            }
-        }
-        false
-    }
-
     /// Moves rewound partitions. Not by a new assignment: librdkafka ends the process where two of those come in
     /// quick succession (an assertion in rd_kafka_assignment_partition_stopped).
     fn seek(&mut self) {
@@ -448,28 +369,6 @@ impl Thread {
         }
         self.room.assigned();
         self.statistics_since_change = 0;
-    }
-
-    fn commit(&mut self) {
-        let positions = std::mem::take(&mut self.to_commit);
-        if !self.in_group || positions.is_empty() {
-            return;
-        }
-        let committed = self.positions(&positions).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
-        if let Err(error) = committed {
-            tracing::debug!(%error, "could not commit offsets to kafka: lag tools will lag");
-        }
-    }
-
-    fn positions(&self, positions: &[(Partition, i64)]) -> Result<TopicPartitionList, KafkaError> {
-        let mut list = TopicPartitionList::new();
-        for (partition, position) in positions {
-            let topic = topic_of(&self.settings.kafka.topics, partition.input);
-            let mut element = list.add_partition(topic, partition.index);
-            element.set_offset(Offset::Offset(*position))?;
-            element.set_metadata(&self.settings.generation);
-        }
-        Ok(list)
     }
 
     /// Pauses partitions of which there is enough, and resumes the others.
@@ -585,46 +484,6 @@ impl Thread {
             }
         }
     }
-
-    /// Tells of the ends of logs, and up to where partitions are read.
-    fn read_statistics(&mut self) {
-        let Some(statistics) = self.consumer.context().take_statistics() else { return };
-        metrics::set_kafka_brokers_up(statistics.brokers_up);
-        self.tell(FromKafka::Connection(statistics.connection));
-        self.in_group = statistics.in_group;
-        self.commit();
-        if self.unreadable.named < self.unreadable.told {
-            self.name_unreadable();
-        }
-        self.statistics_since_change = self.statistics_since_change.saturating_add(1);
-        let settled = self.statistics_since_change >= SETTLED_STATISTICS;
-        for view in statistics.partitions {
-            if view.end >= 0 {
-                let stable = view.stable_end.min(view.end);
-                self.tell(FromKafka::End { partition: view.partition, offset: view.end, stable });
-            }
-            let Some(reading) = self.reading.get(&view.partition).copied() else { continue };
-            let paused = self.room.is_paused(view.partition);
-            if settled && !paused && at_end(&view, reading) {
-                let (assignment, partition, epoch) = (self.assignment, view.partition, reading.epoch);
-                self.in_step.read_to(partition, view.eof_offset);
-                self.tell(FromKafka::ReadTo { assignment, partition, epoch, offset: view.eof_offset });
-            }
-        }
-    }
-}
-
-/// Where the client has reached a partition's end, what lies behind the last record holds no record.
-///
-/// Nothing is queued, the client has fetched up to the end that it saw, and what it has handed out has been read here (or
-/// nothing has come since the assignment): then no record lies between that and the end. It counts markers of transactions as
-/// handed out, though nobody is given them. A pause or an assignment empties the client's queue while the end is still the
-/// old one, so the first statistics after it do not count; a rewind of a partition without a leader does so for as long as it
-/// has none, so what is not being fetched does not count.
-fn at_end(view: &PartitionView, reading: Reading) -> bool {
-    let handed_out = view.app_offset >= reading.next || (!reading.delivered && view.app_offset < 0);
-    let fetched = view.active && view.queued == 0 && view.next_offset == view.eof_offset;
-    fetched && !reading.seeking && handed_out && view.eof_offset > reading.next
 }
 
 /// A record, or why its partition cannot be read on.
@@ -666,37 +525,4 @@ fn decode(
 
 fn header_list(headers: &BorrowedHeaders) -> Vec<(&str, Option<&[u8]>)> {
     headers.iter().map(|header| (header.key, header.value)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_is_read_to_its_end_only_where_the_client_says_so_of_now() {
-        let read = Reading { next: 5, epoch: 0, delivered: true, seeking: false };
-        // Five records, and a marker behind them.
-        let view = PartitionView {
-            partition: Partition::usage(0),
-            active: true,
-            app_offset: 6,
-            next_offset: 6,
-            eof_offset: 6,
-            queued: 0,
-            stable_end: 6,
-            end: 6,
-        };
-        assert!(at_end(&view, read));
-        assert!(!at_end(&PartitionView { queued: 1, ..view }, read), "records wait");
-        assert!(!at_end(&PartitionView { next_offset: 5, ..view }, read), "there is more to fetch");
-        assert!(!at_end(&PartitionView { app_offset: 4, ..view }, read), "what was handed out is not read yet");
-        assert!(!at_end(&view, Reading { next: 6, ..read }), "nothing is new");
-        // Rewound to 0: nothing has come since, and the numbers are of before until it is fetched again.
-        let rewound = Reading { next: 0, epoch: 1, delivered: false, seeking: true };
-        let sought = PartitionView { app_offset: -1001, ..view };
-        assert!(!at_end(&sought, rewound), "the client has not moved");
-        let rewound = Reading { seeking: false, ..rewound };
-        assert!(!at_end(&PartitionView { active: false, ..sought }, rewound), "it has no leader");
-        assert!(at_end(&sought, rewound), "there is no record in it, only markers");
-    }
 }

@@ -8,8 +8,31 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::super::client::{self, BrokerError};
 use super::super::group::Group;
-use super::{DEFAULTS, FETCH_WAIT, FIXED, FromKafka, Thread};
+use super::{FromKafka, Thread};
 use crate::config::Kafka;
+
+const FETCH_WAIT: &str = "fetch.wait.max.ms";
+const DEFAULTS: [(&str, &str); 6] = [
+    ("fetch.min.bytes", "1"),
+    // How soon a new partition is seen.
+    ("topic.metadata.refresh.interval.ms", "30000"),
+    (FETCH_WAIT, "20"),
+    ("queued.min.messages", "100000"),
+    ("queued.max.messages.kbytes", "65536"),
+    // The default of a second stalls a reader that keeps its queue full.
+    ("fetch.queue.backoff.ms", "10"),
+];
+const FIXED: [(&str, &str); 8] = [
+    ("check.crcs", "true"),
+    ("isolation.level", "read_committed"),
+    // A position that the log does not hold halts; it never jumps.
+    ("auto.offset.reset", "error"),
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "true"),
+    ("partition.assignment.strategy", "range"),
+    ("statistics.interval.ms", "1000"),
+];
 
 /// Who has lost its place again so soon has not lost it by an accident: another has the same name.
 const LOST_AGAIN: Duration = Duration::from_secs(300);

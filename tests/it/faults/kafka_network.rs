@@ -133,7 +133,8 @@ async fn a_worker_with_an_id_of_its_own_outlives_a_kafka_that_is_away_beyond_its
         running.ready().await;
         meter.applies(1_000).await;
         kafka.ways[0].refuse();
-        // Beyond a session, and within another one of what was committed last, and of the restart: see `Meter::named`.
+        // The length of the fault: beyond a session (see `Meter::named`), and within another one of what was committed last, and
+        // of the restart.
         let away = tokio::time::sleep(Duration::from_millis(7_500));
         kafka.broker.restart().await;
         away.await;

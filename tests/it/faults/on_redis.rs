@@ -71,11 +71,7 @@ async fn redis_comes_back_with_an_older_aof() {
         // About a second of traffic, and answers that the worker has seen.
         meter.applies(3_000).await;
         let rewinds = running.metric(REWINDS).await;
-        redis.kill();
-        redis.replace_aof(copy.path());
-        redis.back().await;
-        // A copy of a file that is being written may end inside a transaction: see docs/reliability.md, the last section.
-        redis.rewrite_aof().await;
+        redis.fall_back_to(copy.path()).await;
         until("the worker goes back", || async { (running.metric(REWINDS).await > rewinds).then_some(()) }).await;
         meter.applies(100 * round).await;
     }
@@ -110,12 +106,9 @@ async fn redis_falls_back_while_no_broker_is_there() {
         meter.caught_up(&topics).await;
         tokio::task::block_in_place(|| kafka.kill());
         let rewinds = running.metric(REWINDS).await;
-        redis.kill();
-        redis.replace_aof(copy.path());
-        redis.back().await;
-        redis.rewrite_aof().await;
+        redis.fall_back_to(copy.path()).await;
         until("the worker goes back", || async { (running.metric(REWINDS).await > rewinds).then_some(()) }).await;
-        // The client's statistics come once a second.
+        // The length of the fault: the client's statistics come meanwhile, once a second.
         tokio::time::sleep(std::time::Duration::from_secs(4)).await;
         tokio::task::block_in_place(|| kafka.start_again());
         meter.caught_up(&topics).await;

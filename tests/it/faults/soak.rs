@@ -318,11 +318,7 @@ impl Servers {
             Servers::One(redis) => {
                 let copy = redis.copy_aof();
                 sleep(length).await;
-                redis.kill();
-                redis.replace_aof(copy.path());
-                redis.back().await;
-                // See docs/reliability.md, the last section.
-                redis.rewrite_aof().await;
+                redis.fall_back_to(copy.path()).await;
             }
             Servers::Cluster(cluster) => {
                 let (from, to) = (cluster.owner(slot).await, cluster.owner(slot ^ (SLOT_MAX / 2)).await);

@@ -42,6 +42,15 @@ impl OwnRedis {
         copy_files(copy, &self.aof());
     }
 
+    /// Kills it, and starts it with an older past. A copy of a file that is being written may end inside a transaction, so the
+    /// AOF is written anew: see docs/reliability.md, the last section.
+    pub async fn fall_back_to(&mut self, copy: &Path) {
+        self.kill();
+        self.replace_aof(copy);
+        self.back().await;
+        self.rewrite_aof().await;
+    }
+
     /// Writes the AOF anew. Redis 7.0 cuts a torn one off inside the transaction that was torn, and would run that half
     /// at its next start.
     pub async fn rewrite_aof(&self) {
