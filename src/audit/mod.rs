@@ -171,7 +171,7 @@ pub async fn run(
         audit.check_log().await?;
     }
     let lag_records = audit.lag_records().await?;
-    let mut report = audit.finish()?;
+    let mut report = audit.finish();
     report.lag_records = lag_records;
     report.passes = slices;
     report.seconds = (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
@@ -491,7 +491,7 @@ impl Audit<'_> {
         Ok(records)
     }
 
-    fn finish(mut self) -> Result<Report, AuditError> {
+    fn finish(mut self) -> Report {
         self.totals.plus(&self.settled);
         compare::whole(&self.first, &self.dead, &self.totals, &self.topics, &mut self.report);
         // A point that is not what Redis holds would hide the difference from later audits, or tell of it again and again.
@@ -503,10 +503,12 @@ impl Audit<'_> {
             saver.end.denied = save::tails(&self.denied.ends, &self.denied.first);
             saver.end.dead_letters = save::tails(&self.dead_letters.ends, &self.dead_letters.first);
             saver.end.dead_commands = self.dead.commands();
-            saver.finish()?;
-            self.report.saved = Some(self.settled.sums(Input::Usage).values().sum());
+            match saver.finish() {
+                Ok(()) => self.report.saved = Some(self.settled.sums(Input::Usage).values().sum()),
+                Err(fault) => self.report.save_fault = Some(fault.to_string()),
+            }
         }
-        Ok(self.report)
+        self.report
     }
 }
 

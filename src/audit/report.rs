@@ -34,6 +34,8 @@ pub struct Report {
     pub records_read: u64,
     /// Usage records that the point stands for that was saved; `None`: none was.
     pub saved: Option<u64>,
+    /// Why the point that was asked for could not be written; what the audit found stands nevertheless.
+    pub save_fault: Option<String>,
     /// Usage records that lay beyond those positions at the end of the audit.
     pub lag_records: u64,
     /// How often the log was read.

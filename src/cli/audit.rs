@@ -60,15 +60,16 @@ async fn audit(args: AuditArgs, config: &Config, output: Output, stop: Cancellat
     let report = once(&args, args.from.clone(), config).await?;
     output.answer(&report, || text(&report))?;
     tell_saved(&args, &report);
-    Ok(if report.mismatches == 0 { Ended::Well } else { Ended::Badly })
+    Ok(if report.mismatches == 0 && report.save_fault.is_none() { Ended::Well } else { Ended::Badly })
 }
 
 /// Says what became of `--save`.
 fn tell_saved(args: &AuditArgs, report: &Report) {
     let Some(path) = args.save.as_deref().map(Path::display) else { return };
-    match report.saved {
-        Some(records) => note!("saved to {path}: {records} usage records need not be read again"),
-        None => note!(
+    match (report.saved, &report.save_fault) {
+        (Some(records), _) => note!("saved to {path}: {records} usage records need not be read again"),
+        (None, Some(fault)) => note!("not saved to {path}: {fault}"),
+        (None, None) => note!(
             "not saved to {path}: a point must be without differences, this audit found {}; mend them and audit again",
             report.mismatches
         ),

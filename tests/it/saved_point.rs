@@ -148,6 +148,11 @@ async fn an_audit_goes_on_from_a_saved_point_and_reads_only_the_rest() {
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing is left over");
     add(&big, "email.c", -1).await;
 
+    // A file that cannot be written is told of, beside what was found.
+    let (report, told) = fails(&past, &["--save", folder.path().to_str().expect("utf-8")]);
+    assert_eq!((what(&report), &report["mismatches"], &report["saved"]), (vec![], &json!(0), &Value::Null));
+    assert!(report["save_fault"].as_str().is_some_and(|fault| told.contains(fault)), "{report} {told}");
+
     let whole = past.meter.json(&["audit", "--json", "--save", file]);
     let below = delete_below(&past, &path).await;
     assert!(below > 400, "{below}");
