@@ -231,10 +231,12 @@ fn cluster_line(told: &RedisInfo, primaries: usize) -> Result<String, String> {
     Err(format!("state {state}, {slots} of 16384 slots served: redis-cli --cluster check names what is missing"))
 }
 
+/// Valkey tells two versions: its own, and that of the Redis that it stands for.
 fn redis_version(info: &RedisInfo) -> Result<String, String> {
     let version = info.field("redis_version").unwrap_or("of an unknown version");
-    match info.version() {
-        Some(found) if found >= REDIS_MIN => Ok(format!("redis {version}")),
+    match (info.version(), info.field("valkey_version")) {
+        (Some(found), Some(valkey)) if found >= REDIS_MIN => Ok(format!("valkey {valkey}, for redis {version}")),
+        (Some(found), None) if found >= REDIS_MIN => Ok(format!("redis {version}")),
         _ => Err(format!("it is redis {version}: {}.{} or newer is needed", REDIS_MIN.0, REDIS_MIN.1)),
     }
 }

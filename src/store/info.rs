@@ -15,7 +15,7 @@ impl RedisInfo {
         self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
     }
 
-    /// Major and minor version.
+    /// Major and minor version of Redis, or of the Redis that a Valkey stands for.
     pub fn version(&self) -> Option<(u32, u32)> {
         let mut parts = self.field("redis_version")?.split('.');
         Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))

@@ -12,17 +12,16 @@ use crate::support::dump;
 use crate::support::kafka::Topics;
 use crate::support::meter::Meter;
 use crate::support::redis::shared;
-use crate::support::{service, until};
+use crate::support::{python, until};
 use crate::walk::CATALOGUE;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credit-meter");
 const PARTITIONS: i32 = 2;
 
-fn python(script: &str, arguments: &[&str], into: &Path) {
-    let program = PathBuf::from(service("CREDIT_METER_VENV")).join("bin/python");
+fn run(script: &str, arguments: &[&str], into: &Path) {
     let script = PathBuf::from("tests/it/backtest").join(script);
     let out = File::create(into).expect("a file");
-    let ended = Command::new(program).arg(&script).args(arguments).stdout(out).status().expect("python starts");
+    let ended = python().arg(&script).args(arguments).stdout(out).status().expect("python starts");
     assert!(ended.success(), "{}", script.display());
 }
 
@@ -50,8 +49,8 @@ impl Year {
     fn new(seed: &str, more: &[&str], until: &[&str]) -> Year {
         let folder = tempfile::tempdir().expect("a folder");
         let (events, table) = (folder.path().join("events.ndjson"), folder.path().join("expected.json"));
-        python("scenario.py", &[&[seed], more].concat(), &events);
-        python("expected.py", &[&[text(&events)], until].concat(), &table);
+        run("scenario.py", &[&[seed], more].concat(), &events);
+        run("expected.py", &[&[text(&events)], until].concat(), &table);
         Year { expected: json(&table), events, _folder: folder }
     }
 }

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 
 use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::support::kafka::{Topics, data, header};
 use crate::support::meter::Meter;
-use crate::support::service;
+use crate::support::{python, service};
 use crate::walk::CATALOGUE;
 
 const PARTITIONS: i32 = 6;
@@ -23,7 +22,7 @@ async fn what_other_clients_write_ends_as_a_separate_table_says() {
     let partitions = PARTITIONS.to_string();
     let seed = (Utc::now().timestamp() % 10_000).to_string();
     println!("scenario.py {seed} {now}");
-    let made = python("scenario.py", &[&seed, &now, "--partitions", &partitions]);
+    let made = run("scenario.py", &[&seed, &now, "--partitions", &partitions]);
     std::fs::write(&scenario, &made).expect("a file");
     let scenario = scenario.to_str().expect("a path");
 
@@ -34,7 +33,7 @@ async fn what_other_clients_write_ends_as_a_separate_table_says() {
     let produce = |only: &str| {
         let to = ["--brokers", &brokers, "--usage-topic", &usage, "--commands-topic", &commands];
         let rest = ["--partitions", &partitions, "--only", only];
-        python("produce.py", &[&[scenario][..], &to[..], &rest[..]].concat());
+        run("produce.py", &[&[scenario][..], &to[..], &rest[..]].concat());
     };
     produce("commands");
     let running = meter.start(&[]);
@@ -44,7 +43,7 @@ async fn what_other_clients_write_ends_as_a_separate_table_says() {
     meter.caught_up(&topics).await;
     meter.published().await;
 
-    let expected: Value = serde_json::from_slice(&python("expected.py", &[scenario])).expect("JSON");
+    let expected: Value = serde_json::from_slice(&run("expected.py", &[scenario])).expect("JSON");
     check_balances(&meter, &expected["balances"]);
     check_outcomes(&meter, &expected["outcomes"]).await;
     check_denied(&topics, &expected);
@@ -136,10 +135,9 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| json!(value).to_string(), str::to_owned)
 }
 
-fn python(script: &str, arguments: &[&str]) -> Vec<u8> {
-    let program = PathBuf::from(service("CREDIT_METER_VENV")).join("bin/python");
+fn run(script: &str, arguments: &[&str]) -> Vec<u8> {
     let script = PathBuf::from("tests/it/independent").join(script);
-    let output = Command::new(program).arg(&script).args(arguments).output().expect("python starts");
+    let output = python().arg(&script).args(arguments).output().expect("python starts");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {told}", script.display());
     output.stdout

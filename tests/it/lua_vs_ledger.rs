@@ -42,10 +42,11 @@ use rand::{Rng, SeedableRng};
 use redis::aio::MultiplexedConnection;
 
 use self::counts::Held;
-use crate::support::redis::shared;
+use crate::support::redis::{OwnRedis, Server, connection, store};
 use crate::support::{dump, own_prefix, service};
 
 const HISTORIES: u64 = 1_500;
+const HISTORIES_ON_VALKEY: u64 = 300;
 const STEPS: usize = 16;
 /// 10 March 2026: the midnight around which events lie.
 const MIDNIGHT_MS: i64 = 1_773_100_800_000;
@@ -105,31 +106,18 @@ actions = ["reveal_email", "enrich"]
 overage = "allow"
 "#;
 
+/// Another server runs the scripts with a Lua of its own, and has other commands and encodings.
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_and_ledger_agree_on_valkey() {
+    let valkey = OwnRedis::start_on(Server::Valkey, None, &["--appendonly", "no"]);
+    assert_eq!(valkey.info("server_name").await, "valkey");
+    let seen = agree(&valkey.url(), HISTORIES..HISTORIES + HISTORIES_ON_VALKEY).await;
+    assert!(seen.len() > 60, "{seen:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn scripts_and_ledger_agree_on_random_histories() {
-    let url = service("REDIS_URL");
-    let mut connection = shared().await;
-    let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
-    let mut seen = BTreeMap::new();
-    for seed in 0..HISTORIES {
-        let prefix = own_prefix("lua");
-        let store = crate::support::redis::store(&url, &prefix, 1);
-        let mut history = History::new(seed, &catalogue, &prefix, store).await;
-        history.accounts_first().await;
-        for _ in 0..STEPS {
-            history.step(&mut connection).await;
-            history.check_books();
-        }
-        history.end(&mut connection).await;
-        let stored = dump::normal(dump::shard(&mut connection, &prefix).await);
-        assert_eq!(stored, dump::normal(history.shard.clone()), "seed {seed}: the states differ");
-        history.check_due(&mut connection).await;
-        for (kind, count) in history.replies {
-            *seen.entry(kind).or_insert(0) += count;
-        }
-        let keys = dump::keys(&mut connection, &prefix).await;
-        let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
-    }
+    let seen = agree(&service("REDIS_URL"), 0..HISTORIES).await;
     // A history that never meets a refusal would prove nothing about it.
     for kind in [
         "applied",
@@ -200,6 +188,33 @@ async fn scripts_and_ledger_agree_on_random_histories() {
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count >= 20), "{kind} hardly occurs: {seen:?}");
     }
+}
+
+/// Runs histories of these seeds on a server, and counts what has occurred.
+async fn agree(url: &str, seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64> {
+    let mut connection = connection(url).await;
+    let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
+    let mut seen = BTreeMap::new();
+    for seed in seeds {
+        let prefix = own_prefix("lua");
+        let store = store(url, &prefix, 1);
+        let mut history = History::new(seed, &catalogue, &prefix, store).await;
+        history.accounts_first().await;
+        for _ in 0..STEPS {
+            history.step(&mut connection).await;
+            history.check_books();
+        }
+        history.end(&mut connection).await;
+        let stored = dump::normal(dump::shard(&mut connection, &prefix).await);
+        assert_eq!(stored, dump::normal(history.shard.clone()), "seed {seed}: the states differ");
+        history.check_due(&mut connection).await;
+        for (kind, count) in history.replies {
+            *seen.entry(kind).or_insert(0) += count;
+        }
+        let keys = dump::keys(&mut connection, &prefix).await;
+        let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
+    }
+    seen
 }
 
 struct History<'a> {

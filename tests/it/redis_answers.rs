@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running, SHARDS};
 use crate::support::proxy::Proxy;
-use crate::support::redis::{Disk, OwnRedis};
+use crate::support::redis::{Disk, OwnRedis, Server};
 use crate::support::report::row;
 use crate::support::until;
 use crate::walk::{CATALOGUE, put, reveal};
@@ -125,7 +125,7 @@ impl Case {
     }
 
     async fn start_on(disk: Option<Disk>, test: &str, flags: &[&str]) -> Case {
-        let redis = OwnRedis::start_on(disk, flags);
+        let redis = OwnRedis::start_on(Server::Redis, disk, flags);
         redis.connection().await;
         let url = redis.url();
         Case::at(test, redis, &url).await

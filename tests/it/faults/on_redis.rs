@@ -10,7 +10,7 @@ use crate::support::kafka::{Topics, data};
 use crate::support::meter::{Meter, Running, SHARDS};
 use crate::support::own_kafka::OwnKafka;
 use crate::support::proxy::Proxy;
-use crate::support::redis::OwnRedis;
+use crate::support::redis::{OwnRedis, Server};
 use crate::support::report::{row, short_or_long};
 use crate::support::traffic::{PACE, Traffic};
 use crate::support::until;
@@ -28,26 +28,9 @@ async fn with_own(test: &str, seed: u64, redis: &OwnRedis) -> (Arc<Topics>, Mete
     (topics, meter, traffic, running)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_is_killed_and_loses_nothing_with_appendfsync_always() {
-    let mut redis = OwnRedis::start(&["--appendfsync", "always"]);
-    let (topics, meter, traffic, running) = with_own("aof-always", 21, &redis).await;
-    let kills = short_or_long(3, 20);
-    for _ in 0..kills {
-        meter.applies(500).await;
-        redis.kill();
-        redis.back().await;
-    }
-    meter.applies(500).await;
-    let seen = traffic.end().await.check(&topics, &meter).await;
-    assert_eq!(running.metric(REWINDS).await, 0, "what was answered is there");
-    row("19", "SIGKILL of Redis, `appendfsync always`", &format!("{kills} kills, 0 rewinds: {seen}"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_is_killed_with_appendfsync_everysec() {
-    let mut redis = OwnRedis::start(&["--appendfsync", "everysec"]);
-    let (topics, meter, traffic, running) = with_own("aof-everysec", 22, &redis).await;
+/// Kills it several times under load: how often the worker went back, and what has come of it.
+async fn is_killed(test: &str, seed: u64, mut redis: OwnRedis) -> (u64, String) {
+    let (topics, meter, traffic, running) = with_own(test, seed, &redis).await;
     let kills = short_or_long(3, 20);
     for _ in 0..kills {
         meter.applies(500).await;
@@ -57,7 +40,29 @@ async fn redis_is_killed_with_appendfsync_everysec() {
     meter.applies(500).await;
     let seen = traffic.end().await.check(&topics, &meter).await;
     let rewinds = running.metric(REWINDS).await;
-    row("19", "SIGKILL of Redis, `appendfsync everysec`", &format!("{kills} kills, {rewinds} rewinds: {seen}"));
+    (rewinds, format!("{kills} kills, {rewinds} rewinds: {seen}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_killed_and_loses_nothing_with_appendfsync_always() {
+    let redis = OwnRedis::start(&["--appendfsync", "always"]);
+    let (rewinds, seen) = is_killed("aof-always", 21, redis).await;
+    assert_eq!(rewinds, 0, "what was answered is there");
+    row("19", "SIGKILL of Redis, `appendfsync always`", &seen);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_killed_with_appendfsync_everysec() {
+    let redis = OwnRedis::start(&["--appendfsync", "everysec"]);
+    let (_, seen) = is_killed("aof-everysec", 22, redis).await;
+    row("19", "SIGKILL of Redis, `appendfsync everysec`", &seen);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn valkey_is_killed_with_appendfsync_everysec() {
+    let valkey = OwnRedis::start_on(Server::Valkey, None, &["--appendfsync", "everysec"]);
+    let (_, seen) = is_killed("valkey-everysec", 28, valkey).await;
+    row("19", "SIGKILL of Valkey, `appendfsync everysec`", &seen);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,12 +22,18 @@ pub mod sentinels;
 pub mod traffic;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// An address that `tests/run` gives; a test without it fails, it is never skipped.
 pub fn service(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run tests/run, or docker/services up"))
+}
+
+/// Of the tests' own packages.
+pub fn python() -> Command {
+    Command::new(PathBuf::from(service("CREDIT_METER_VENV")).join("bin/python"))
 }
 
 /// A key prefix of the test's own.

