@@ -110,16 +110,17 @@ impl OwnRedis {
     pub fn start_on(server: Server, disk: Option<Disk>, flags: &[&str]) -> OwnRedis {
         let program = server.program();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        loop {
+        // Another process may take the port meanwhile: two clusters that meet become one. Nobody does so each time.
+        for _ in 0..20 {
             let folder = tempfile::tempdir().expect("a folder");
             let port = free_port();
             let child = spawn(&program, port, folder.path(), disk, &flags, &[]);
             let mut redis = OwnRedis { program: program.clone(), child, port, flags: flags.clone(), folder, disk };
-            // Another process may have taken the port meanwhile: two clusters that meet become one.
             if redis.serves() {
                 return redis;
             }
         }
+        panic!("{} does not start with {flags:?}", program.display());
     }
 
     /// Whether it is this process that answers on its port, and not another one that was faster.
