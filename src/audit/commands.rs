@@ -60,9 +60,18 @@ impl Limits {
 }
 
 impl Commanded {
-    /// Folds the next command, and says how it must have ended.
-    pub fn fold(&mut self, catalogue: &Catalogue, command: &Command, offset: i64, append_ms: i64) -> Outcome {
+    /// Folds the next command, and says how it must have ended. That it was refused stands, if it was told.
+    pub fn fold(
+        &mut self,
+        catalogue: &Catalogue,
+        command: &Command,
+        (offset, append_ms): (i64, i64),
+        is_refused: bool,
+    ) -> Outcome {
         let identity = command.identity;
+        if is_refused {
+            return Outcome::Refused;
+        }
         if let Some(other) = self.applied.get(&identity.member) {
             self.collisions += u64::from(*other != identity.other);
             return Outcome::Duplicate;
@@ -104,13 +113,13 @@ impl Commanded {
                 earlier = (replaced != account.config.plan).then_some((account.cycle.number, replaced));
                 account.next = next.map(|next| *next);
                 for (credit_type, kind, amount) in grants {
-                    grant(account, &credit_type, kind, amount)?;
+                    grant(account, &credit_type, kind, amount);
                 }
             }
             Change::Grant(lot) => {
                 let account = view.as_mut()?;
                 if lot.begun {
-                    grant(account, &lot.credit_type, lot.kind, Amount::Limited(lot.left))?;
+                    grant(account, &lot.credit_type, lot.kind, Amount::Limited(lot.left));
                 }
                 account.lots.insert(offset, lot);
             }
@@ -118,7 +127,7 @@ impl Commanded {
                 view.as_mut()?.lots.remove(&created);
             }
             Change::Adjust { credit_type, amount, adds: true, .. } => {
-                grant(view.as_mut()?, &credit_type, GrantKind::Adjusted, Amount::Limited(amount))?;
+                grant(view.as_mut()?, &credit_type, GrantKind::Adjusted, Amount::Limited(amount));
             }
             Change::Adjust { credit_type, amount, adds: false, .. } => {
                 let number = view.as_ref()?.cycle.number;
@@ -150,9 +159,7 @@ fn notice(zones: &mut Vec<Tz>, limits: &mut Limits, view: &AccountView) {
     }
 }
 
-/// `None`: the balance would exceed its bound.
-fn grant(account: &mut AccountView, credit_type: &str, kind: GrantKind, amount: Amount) -> Option<()> {
-    let granted = &mut account.pools.entry(credit_type.to_owned()).or_default().granted;
-    granted.add(kind, amount);
-    (granted.counted() <= Credits::BALANCE_MAX).then_some(())
+/// Whether it fits below the largest balance is not asked: that it did not was told.
+fn grant(account: &mut AccountView, credit_type: &str, kind: GrantKind, amount: Amount) {
+    account.pools.entry(credit_type.to_owned()).or_default().granted.add(kind, amount);
 }

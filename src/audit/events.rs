@@ -13,6 +13,7 @@ use super::look::{self, FirstLook};
 use super::once::Once;
 use super::point::Base;
 use super::recorded::{Decision, Denials, Heard, Names, dead_letter};
+use super::refusals::Refusals;
 use super::resolve::{self, Item, Priced, Resolver};
 use super::slices::Slice;
 use super::{AuditError, TELL_EVERY, Watch, raw};
@@ -118,10 +119,11 @@ pub async fn of_account(
         commands_topic: topics.commands.clone(),
     };
     let mut denials = Denials::default();
-    let keep = |entry: OutboxEntry| {
-        if entry.output == Output::Denied && entry.account == account {
-            denials.add(&names, ALL, Heard::Outbox, account, &entry.data);
-        }
+    let mut refusals = Refusals::default();
+    let keep = |entry: OutboxEntry| match entry.output {
+        Output::Denied if entry.account == account => denials.add(&names, ALL, Heard::Outbox, account, &entry.data),
+        Output::Ledger => refusals.wait(&entry),
+        Output::Denied | Output::Cycles | Output::Alerts => {}
     };
     store.outbox(shard, keep).await?;
 
@@ -147,11 +149,13 @@ pub async fn of_account(
         },
         denials,
         dead: FxHashMap::default(),
+        refusals,
         kinds: Kinds::default(),
         told: Vec::new(),
         spans: Spans {
             denied: logs.since(&topics.denied, since_ms - CLOCKS_APART_MS).await?,
             dead: logs.since(&topics.dead_letter, since_ms - CLOCKS_APART_MS).await?,
+            ledger: logs.since(&topics.ledger, 0).await?,
             commands: logs.commands(root).await?,
             usage: logs.since(&topics.usage, since_ms).await?,
         },
@@ -222,6 +226,7 @@ impl Logs<'_> {
 struct Spans {
     denied: Vec<Span>,
     dead: Vec<Span>,
+    ledger: Vec<Span>,
     commands: Vec<Span>,
     usage: Vec<Span>,
 }
@@ -235,6 +240,7 @@ struct Teller<'a> {
     folded: Folded,
     denials: Denials,
     dead: FxHashMap<(Partition, i64), DeadReason>,
+    refusals: Refusals,
     kinds: Kinds,
     told: Vec<Told>,
     spans: Spans,
@@ -248,10 +254,11 @@ impl Teller<'_> {
     /// It blocks.
     fn read(&mut self, catalogue: &Catalogue, tolerance_ms: i64) -> Result<(), BrokerError> {
         let topics = &self.config.kafka.topics;
-        let Spans { denied, dead, commands, usage } = &self.spans;
+        let Spans { denied, dead, ledger, commands, usage } = &self.spans;
         let lists = [
             (&topics.denied, denied.clone()),
             (&topics.dead_letter, dead.clone()),
+            (&topics.ledger, ledger.clone()),
             (&topics.commands, commands.clone()),
             (&topics.usage, usage.clone()),
         ];
@@ -263,7 +270,10 @@ impl Teller<'_> {
                 match step {
                     0 => self.denied(&record),
                     1 => self.dead_letter(&record),
-                    2 => self.command(catalogue, &record),
+                    // The relay keys by account.
+                    2 if record.key != Some(self.account.as_bytes()) => {}
+                    2 => self.refusals.hear(&self.names, &record),
+                    3 => self.command(catalogue, &record),
                     _ => self.usage(&record),
                 }
                 self.read += 1;
@@ -302,7 +312,8 @@ impl Teller<'_> {
         let applied = decoded.offset < self.folded.positions.at(decoded.partition);
         let dead = self.dead.contains_key(&(decoded.partition, decoded.offset));
         if command.account == self.account && applied && !dead {
-            self.folded.commanded.fold(catalogue, command, decoded.offset, decoded.append_ms);
+            let is_refused = self.refusals.holds(decoded.offset);
+            self.folded.commanded.fold(catalogue, command, (decoded.offset, decoded.append_ms), is_refused);
         }
     }
 

@@ -10,6 +10,7 @@ use super::commands::Commanded;
 use super::look::{FirstLook, Positions, Seen};
 use super::point::{Base, Point, PointError, SavedAccount};
 use super::recorded::DeadLetters;
+use super::refusals::Refusals;
 use super::report::{Difference, Named, Report, Topics};
 use super::slices::Slice;
 use super::totals::Totals;
@@ -29,6 +30,7 @@ pub struct Fold<'a> {
     pub slice: Slice,
     pub first: &'a FirstLook,
     pub dead: &'a mut DeadLetters,
+    pub refusals: &'a Refusals,
     pub totals: &'a mut Totals,
     /// Of usage below the cut of the point that is saved.
     pub settled: &'a mut Totals,
@@ -243,9 +245,9 @@ impl<'a> Fold<'a> {
         if self.dead.take(record.partition, record.offset) {
             return self.count_dead(record, shard);
         }
-        let catalogue = self.catalogue;
+        let (catalogue, is_refused) = (self.catalogue, self.refusals.holds(record.offset));
         let Some(account) = self.account(&command.account, record) else { return };
-        let outcome = account.commanded.fold(catalogue, command, record.offset, record.append_ms);
+        let outcome = account.commanded.fold(catalogue, command, (record.offset, record.append_ms), is_refused);
         if self.is_early(shard, record.partition, record.offset) {
             self.totals.add(shard, record.partition, outcome);
         }

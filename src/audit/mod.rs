@@ -22,6 +22,8 @@ mod once;
 pub mod point;
 /// Denials and dead letters.
 mod recorded;
+/// Commands that were refused.
+mod refusals;
 /// What was found.
 pub mod report;
 /// Events priced and added up.
@@ -48,7 +50,7 @@ use crate::ingest::decode::{self, Decoder, Raw};
 use crate::ingest::log::{self, LogRecord, Span};
 use crate::ingest::scan::offsets_at;
 use crate::ingest::watermarks::Watermarks;
-use crate::ledger::call::{Input, Output, Partition};
+use crate::ledger::call::{Input, OutboxEntry, Output, Partition};
 use crate::ledger::catalogue::{Catalogue, CatalogueId};
 use crate::store::{RedisStore, Root, StoreError};
 
@@ -58,6 +60,7 @@ use look::{FirstLook, Positions};
 use members::Window;
 use point::{Point, PointError, SavedAccount, SavedTail};
 use recorded::{DeadLetters, Denials, Heard, Names, Reached, Tail};
+use refusals::Refusals;
 use report::{Report, Topics};
 use resolve::Resolver;
 use save::Saver;
@@ -146,6 +149,10 @@ pub async fn run(
         dead: DeadLetters::default(),
         denied: point.as_ref().map(|point| Decisions::from_saved(&point.end.denied)).unwrap_or_default(),
         dead_letters: point.as_ref().map(|point| Decisions::from_saved(&point.end.dead_letters)).unwrap_or_default(),
+        refusals: point
+            .as_ref()
+            .map(|point| Refusals::from_saved(&point.end.refused_commands, &point.end.ledger))
+            .unwrap_or_default(),
         totals: Totals::new(shards),
         settled: point.as_ref().map_or_else(|| Totals::new(shards), |point| point.totals.clone()),
         window: Window::of(&config.usage, options.usage_from, point.as_ref()),
@@ -190,6 +197,7 @@ struct Audit<'a> {
     dead: DeadLetters,
     denied: Decisions,
     dead_letters: Decisions,
+    refusals: Refusals,
     totals: Totals,
     /// Of usage below the cut: of the saved point's, and then of that of the point to be saved.
     settled: Totals,
@@ -335,17 +343,20 @@ impl Audit<'_> {
         let saved = self.saved(slice)?;
         let mut denials = self.denials(&saved)?;
         for shard in 0..self.root.shards {
-            let names = &self.names;
-            let add = |entry: crate::ledger::call::OutboxEntry| {
-                if entry.output == Output::Denied {
-                    denials.add(names, slice, Heard::Outbox, &entry.account, &entry.data);
-                }
+            let (names, refusals) = (&self.names, &mut self.refusals);
+            let add = |entry: OutboxEntry| match entry.output {
+                Output::Denied => denials.add(names, slice, Heard::Outbox, &entry.account, &entry.data),
+                Output::Ledger => refusals.wait(&entry),
+                Output::Cycles | Output::Alerts => {}
             };
             self.store.outbox(shard, add).await?;
         }
         let denied_spans = self.spans(&self.config.kafka.topics.denied, &self.denied.from).await?;
         let dead_spans = self.spans(&self.config.kafka.topics.dead_letter, &self.dead_letters.from).await?;
-        tokio::task::block_in_place(|| self.fold(slice, seen, &saved, denials, &denied_spans, &dead_spans))
+        let ledger = self.spans(&self.config.kafka.topics.ledger, &BTreeMap::new()).await?;
+        let ledger_spans = self.refusals.unread(ledger);
+        let spans = [&denied_spans, &dead_spans, &ledger_spans].map(Vec::as_slice);
+        tokio::task::block_in_place(|| self.fold(slice, seen, &saved, denials, spans))
     }
 
     /// What the point says of the accounts of a slice.
@@ -395,8 +406,7 @@ impl Audit<'_> {
         seen: Vec<look::Seen>,
         saved: &[SavedAccount],
         mut denials: Denials,
-        denied_spans: &[Span],
-        dead_spans: &[Span],
+        [denied_spans, dead_spans, ledger_spans]: [&[Span]; 3],
     ) -> Result<(), AuditError> {
         let kafka = &self.config.kafka;
         let names = &self.names;
@@ -406,6 +416,8 @@ impl Audit<'_> {
         })?;
         let dead = &mut self.dead;
         log::read(kafka, &kafka.topics.dead_letter, dead_spans, |record| dead.add(names, &record))?;
+        let refusals = &mut self.refusals;
+        log::read(kafka, &kafka.topics.ledger, ledger_spans, |record| refusals.hear(names, &record))?;
         if let (Some(point), Some(again)) = (&self.point, denials.tail.again.or(dead.tail.again)) {
             return Err(PointError::DecidedAgain { path: point.path.clone(), again }.into());
         }
@@ -423,6 +435,7 @@ impl Audit<'_> {
             slice,
             first: &self.first,
             dead: &mut self.dead,
+            refusals: &self.refusals,
             totals: &mut self.totals,
             settled: &mut self.settled,
             cut: self.saver.as_ref().map(|saver| &saver.cut),
@@ -503,6 +516,7 @@ impl Audit<'_> {
             saver.end.denied = save::tails(&self.denied.ends, &self.denied.first);
             saver.end.dead_letters = save::tails(&self.dead_letters.ends, &self.dead_letters.first);
             saver.end.dead_commands = self.dead.commands();
+            (saver.end.refused_commands, saver.end.ledger) = self.refusals.to_saved();
             match saver.finish() {
                 Ok(()) => self.report.saved = Some(self.settled.sums(Input::Usage).values().sum()),
                 Err(fault) => self.report.save_fault = Some(fault.to_string()),

@@ -314,6 +314,7 @@ impl Log {
             slice,
             first: &first,
             dead: &mut dead,
+            refusals: &Refusals::default(),
             totals: &mut sums,
             settled: &mut settled,
             cut: saver.as_ref().map(|saver| &saver.cut),

@@ -278,6 +278,7 @@ fn report(
         slice,
         first,
         dead: &mut dead,
+        refusals: &Refusals::default(),
         totals: &mut sums,
         settled: &mut Totals::new(1),
         cut: None,

@@ -158,22 +158,28 @@ struct CommandLine {
     message: String,
 }
 
-/// The decision in a line of the ledger topic, if it answers a command.
-fn answered(meter: &str, value: &[u8]) -> Option<Published> {
-    let line: Event<CommandLine> = serde_json::from_slice(value).ok()?;
+/// The decision in a line of the ledger topic, if it answers a command of this meter's.
+pub fn answered(meter: &str, value: &[u8]) -> Option<Published> {
+    let line: Event<&RawValue> = serde_json::from_slice(value).ok()?;
     if line.source != meter {
         return None;
     }
-    let offset = line.id.strip_prefix("command/")?.parse().ok()?;
-    let decision = match line.data.status.as_str() {
+    let (offset, decision) = answer(&line.id, line.data.get())?;
+    Some(Published { partition: Partition::COMMANDS, offset, event: None, decision })
+}
+
+/// The offset of the command that a line of this id answers, and what was decided.
+pub fn answer(id: &str, data: &str) -> Option<(i64, Decision)> {
+    let offset = id.strip_prefix("command/")?.parse().ok()?;
+    let line: CommandLine = serde_json::from_str(data).ok()?;
+    let decision = match line.status.as_str() {
         "applied" | "duplicate" => Decision::Answered,
-        "refused" => Decision::Refused(Refusal {
-            reason: RefusalReason::from_name(&line.data.reason)?,
-            message: line.data.message,
-        }),
+        "refused" => {
+            Decision::Refused(Refusal { reason: RefusalReason::from_name(&line.reason)?, message: line.message })
+        }
         _ => return None,
     };
-    Some(Published { partition: Partition::COMMANDS, offset, event: None, decision })
+    Some((offset, decision))
 }
 
 #[cfg(test)]

@@ -326,7 +326,7 @@ impl Shard {
                 } else {
                     account
                         .take_away(credit_type, *amount)
-                        .ok_or_else(|| too_large(credit_type, Amount::Limited(*amount)))?
+                        .ok_or_else(|| too_large(credit_type, Amount::Limited(Credits::ZERO - *amount)))?
                 };
                 let signed = if *adds { *amount } else { Credits::ZERO - *amount };
                 let why = format!(",\"reason\":{reason}");

@@ -343,3 +343,31 @@ async fn each_change_by_hand_is_named() {
     hand.names(Some("large"), "denial"); // dead, and denied
     hand.names(None, "total usage:2 dead_lettered");
 }
+
+/// Whether a balance would have become too large depended on usage of then, and on what was left of grants.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_were_refused_for_their_size_stay_refused_for_the_audit() {
+    let topics = Topics::create("too-large", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "organization")).await;
+    topics.send("usage", &reveal("acme", "e1", 3)).await;
+    meter.caught_up(&topics).await;
+    let refused = |arguments: &[&str]| {
+        let told = meter.run(arguments);
+        assert_eq!(told.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned()
+    };
+    let all = "-1000000000000";
+    let told = refused(&["adjust", "acme", "--type", "email", "--amount", all, "--reason", "a slip"]);
+    assert!(told.contains("-1000000000000 credits of email would exceed"), "{told}");
+    for number in 0..2 {
+        let id = format!("g{number}");
+        let large = ["--type", "email", "--amount", "900000000000", "--id", &id];
+        meter.json(&[&["grant", "acme", "--json"], &large[..]].concat());
+        meter.json(&["void-grant", "acme", "--grant", &id, "--json"]);
+    }
+    let report = meter.audit();
+    assert_eq!(report["commands"], json!({ "applied": 5, "refused": 1 }), "{report}");
+}

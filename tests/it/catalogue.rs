@@ -206,3 +206,44 @@ async fn a_worker_whose_file_is_older_waits_for_it_and_goes_on_by_itself() {
     assert_eq!(meter.totals("usage").await[&Outcome::Charged], 3);
     assert_eq!(meter.audit()["mismatches"], 0);
 }
+
+/// Judged by the price list that is in force now, it would have been applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_named_a_plan_too_early_stays_refused_for_the_audit() {
+    let topics = Topics::create("too-early", 2).await;
+    let file = File::new(FIRST);
+    let meter = Meter::new(&topics, file.path());
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "basic")).await;
+    let (mut moved, new) = (put("acme", "large"), put("new", "large"));
+    moved["id"] = json!("moved");
+    topics.command(&moved).await;
+    topics.command(&new).await;
+    topics.send("usage", &reveal("acme", "e1", 1)).await;
+    assert_eq!(used(&meter, &topics).await, 1);
+    let large = "[plans.large]\ninterval = \"monthly\"\nallowance = { email = 9000 }\nactions = [\"reveal_email\"]\n";
+    file.write(&format!("{}{large}", with_prices(2, "")));
+    reloads(&running, "applied", 1).await;
+    // Where the answers wait in outboxes, where they are published, and where a point knows them.
+    meter.audit();
+    meter.published().await;
+    meter.audit();
+    let point = file.path.with_extension("point");
+    let point = point.to_str().expect("a plain path");
+    meter.json(&["audit", "--json", "--save", point]);
+    assert_eq!(meter.json(&["audit", "--json", "--from", point])["commands"]["refused"], 2);
+
+    // The same again, now that the plan is there.
+    topics.command(&moved).await;
+    topics.command(&new).await;
+    topics.send("usage", &reveal("new", "e2", 1)).await;
+    meter.caught_up(&topics).await;
+    assert_eq!(meter.json(&["balance", "acme", "--json"])["plan"], "large");
+    for from in [&[][..], &["--from", point]] {
+        let audit = meter.json(&[&["audit", "--json"], from].concat());
+        assert_eq!(audit["commands"], json!({ "applied": 3, "refused": 2 }), "{audit}");
+    }
+    let events = meter.json(&["events", "acme", "--json"]);
+    assert_eq!(events["events"][0]["outcome"], "charged", "{events}");
+}

@@ -175,7 +175,7 @@ function CHANGES.adjust()
     local c = counter_of(account, credit_type)
     before = remaining(c)
     if c.charged + amount > BALANCE_MAX then
-      return too_large(credit_type, amount)
+      return too_large(credit_type, -amount)
     end
     c.charged = c.charged + amount
     after = remaining(c)
