@@ -12,10 +12,6 @@ use crate::ledger::shard::{Grown, InitCall, InitReply};
 use crate::ledger::time::rfc3339;
 use crate::store::Store;
 
-/// How long before its first change a catalogue must be installed: workers that still have the older one go on with it
-/// until they have seen the newer, and must not price with it what this one prices otherwise.
-const LEAD_MS: i64 = 60_000;
-
 /// A shard with a lower version.
 struct Older {
     shard: u32,
@@ -72,16 +68,7 @@ fn compare(
 
 /// `reached_ms`: events dated up to here may have been priced, and renewals up to here.
 fn check_start(growth: &Growth, reached_ms: Option<i64>) -> Result<(), CatalogueError> {
-    let Some(reached_ms) = reached_ms else { return Ok(()) };
-    growth.check(reached_ms)?;
-    growth.check(reached_ms + LEAD_MS).map_err(|error| CatalogueError {
-        reason: format!(
-            "it changes something less than a minute after the latest event that was priced ({}), and all workers must \
-             have it before: let it start later",
-            rfc3339(reached_ms)
-        ),
-        ..error
-    })
+    reached_ms.map_or(Ok(()), |reached_ms| growth.check_in_time(reached_ms))
 }
 
 fn edits(config: &Config, stored: &CatalogueId, error: CatalogueError) -> StartError {

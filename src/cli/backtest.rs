@@ -41,7 +41,7 @@ pub struct BacktestArgs {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub late_after: Option<Duration>,
     /// A line for each cycle and credit type, with commas
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     pub csv: bool,
     /// Exit with 1 if anything could not be judged or was refused
     #[arg(long)]

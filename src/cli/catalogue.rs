@@ -107,9 +107,9 @@ fn check(args: CheckArgs, config: &Config, output: Output) -> anyhow::Result<End
 fn read_grown(file: &Path, args: &CheckArgs) -> Result<(Catalogue, Option<i64>), ConfigError> {
     let catalogue = read_catalogue_file(file)?;
     let Some(old) = &args.against else { return Ok((catalogue, None)) };
-    let priced_up_to_ms = args.priced_up_to.unwrap_or_else(now_ms);
     let growth = catalogue.grows_from(&read_catalogue_file(old)?);
-    let checked = growth.and_then(|growth| growth.check(priced_up_to_ms).map(|()| growth.starts_ms()));
+    let checked = growth
+        .and_then(|growth| growth.check_in_time(args.priced_up_to.unwrap_or_else(now_ms)).map(|()| growth.starts_ms()));
     let refused = |error: crate::ledger::catalogue::CatalogueError| ConfigError::Refused {
         place: at_line(file, error.line),
         reason: error.reason,

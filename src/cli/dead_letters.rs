@@ -168,9 +168,15 @@ fn listed(letter: &Letter) -> Listed<'_> {
 impl Listed<'_> {
     fn text(&self) -> String {
         let Listed { letter, time, reason, message, topic, partition, offset, key, .. } = self;
-        let key = key.map_or(String::new(), |key| format!("  {}", key.escape_debug()));
-        format!("{letter}  {time}  {reason}  {topic}/{partition}@{offset}{key}  {}", message.escape_debug())
+        let key = key.map_or(String::new(), |key| format!("  {}", on_one_line(key)));
+        format!("{letter}  {time}  {reason}  {topic}/{partition}@{offset}{key}  {}", on_one_line(message))
     }
+}
+
+/// As it is, so that it can be copied, but for what would end the line or move the cursor.
+fn on_one_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 async fn list(args: ListArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {

@@ -32,7 +32,7 @@ pub struct EventsArgs {
     /// And before this one [default: all]
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub to: Option<i64>,
-    /// Answer in CSV
+    /// Answer in CSV; price is that of the whole event (of a unit times quantity), cost what was charged of it
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
 }
@@ -105,7 +105,7 @@ struct EventShown<'a> {
     credit_type: Option<&'a str>,
     /// What was charged; `null`: not known so far.
     cost: Option<Credits>,
-    /// What the action costs, also where it was not charged.
+    /// What the whole event costs, a unit's price times its quantity, also where it was not charged.
     price: Option<Credits>,
     cycle: Option<i32>,
     /// `false`: which of some events in different partitions came first is not known, so that it may be the other way

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -51,29 +52,42 @@ pub fn router(accounts: Arc<dyn Accounts>) -> Router {
         .with_state(Asked { accounts, free: Arc::new(Semaphore::new(ANSWERED_AT_ONCE_MAX)) })
 }
 
-async fn balance(State(asked): State<Asked>, Path(account): Path<String>) -> Response {
-    asked.ask(Question::Balance { account }).await
+/// Refused where it is no UTF-8.
+type Account = Result<Path<String>, PathRejection>;
+
+async fn balance(State(asked): State<Asked>, account: Account) -> Response {
+    match account {
+        Ok(Path(account)) => asked.ask(Question::Balance { account }).await,
+        Err(rejection) => answer(Err(Refused::Invalid(rejection.body_text()))),
+    }
 }
 
 async fn usage(
     State(asked): State<Asked>,
-    Path(account): Path<String>,
+    account: Account,
     Query(parameters): Query<HashMap<String, String>>,
 ) -> Response {
-    asked.ask(Question::Usage { account, parameters }).await
+    match account {
+        Ok(Path(account)) => asked.ask(Question::Usage { account, parameters }).await,
+        Err(rejection) => answer(Err(Refused::Invalid(rejection.body_text()))),
+    }
 }
 
 impl Asked {
     async fn ask(&self, question: Question) -> Response {
         let _one = self.free.acquire().await.expect("it is never closed");
-        let (status, body) = match self.accounts.answer(question).await {
-            Ok(document) => (StatusCode::OK, document),
-            Err(refused) => refused.told(),
-        };
-        // A balance is out of date at once.
-        let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-        (status, headers, body).into_response()
+        answer(self.accounts.answer(question).await)
     }
+}
+
+fn answer(answer: Result<String, Refused>) -> Response {
+    let (status, body) = match answer {
+        Ok(document) => (StatusCode::OK, document),
+        Err(refused) => refused.told(),
+    };
+    // A balance is out of date at once.
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, body).into_response()
 }
 
 impl Refused {
@@ -126,6 +140,9 @@ mod tests {
         check("/v1/accounts/nobody/balance", 404, r#"{"error":"unknown_account","message":"no"}"#).await;
         check("/v1/accounts/later/balance", 503, r#"{"error":"unavailable","message":"away"}"#).await;
         check("/v1/accounts/acme/usage?form=x", 400, r#"{"error":"invalid","message":"form"}"#).await;
+        let no_text = r#"{"error":"invalid","message":"Invalid URL: Invalid UTF-8 in `account`"}"#;
+        check("/v1/accounts/%ff/balance", 400, no_text).await;
+        check("/v1/accounts/%ff/usage", 400, no_text).await;
         assert_eq!(site.ask("/v1/accounts/acme").await.status, 404);
         assert_eq!(site.ask("/livez").await.status, 200, "the operators' stays");
     }

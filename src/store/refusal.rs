@@ -176,7 +176,12 @@ pub fn store_error(error: &RedisError, place: &str, keys: &str) -> StoreError {
         return StoreError::Refused { place, refusal: Refusal::NotAllowed, told: error.to_string() };
     }
     let Some(told) = error.clone().into_server_errors().and_then(|errors| Some(errors.first()?.1.clone())) else {
-        return StoreError::Indefinite { place, reason: error.to_string() };
+        let told = error.to_string().replace('\n', " ");
+        let reason = match error.kind() {
+            redis::ErrorKind::Parse => format!("what came is not redis' protocol, is another service there? ({told})"),
+            _ => told,
+        };
+        return StoreError::Indefinite { place, reason };
     };
     let (code, detail) = (told.code(), told.details().unwrap_or("").trim_end());
     let refusal = Refusal::of(code, detail);

@@ -225,12 +225,12 @@ fn time(name: &str, raw: &RawValue) -> Result<i64, Refusal> {
 }
 
 fn anchor(raw: Option<&RawValue>) -> Result<NaiveDate, Refusal> {
-    let remedy = "write the date on which the first cycle starts, like 2026-01-31";
+    let remedy = "write a date from 1970 on, on which a cycle starts, like 2026-01-31";
     let written = text("anchor", raw, remedy)?;
     // Compared with what it would be written as: chrono reads more than that one form.
     let plain = |date: &NaiveDate| (1970..=9999).contains(&date.year()) && date.to_string() == written;
     let date = written.parse().ok().filter(plain);
-    date.ok_or_else(|| invalid(format!("anchor `{}` is no date: {remedy}", clip(&written))))
+    date.ok_or_else(|| invalid(format!("anchor `{}` is none: {remedy}", clip(&written))))
 }
 
 fn interval(raw: &RawValue) -> Result<Interval, Refusal> {

@@ -52,7 +52,7 @@ impl Checker<'_> {
         let version = u32::try_from(*written.version.get_ref())
             .ok()
             .filter(|version| *version >= 1)
-            .ok_or_else(|| self.refuse(&written.version, "version must be a whole number of at least 1"))?;
+            .ok_or_else(|| self.refuse(&written.version, "version must be a whole number from 1 to 4294967295"))?;
         let mut credit_types = Vec::new();
         for name in written.credit_types.keys() {
             self.name(name, "credit type")?;
@@ -340,18 +340,13 @@ impl Checker<'_> {
     }
 
     fn overage(&self, written: &Spanned<written::Overage>) -> Result<Overage, CatalogueError> {
-        let refused = || {
-            let reason = "overage is \"reject\", \"cap\", \"allow\" or { allow = { limit = CREDITS } }";
-            self.refuse(written, reason)
-        };
         match written.get_ref() {
-            written::Overage::Name(name) => Overage::parse(name).ok_or_else(refused),
+            written::Overage::Name(name) => Overage::parse(name).ok_or_else(|| {
+                let reason = "overage is \"reject\", \"cap\", \"allow\" or { allow = { limit = CREDITS } }";
+                self.refuse(written, reason)
+            }),
             written::Overage::Limited(written::Allow { allow }) => {
-                // An untagged value keeps no place in the text. The shortest text of a float is the one it was read from.
-                let is_number = allow.limit.is_integer() || allow.limit.is_float();
-                let limit = is_number.then(|| Credits::parse(&allow.limit.to_string()).ok()).flatten();
-                let limit = limit.filter(|limit| *limit >= Credits::ZERO).ok_or_else(refused)?;
-                Ok(Overage::Allow { limit: Some(limit) })
+                Ok(Overage::Allow { limit: Some(self.credits(&allow.limit)?) })
             }
         }
     }

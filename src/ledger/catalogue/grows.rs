@@ -7,6 +7,10 @@ use super::entitled::first_difference;
 use super::{Action, Catalogue, CatalogueError, Line, Plan, Price};
 use crate::ledger::time::rfc3339;
 
+/// How long before its first change a catalogue must be installed: workers that still have the older one go on with it
+/// until they have seen the newer, and must not price with it what this one prices otherwise.
+const LEAD_MS: i64 = 60_000;
+
 /// What a version adds to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Growth {
@@ -32,6 +36,19 @@ impl Growth {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The same, and what comes too soon for all workers to have it.
+    pub fn check_in_time(&self, priced_up_to_ms: i64) -> Result<(), CatalogueError> {
+        self.check(priced_up_to_ms)?;
+        self.check(priced_up_to_ms + LEAD_MS).map_err(|error| CatalogueError {
+            reason: format!(
+                "it changes something less than a minute after the latest event that was priced ({}), and all workers \
+                 must have it before: let it start later",
+                rfc3339(priced_up_to_ms)
+            ),
+            ..error
+        })
     }
 
     fn add(&mut self, from_ms: i64, line: Line) {

@@ -308,7 +308,8 @@ fn a_bad_catalogue_is_refused_with_line_and_reason() {
         assert!(error.line == line && error.reason.contains(reason), "{to}: {error}");
     };
     let check = |from: &str, to: &str, line: usize, reason: &str| check_in(GOOD, from, to, line, reason);
-    check("version = 1", "version = 0", 1, "at least 1");
+    check("version = 1", "version = 0", 1, "from 1 to 4294967295");
+    check("version = 1", "version = 4294967296", 1, "from 1 to 4294967295");
     check("version = 1", "", 1, "missing field `version`");
     check("[credit_types.phone]", "[credit_types.Phone]", 3, "a-z");
     check("[credit_types.phone]", "[credit_types.effective_from]", 3, "the name of a field");
@@ -327,7 +328,11 @@ fn a_bad_catalogue_is_refused_with_line_and_reason() {
     check("{ email = 1_000, phone = \"unlimited\" }", "1000", 11, "amounts by credit type");
     check("[\"reveal_email\"]", "[\"reveal_mail\"]", 12, "action `reveal_mail` is not defined");
     check("{ allow = { limit = 50 } }", "\"refuse\"", 13, "overage is");
-    check("{ limit = 50 }", "{ limit = -1 }", 13, "overage is");
+    check("{ allow = { limit = 50 } }", "7", 13, "\"reject\", \"cap\", \"allow\" or");
+    check("{ limit = 50 }", "{ limit = -1 }", 13, "not negative");
+    check("{ limit = 50 }", "{ limit = 1e3 }", 13, "not a plain decimal");
+    check("{ limit = 50 }", "{ limit = 49.9999999999999999999 }", 13, "more than three decimals");
+    check("{ limit = 50 }", "{ limit = nan }", 13, "not a plain decimal");
     check("80%", "180%", 14, "threshold `180%`");
     check("interval = \"monthly\"", "interval = ", 10, "");
     check("interval", "prices = { reveal_phone = 1 }\ninterval", 10, "not entitled");

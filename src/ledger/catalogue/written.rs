@@ -107,8 +107,6 @@ pub struct PlanPrice {
     pub when: BTreeMap<Name, Value>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
 pub enum Overage {
     Name(String),
     Limited(Allow),
@@ -123,7 +121,7 @@ pub struct Allow {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
-    pub limit: toml::Value,
+    pub limit: Value,
 }
 
 // By hand, and not untagged: that would lose the places.
@@ -145,6 +143,28 @@ impl<'de> Deserialize<'de> for Entitled {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entitled, A::Error> {
                 EntitledWhen::deserialize(MapAccessDeserializer::new(map)).map(Entitled::Dated)
+            }
+        }
+        deserializer.deserialize_any(NameOrTable)
+    }
+}
+
+impl<'de> Deserialize<'de> for Overage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Overage, D::Error> {
+        struct NameOrTable;
+        impl<'de> Visitor<'de> for NameOrTable {
+            type Value = Overage;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"reject\", \"cap\", \"allow\" or { allow = { limit = CREDITS } }")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Overage, E> {
+                Ok(Overage::Name(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Overage, A::Error> {
+                Allow::deserialize(MapAccessDeserializer::new(map)).map(Overage::Limited)
             }
         }
         deserializer.deserialize_any(NameOrTable)

@@ -130,7 +130,7 @@ fn a_command_with_bad_data_is_refused_with_a_remedy() {
     for anchor in
         ["2026-1-31", "2026-02-30", "31.01.2026", "2026-01-31T00:00:00Z", "+026-01-31", "2026- 1-31", "1969-12-31"]
     {
-        put("2026-01-31", anchor, "is no date: write the date");
+        put("2026-01-31", anchor, "is none: write a date from 1970 on");
     }
     put("annual", "weekly", "interval `weekly` is unknown: write one of monthly, quarterly");
     put("Europe/Paris", "Paris", "timezone `Paris` is unknown");
