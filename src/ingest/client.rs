@@ -1,7 +1,7 @@
 //! What every Kafka client of the meter has in common: its settings, why it fails, and a look at the cluster.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -114,6 +114,13 @@ pub fn reader_settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str,
         settings.set(MAX_POLL_INTERVAL, interval.as_millis().to_string());
     }
     settings
+}
+
+/// Who still has no place in the group by then waits in vain, though the brokers answer: a group waits for its slowest member,
+/// and for one that is gone, no longer than this.
+pub fn place_within(kafka: &Kafka) -> Duration {
+    let interval = reader_settings(kafka, &[], &[]).get(MAX_POLL_INTERVAL).and_then(|ms| ms.parse().ok());
+    interval.map_or(MAX_POLL_INTERVAL_DEFAULT, Duration::from_millis) + kafka.session_timeout
 }
 
 /// The name of an input topic.
@@ -247,30 +254,55 @@ pub struct ClusterView {
 }
 
 /// A client that only asks. Its thread takes what the client reports while a question waits: that is why there is no answer.
+///
+/// One that has failed is not asked again: it may have lost sight of all brokers for good.
 #[derive(Clone)]
 pub struct Cluster {
-    client: Arc<ThreadedProducer<Reasons>>,
-    brokers: String,
+    client: Arc<Mutex<Arc<Asking>>>,
+    kafka: Kafka,
 }
+
+type Asking = ThreadedProducer<Reasons>;
 
 impl Cluster {
     pub fn new(kafka: &Kafka) -> Result<Cluster, BrokerError> {
+        let client = Arc::new(Mutex::new(Cluster::connect(kafka)?));
+        Ok(Cluster { client, kafka: kafka.clone() })
+    }
+
+    fn connect(kafka: &Kafka) -> Result<Arc<Asking>, BrokerError> {
         let made = settings(kafka, &[], &[]).create_with_context(Reasons::default());
-        let client = made.map_err(BrokerError::settings)?;
-        Ok(Cluster { client: Arc::new(client), brokers: kafka.brokers.clone() })
+        made.map(Arc::new).map_err(BrokerError::settings)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Arc<Asking>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub async fn view(&self) -> Result<ClusterView, BrokerError> {
-        let client = self.client.clone();
+        let client = self.current().clone();
         // All topics: asking for one by name would create it where brokers create topics by themselves.
+        let asking = client.clone();
         let asked = move || {
-            client.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|metadata| ClusterView {
+            asking.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|metadata| ClusterView {
                 brokers: metadata.brokers().len(),
                 topics: metadata.topics().iter().map(|topic| (topic.name().to_owned(), view_of(topic))).collect(),
             })
         };
         let answer = tokio::task::spawn_blocking(asked).await.expect("asking does not panic");
-        answer.map_err(|error| self.no_answer(&error))
+        answer.map_err(|error| {
+            let fault = client.context().fault(&error);
+            let mut current = self.current();
+            if Arc::ptr_eq(&current, &client)
+                && let Ok(next) = Cluster::connect(&self.kafka)
+            {
+                *current = next;
+            }
+            drop(current);
+            // It may wait for its thread.
+            tokio::task::spawn_blocking(move || drop(client));
+            BrokerError::NoAnswer { brokers: self.kafka.brokers.clone(), fault }
+        })
     }
 
     /// The number of partitions of a topic that must be there.
@@ -278,11 +310,6 @@ impl Cluster {
         let view = self.view().await?;
         let found = view.topics.get(topic).map(|topic| topic.partitions);
         found.ok_or_else(|| BrokerError::NoTopic { topic: topic.to_owned() })
-    }
-
-    fn no_answer(&self, error: &KafkaError) -> BrokerError {
-        let fault = self.client.context().fault(error);
-        BrokerError::NoAnswer { brokers: self.brokers.clone(), fault }
     }
 }
 

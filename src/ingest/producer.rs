@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -101,6 +102,10 @@ impl Producer {
     pub async fn enqueue(&self, record: Outgoing<'_>) -> Result<Acknowledgement, ProduceError> {
         loop {
             let client = self.current();
+            if client.context().timed_out.load(Ordering::Relaxed) {
+                self.replace(&client, &record)?;
+                continue;
+            }
             let (report, acknowledgement) = oneshot::channel();
             match client.send(base_record(&record, Box::new(report))) {
                 Ok(()) => {
@@ -120,14 +125,15 @@ impl Producer {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// An idempotent client that lost track of its sequence refuses everything; what it still held ends as an error.
+    /// An idempotent client that lost track of its sequence refuses everything; what it still held ends as an error. One in which
+    /// a record has timed out may have lost sight of all brokers for good (see `View::knows_brokers`).
     fn replace(&self, broken: &Arc<ThreadedProducer<Reports>>, record: &Outgoing<'_>) -> Result<(), ProduceError> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&client, broken) {
             return Ok(());
         }
-        let reason = broken.client().fatal_error().map_or_else(String::new, |(_, reason)| reason);
-        tracing::warn!(reason, "the kafka producer is broken for good and is replaced");
+        let reason = broken.client().fatal_error().map_or_else(|| "a record timed out".into(), |(_, reason)| reason);
+        tracing::warn!(reason, "the kafka producer is replaced");
         let refused =
             |error: BrokerError| ProduceError::Refused { topic: record.topic.to_owned(), reason: error.to_string() };
         *client = Arc::new(connect(&self.settings).map_err(refused)?);
@@ -200,6 +206,8 @@ struct Reports {
     reasons: Reasons,
     /// Told with each report: a place in the queue is free.
     room: Notify,
+    /// A record was given up.
+    timed_out: AtomicBool,
 }
 
 impl ClientContext for Reports {
@@ -224,7 +232,11 @@ impl ProducerContext for Reports {
                 };
                 Ok(Delivered { partition: message.partition(), offset: message.offset(), append_ms })
             }
-            Err((error, message)) => Err(self.not_delivered(message.topic(), message.payload_len(), error)),
+            Err((error, message)) => {
+                let timed_out = error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageTimedOut);
+                self.timed_out.fetch_or(timed_out, Ordering::Relaxed);
+                Err(self.not_delivered(message.topic(), message.payload_len(), error))
+            }
         };
         // Nobody waits: the sender was stopped.
         let _ = report.send(fate);

@@ -2,7 +2,7 @@
 
 use rdkafka::consumer::Consumer;
 
-use super::super::group::PartitionView;
+use super::super::group::{Connection, PartitionView};
 use super::{FromKafka, Reading, Thread};
 use crate::metrics;
 
@@ -14,8 +14,10 @@ impl Thread {
     pub(super) fn read_statistics(&mut self) {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
         metrics::set_kafka_brokers_up(statistics.brokers_up);
+        let brokers_answer = matches!(statistics.connection, Connection::Answers);
         self.tell(FromKafka::Connection(statistics.connection));
         self.in_group = statistics.in_group;
+        self.look_for_its_place(statistics.in_group, brokers_answer, statistics.knows_brokers);
         self.commit();
         if self.unreadable.named < self.unreadable.told {
             self.name_unreadable();

@@ -37,6 +37,9 @@ const FIXED: [(&str, &str); 8] = [
 /// Who has lost its place again so soon has not lost it by an accident: another has the same name.
 const LOST_AGAIN: Duration = Duration::from_secs(300);
 
+/// Statistics without any broker that the client knows: it needs none to begin again with `kafka.brokers`.
+const WITHOUT_BROKERS_MAX: u32 = 10;
+
 /// A client that joins the group.
 pub(super) fn join(kafka: &Kafka) -> Result<BaseConsumer<Group>, BrokerError> {
     let mut config = client::reader_settings(kafka, &DEFAULTS, &FIXED);
@@ -76,15 +79,37 @@ impl Thread {
         }
         let reason =
             format!("group {group} has another kafka.instance_id = \"{instance}\", or takes this worker for one");
+        self.join_again(&reason);
+        self.joined_again = Some(Instant::now());
+    }
+
+    /// Takes a client for another that would never be of use again. It counts statistics, which come once a second, and not
+    /// time: a process that was stopped has missed nothing.
+    pub(super) fn look_for_its_place(&mut self, in_group: bool, brokers_answer: bool, knows_brokers: bool) {
+        self.without_brokers = if knows_brokers { 0 } else { self.without_brokers + 1 };
+        self.outside = if in_group || !brokers_answer { 0 } else { self.outside + 1 };
+        let most = client::place_within(&self.settings.kafka);
+        if self.without_brokers > WITHOUT_BROKERS_MAX {
+            self.join_again("the client has lost sight of all brokers");
+        } else if u64::from(self.outside) > most.as_secs() {
+            let (group, most) = (&self.settings.kafka.group, humantime::format_duration(most));
+            let reason = format!("the brokers answer, but group {group} has had no place for this worker for {most}");
+            self.join_again(&reason);
+        }
+    }
+
+    /// With another client.
+    fn join_again(&mut self, reason: &str) {
+        let reason = format!("{reason}; it joins again by itself");
+        tracing::warn!(reason, "another client takes the place in the group");
         let lost = match join(&self.settings.kafka) {
             Ok(consumer) => std::mem::replace(&mut self.consumer, Arc::new(consumer)),
             Err(error) => return self.tell(FromKafka::Fenced { reason: error.to_string() }),
         };
         // It may wait for what it has asked of brokers that are silent.
         std::thread::Builder::new().name("lost".into()).spawn(move || drop(lost)).expect("a thread starts");
-        self.joined_again = Some(Instant::now());
+        (self.outside, self.without_brokers) = (0, 0);
         self.forget_assignment();
-        let reason = format!("{reason}; it joins again by itself");
         self.tell(FromKafka::Revoked { assignment: self.assignment, reason });
     }
 }

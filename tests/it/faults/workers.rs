@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
@@ -200,6 +202,55 @@ async fn a_worker_whose_place_is_taken_once_takes_it_again() {
         "4",
         "Another client takes the place of a worker with `kafka.instance_id`, once",
         &format!("it takes it again: {seen}"),
+    );
+}
+
+/// As a client that has forgotten to join again. The group waits for a member that does not come, for longer than this worker does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_a_place_for_too_long_joins_again() {
+    let (topics, mut meter, traffic) = under_load("outside", 9).await;
+    meter.set("KAFKA__PROPERTIES__MAX_POLL_INTERVAL_MS", "6000");
+    let usage = topics.name("usage");
+    let (is_member, leaves) = (Arc::new(Barrier::new(2)), channel::<()>());
+    let silent = std::thread::spawn({
+        let (brokers, group, is_member) = (topics.brokers.clone(), meter.prefix.clone(), is_member.clone());
+        move || {
+            let mut config = ClientConfig::new();
+            let own = [
+                ("bootstrap.servers", brokers.as_str()),
+                ("group.id", &group),
+                ("partition.assignment.strategy", "range"),
+                ("max.poll.interval.ms", "600000"),
+            ];
+            own.into_iter().for_each(|(key, value)| _ = config.set(key, value));
+            let other: BaseConsumer = config.create().expect("a client");
+            other.subscribe(&[usage.as_str()]).expect("it asks to join");
+            let shares = || other.assignment().expect("it tells").count();
+            while shares() == 0 {
+                let _ = other.poll(Duration::from_millis(100));
+            }
+            // From now on it takes part in no rebalance.
+            is_member.wait();
+            let _ = leaves.1.recv();
+            // A client that is closed within a rebalance may wait for ever.
+            let all = shares();
+            while shares() == all {
+                let _ = other.poll(Duration::from_millis(100));
+            }
+        }
+    });
+    tokio::task::block_in_place(|| is_member.wait());
+    let running = meter.start(&[]);
+    running.not_ready("has had no place for this worker for 12s; it joins again by itself").await;
+    leaves.0.send(()).expect("it waits");
+    silent.join().expect("it leaves");
+    running.ready().await;
+    meter.applies(1_000).await;
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    row(
+        "10",
+        "The group has no place for a worker for longer than a rebalance may take, though the brokers answer",
+        &format!("it joins again with another client: {seen}"),
     );
 }
 
