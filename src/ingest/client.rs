@@ -10,6 +10,7 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
 
 use super::fault::{Fault, Reported};
 use crate::config::{Kafka, Topics};
@@ -121,6 +122,12 @@ pub fn reader_settings(kafka: &Kafka, defaults: &[(&str, &str)], fixed: &[(&str,
 pub fn place_within(kafka: &Kafka) -> Duration {
     let interval = reader_settings(kafka, &[], &[]).get(MAX_POLL_INTERVAL).and_then(|ms| ms.parse().ok());
     interval.map_or(MAX_POLL_INTERVAL_DEFAULT, Duration::from_millis) + kafka.session_timeout
+}
+
+/// Whether there is a broker that the client could connect to. Once it knows none, it never learns of one again, not even of
+/// `kafka.brokers`: a broker that has just started may answer that there are none (librdkafka's issue 5301, open).
+pub fn knows_brokers(statistics: &Statistics) -> bool {
+    statistics.brokers.values().any(|broker| matches!(broker.source.as_str(), "learned" | "configured"))
 }
 
 /// The name of an input topic.

@@ -73,8 +73,7 @@ pub struct View {
     pub connection: Connection,
     /// Brokers that answer and have told their number; the addresses of `kafka.brokers` and the coordinator come on top.
     pub brokers_up: usize,
-    /// Whether there is a broker that it could connect to. Once it knows none, it never learns of one again: a broker that has
-    /// just started may answer that there are none (librdkafka's issue 5301, open).
+    /// See [`client::knows_brokers`].
     pub knows_brokers: bool,
     /// Whether the group's coordinator is connected and this worker has its place in the group.
     pub in_group: bool,
@@ -174,8 +173,7 @@ impl ClientContext for Group {
                 tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
             }
         }
-        let knows_brokers =
-            statistics.brokers.values().any(|broker| matches!(broker.source.as_str(), "learned" | "configured"));
+        let knows_brokers = client::knows_brokers(&statistics);
         let answers = |broker: &&&Broker| broker.nodeid >= 0 && !shared.silence.is_silent(&broker.name);
         let brokers_up = up.iter().filter(answers).count();
         let in_group = statistics.cgrp.is_some_and(|group| group.state == "up" && group.join_state == "steady");

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientContext, Timestamp};
+use rdkafka::{ClientContext, Statistics, Timestamp};
 use tokio::sync::{Notify, oneshot};
 
 use super::client::{self, BrokerError, Reasons};
@@ -30,7 +30,10 @@ const DEFAULTS: [(&str, &str); 6] = [
     ("queue.buffering.max.kbytes", "262144"),
     ("queue.buffering.max.messages", "100000"),
 ];
-const FIXED: [(&str, &str); 2] = [("acks", "all"), ("enable.idempotence", "true")];
+const FIXED: [(&str, &str); 3] = [("acks", "all"), ("enable.idempotence", "true"), ("statistics.interval.ms", "5000")];
+
+/// Statistics in a row without any broker that the client knows: it will not find one again.
+const WITHOUT_BROKERS_MAX: u32 = 3;
 
 /// Room in the queue is signalled; this is for the signal that another waiter took.
 const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
@@ -102,7 +105,7 @@ impl Producer {
     pub async fn enqueue(&self, record: Outgoing<'_>) -> Result<Acknowledgement, ProduceError> {
         loop {
             let client = self.current();
-            if client.context().timed_out.load(Ordering::Relaxed) {
+            if client.context().is_lost() {
                 self.replace(&client, &record)?;
                 continue;
             }
@@ -125,14 +128,17 @@ impl Producer {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// An idempotent client that lost track of its sequence refuses everything; what it still held ends as an error. One in which
-    /// a record has timed out may have lost sight of all brokers for good (see `View::knows_brokers`).
+    /// An idempotent client that lost track of its sequence refuses everything; one that lost sight of its brokers sends nothing.
+    /// What it still held ends as an error.
     fn replace(&self, broken: &Arc<ThreadedProducer<Reports>>, record: &Outgoing<'_>) -> Result<(), ProduceError> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&client, broken) {
             return Ok(());
         }
-        let reason = broken.client().fatal_error().map_or_else(|| "a record timed out".into(), |(_, reason)| reason);
+        let reason = broken
+            .client()
+            .fatal_error()
+            .map_or_else(|| "it has lost sight of all brokers".into(), |(_, reason)| reason);
         tracing::warn!(reason, "the kafka producer is replaced");
         let refused =
             |error: BrokerError| ProduceError::Refused { topic: record.topic.to_owned(), reason: error.to_string() };
@@ -206,8 +212,7 @@ struct Reports {
     reasons: Reasons,
     /// Told with each report: a place in the queue is free.
     room: Notify,
-    /// A record was given up.
-    timed_out: AtomicBool,
+    without_brokers: AtomicU32,
 }
 
 impl ClientContext for Reports {
@@ -217,6 +222,14 @@ impl ClientContext for Reports {
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.reasons.log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if client::knows_brokers(&statistics) {
+            self.without_brokers.store(0, Ordering::Relaxed);
+        } else {
+            self.without_brokers.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -232,11 +245,7 @@ impl ProducerContext for Reports {
                 };
                 Ok(Delivered { partition: message.partition(), offset: message.offset(), append_ms })
             }
-            Err((error, message)) => {
-                let timed_out = error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageTimedOut);
-                self.timed_out.fetch_or(timed_out, Ordering::Relaxed);
-                Err(self.not_delivered(message.topic(), message.payload_len(), error))
-            }
+            Err((error, message)) => Err(self.not_delivered(message.topic(), message.payload_len(), error)),
         };
         // Nobody waits: the sender was stopped.
         let _ = report.send(fate);
@@ -245,6 +254,10 @@ impl ProducerContext for Reports {
 }
 
 impl Reports {
+    fn is_lost(&self) -> bool {
+        self.without_brokers.load(Ordering::Relaxed) >= WITHOUT_BROKERS_MAX
+    }
+
     fn not_delivered(&self, topic: &str, bytes: usize, error: &KafkaError) -> ProduceError {
         match not_taken(topic, bytes, error) {
             // A time-out alone does not tell that no broker was there.
@@ -298,6 +311,20 @@ mod tests {
         check(RDKafkaErrorCode::MessageTimedOut, |error| matches!(error, ProduceError::Indefinite { .. }));
         check(RDKafkaErrorCode::PurgeInflight, |error| matches!(error, ProduceError::Indefinite { .. }));
         check(RDKafkaErrorCode::NotEnoughReplicasAfterAppend, |error| matches!(error, ProduceError::Indefinite { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_client_without_brokers_is_replaced_and_gives_up_what_it_held() {
+        let producer = Producer::new(&Kafka { brokers: "127.0.0.1:1".into(), ..Kafka::default() }).unwrap();
+        let record = Outgoing { topic: "t", value: Some(b"{}"), ..Outgoing::default() };
+        let mut held = producer.enqueue(record).await.unwrap();
+        let lost = producer.current();
+        (0..WITHOUT_BROKERS_MAX).for_each(|_| lost.context().stats(Statistics::default()));
+        drop(lost);
+        assert_eq!(held.known(), None);
+        let mut next = producer.enqueue(record).await.unwrap();
+        assert!(matches!(held.await, Err(ProduceError::Indefinite { .. })));
+        assert_eq!(next.known(), None, "it has another client, which tries");
     }
 
     #[tokio::test]

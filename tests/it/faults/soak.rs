@@ -153,7 +153,7 @@ impl Soak {
     async fn start(seed: u64) -> Soak {
         let kafka = OwnKafka::start();
         let redis = Servers::start().await;
-        let topics = Arc::new(Topics::create_in(&kafka.brokers, "soak", PARTITIONS).await.idempotent());
+        let topics = Arc::new(Topics::create_in(&kafka.brokers, "soak", PARTITIONS).await);
         let mut meter = Meter::new(&topics, CATALOGUE);
         meter.set("LOG__FILTER", "error");
         meter.use_redis(&redis.url());

@@ -1,6 +1,7 @@
 //! Topics of a test's own in the real Kafka, and what is in them.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicI32;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ pub struct Topics {
     /// Of the usage topic. A test may add some.
     pub partitions: AtomicI32,
     pub brokers: String,
-    producer: FutureProducer,
+    producer: Mutex<FutureProducer>,
 }
 
 /// Roles whose topics only meters write to.
@@ -52,16 +53,8 @@ impl Topics {
             prefix,
             partitions: AtomicI32::new(partitions),
             brokers: brokers.to_owned(),
-            producer: producer(brokers),
+            producer: Mutex::new(producer(brokers)),
         }
-    }
-
-    /// With a producer that keeps its batches in order whatever happens. The plain one may leave one that was under way when a
-    /// broker went until it times out.
-    pub fn idempotent(mut self) -> Topics {
-        self.producer =
-            settings_of_producer(&self.brokers).set("enable.idempotence", "true").create().expect("a producer");
-        self
     }
 
     /// With `CreateTime`, records carry their producer's clock.
@@ -150,8 +143,14 @@ impl Topics {
             outgoing.payload = record.value.as_deref();
             outgoing.timestamp = time_ms;
             outgoing = outgoing.headers(headers.clone());
-            match self.producer.send(outgoing, Duration::from_secs(60)).await {
+            let used = self.producer.lock().expect("nobody panics with it").clone();
+            match used.send(outgoing, Duration::from_secs(60)).await {
                 Ok(delivery) => Some(delivery.offset),
+                // A broker that has just started may have told it that there are none: it never finds one again.
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut), _)) => {
+                    *self.producer.lock().expect("nobody panics with it") = producer(&self.brokers);
+                    None
+                }
                 // Just added, and the producer has not heard of it.
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition), _)) => None,
                 Err((error, _)) => panic!("{topic}: {error}"),
@@ -246,15 +245,13 @@ fn client(brokers: &str) -> ClientConfig {
 }
 
 fn producer(brokers: &str) -> FutureProducer {
-    settings_of_producer(brokers).create().expect("a producer")
-}
-
-fn settings_of_producer(brokers: &str) -> ClientConfig {
     let mut config = client(brokers);
     config.set("message.max.bytes", "30000000").set("linger.ms", "2").set("acks", "all");
     // How soon it hears of partitions that a test adds.
     config.set("topic.metadata.refresh.interval.ms", "1000");
-    config
+    // Longer than any test keeps a broker away.
+    config.set("message.timeout.ms", "90000");
+    config.create().expect("a producer")
 }
 
 /// A header's value as text.
