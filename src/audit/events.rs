@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::ingest::client::BrokerError;
 use crate::ingest::decode::{self, Decoder, Voids};
 use crate::ingest::log::{self, LogRecord, Span};
+use crate::ingest::recorded::CLOCKS_APART_MS;
 use crate::ingest::scan::offsets_at;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::{Input, OutboxEntry, Output, Partition};
@@ -30,9 +31,6 @@ use crate::ledger::event::{DAY_MS, Identity, UsageEvent};
 use crate::ledger::outcome::{DeadReason, Denial, Outcome};
 use crate::pipeline::record::Body;
 use crate::store::{RedisStore, Root};
-
-/// Brokers' clocks differ: a denial may bear an earlier time than the event that it is about.
-const CLOCKS_APART_MS: i64 = 10 * 60 * 1000;
 const ALL: Slice = Slice { number: 0, of: 1 };
 
 /// Events that are dated `from_ms..to_ms`.
@@ -312,7 +310,7 @@ impl Teller<'_> {
         let applied = decoded.offset < self.folded.positions.at(decoded.partition);
         let dead = self.dead.contains_key(&(decoded.partition, decoded.offset));
         if command.account == self.account && applied && !dead {
-            let is_refused = self.refusals.holds(decoded.offset);
+            let is_refused = self.refusals.hold(decoded.offset, decoded.append_ms);
             self.folded.commanded.fold(catalogue, command, (decoded.offset, decoded.append_ms), is_refused);
         }
     }

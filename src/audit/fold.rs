@@ -245,7 +245,7 @@ impl<'a> Fold<'a> {
         if self.dead.take(record.partition, record.offset) {
             return self.count_dead(record, shard);
         }
-        let (catalogue, is_refused) = (self.catalogue, self.refusals.holds(record.offset));
+        let (catalogue, is_refused) = (self.catalogue, self.refusals.hold(record.offset, record.append_ms));
         let Some(account) = self.account(&command.account, record) else { return };
         let outcome = account.commanded.fold(catalogue, command, (record.offset, record.append_ms), is_refused);
         if self.is_early(shard, record.partition, record.offset) {

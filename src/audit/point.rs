@@ -148,10 +148,10 @@ pub struct End {
     pub dead_letters: BTreeMap<i32, SavedTail>,
     /// The offsets of commands that ended as dead letters.
     pub dead_commands: Vec<i64>,
-    /// Those of commands that were refused, and how far the topic was read that tells so, by partition. Older points do
-    /// not have it: the topic is read from its start.
+    /// Those of commands that were refused, with when it was told, and how far the topic was read that tells so, by partition.
+    /// Older points do not have it: the topic is read from its start.
     #[serde(default)]
-    pub refused_commands: Vec<i64>,
+    pub refused_commands: Vec<(i64, i64)>,
     #[serde(default)]
     pub ledger: BTreeMap<i32, i64>,
 }

@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::recorded::Names;
 use crate::ingest::log::{LogRecord, Span};
-use crate::ingest::recorded::{answer, answered};
+use crate::ingest::recorded::{CLOCKS_APART_MS, answer, answered};
 use crate::ledger::call::OutboxEntry;
 use crate::pipeline::recorded::Decision;
 
 /// The refused commands, by their offsets.
 #[derive(Debug, Default)]
 pub struct Refusals {
-    published: FxHashSet<i64>,
+    /// With the time of the message: what was told before the command came was told of another log.
+    published: FxHashMap<i64, i64>,
     /// Told in an outbox alone, when it was looked at.
     waiting: FxHashSet<i64>,
     /// How far the ledger topic is read, by partition.
@@ -23,12 +24,14 @@ pub struct Refusals {
 
 impl Refusals {
     /// Goes on from what a saved point knows.
-    pub fn from_saved(offsets: &[i64], read: &BTreeMap<i32, i64>) -> Refusals {
-        Refusals { published: offsets.iter().copied().collect(), waiting: FxHashSet::default(), read: read.clone() }
+    pub fn from_saved(refused: &[(i64, i64)], read: &BTreeMap<i32, i64>) -> Refusals {
+        Refusals { published: refused.iter().copied().collect(), waiting: FxHashSet::default(), read: read.clone() }
     }
 
-    pub fn holds(&self, offset: i64) -> bool {
-        self.published.contains(&offset) || self.waiting.contains(&offset)
+    /// Whether the command at an offset was refused.
+    pub fn hold(&self, offset: i64, append_ms: i64) -> bool {
+        let published = self.published.get(&offset);
+        published.is_some_and(|told_ms| told_ms + CLOCKS_APART_MS >= append_ms) || self.waiting.contains(&offset)
     }
 
     /// Takes a line of the ledger that waits in an outbox.
@@ -42,7 +45,7 @@ impl Refusals {
     pub fn hear(&mut self, meter: &Names, record: &LogRecord<'_>) {
         let told = answered(&meter.source, record.value.unwrap_or_default());
         if let Some(told) = told.filter(|told| matches!(told.decision, Decision::Refused(_))) {
-            self.published.insert(told.offset);
+            self.published.insert(told.offset, record.timestamp_ms);
         }
         self.read.insert(record.partition, record.offset + 1);
     }
@@ -54,9 +57,51 @@ impl Refusals {
     }
 
     /// For a saved point: what an outbox alone tells of may be undone with it.
-    pub fn to_saved(&self) -> (Vec<i64>, BTreeMap<i32, i64>) {
-        let mut offsets: Vec<i64> = self.published.iter().copied().collect();
-        offsets.sort_unstable();
-        (offsets, self.read.clone())
+    pub fn to_saved(&self) -> (Vec<(i64, i64)>, BTreeMap<i32, i64>) {
+        let mut refused: Vec<_> = self.published.iter().map(|(offset, told_ms)| (*offset, *told_ms)).collect();
+        refused.sort_unstable();
+        (refused, self.read.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::call::Output;
+
+    const REFUSED: &str = r#"{"command_id":"c","status":"refused","reason":"unknown_plan","message":"m"}"#;
+
+    #[test]
+    fn a_refusal_holds_for_the_command_of_its_own_log() {
+        let meter = Names { source: "meter".into(), usage_topic: "u".into(), commands_topic: "c".into() };
+        let mut refusals = Refusals::default();
+        let told_ms = 1_000_000_000;
+        let mut hear = |source: &str, offset: i64| {
+            let value = format!(r#"{{"id":"command/{offset}","source":"{source}","subject":"acme","data":{REFUSED}}}"#);
+            let (key, headers) = (None, Default::default());
+            let value = Some(value.as_bytes());
+            refusals.hear(&meter, &LogRecord { partition: 1, offset: 40, timestamp_ms: told_ms, key, value, headers });
+        };
+        hear("meter", 7);
+        hear("other", 8);
+        let entry = |offset: i64| OutboxEntry {
+            output: Output::Ledger,
+            id: format!("command/{offset}"),
+            event_type: "credits.ledger.command.v1".into(),
+            account: "acme".into(),
+            data: REFUSED.into(),
+        };
+        refusals.wait(&entry(9));
+        let held = |refusals: &Refusals, append_ms: i64| [7, 8, 9].map(|offset| refusals.hold(offset, append_ms));
+        assert_eq!(held(&refusals, told_ms), [true, false, true]);
+        // The topic was made anew since, and its offsets begin again.
+        assert_eq!(held(&refusals, told_ms + CLOCKS_APART_MS + 1), [false, false, true]);
+
+        // A later audit reads on, and does not know of what an outbox alone told.
+        let (refused, read) = refusals.to_saved();
+        let saved = Refusals::from_saved(&refused, &read);
+        assert_eq!(held(&saved, told_ms), [true, false, false]);
+        let span = |partition, from| Span { partition, from, to: 60 };
+        assert_eq!(saved.unread(vec![span(0, 3), span(1, 3)]), [span(0, 3), span(1, 41)]);
     }
 }

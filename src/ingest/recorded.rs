@@ -18,7 +18,7 @@ use crate::ledger::outcome::{DeadReason, Denial};
 use crate::pipeline::recorded::{Decision, Published};
 
 /// Brokers' clocks differ: a denial may bear an earlier time than the event that it is about.
-const CLOCKS_APART_MS: i64 = 10 * 60 * 1000;
+pub const CLOCKS_APART_MS: i64 = 10 * 60 * 1000;
 
 /// Reads what was published about the records of these partitions from these offsets on. It blocks.
 pub fn read(config: &Config, from: &[(Partition, i64)]) -> Result<Vec<Published>, BrokerError> {
