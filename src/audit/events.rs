@@ -117,7 +117,7 @@ pub async fn of_account(
         commands_topic: topics.commands.clone(),
     };
     let mut denials = Denials::default();
-    let mut refusals = Refusals::default();
+    let mut refusals = Refusals::new(config.events.age_from, None);
     let keep = |entry: OutboxEntry| match entry.output {
         Output::Denied if entry.account == account => denials.add(&names, ALL, Heard::Outbox, account, &entry.data),
         Output::Ledger => refusals.wait(&entry),

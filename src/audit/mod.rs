@@ -149,10 +149,7 @@ pub async fn run(
         dead: DeadLetters::default(),
         denied: point.as_ref().map(|point| Decisions::from_saved(&point.end.denied)).unwrap_or_default(),
         dead_letters: point.as_ref().map(|point| Decisions::from_saved(&point.end.dead_letters)).unwrap_or_default(),
-        refusals: point
-            .as_ref()
-            .map(|point| Refusals::from_saved(&point.end.refused_commands, &point.end.ledger))
-            .unwrap_or_default(),
+        refusals: Refusals::new(config.events.age_from, point.as_ref().map(|point| &point.end)),
         totals: Totals::new(shards),
         settled: point.as_ref().map_or_else(|| Totals::new(shards), |point| point.totals.clone()),
         window: Window::of(&config.usage, options.usage_from, point.as_ref()),

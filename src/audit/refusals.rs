@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::point::End;
 use super::recorded::Names;
+use crate::config::AgeFrom;
 use crate::ingest::log::{LogRecord, Span};
 use crate::ingest::recorded::{CLOCKS_APART_MS, answer, answered};
 use crate::ledger::call::OutboxEntry;
@@ -20,18 +22,25 @@ pub struct Refusals {
     waiting: FxHashSet<i64>,
     /// How far the ledger topic is read, by partition.
     read: BTreeMap<i32, i64>,
+    /// Commands bear their producers' time, which says nothing of when they came.
+    producers_time: bool,
 }
 
 impl Refusals {
     /// Goes on from what a saved point knows.
-    pub fn from_saved(refused: &[(i64, i64)], read: &BTreeMap<i32, i64>) -> Refusals {
-        Refusals { published: refused.iter().copied().collect(), waiting: FxHashSet::default(), read: read.clone() }
+    pub fn new(age_from: AgeFrom, saved: Option<&End>) -> Refusals {
+        let mut refusals = Refusals { producers_time: age_from == AgeFrom::Create, ..Refusals::default() };
+        if let Some(saved) = saved {
+            refusals.published.extend(saved.refused_commands.iter().copied());
+            refusals.read.clone_from(&saved.ledger);
+        }
+        refusals
     }
 
     /// Whether the command at an offset was refused.
     pub fn hold(&self, offset: i64, append_ms: i64) -> bool {
-        let published = self.published.get(&offset);
-        published.is_some_and(|told_ms| told_ms + CLOCKS_APART_MS >= append_ms) || self.waiting.contains(&offset)
+        let is_own = |told_ms: &i64| self.producers_time || told_ms + CLOCKS_APART_MS >= append_ms;
+        self.published.get(&offset).is_some_and(is_own) || self.waiting.contains(&offset)
     }
 
     /// Takes a line of the ledger that waits in an outbox.
@@ -50,9 +59,10 @@ impl Refusals {
         self.read.insert(record.partition, record.offset + 1);
     }
 
-    /// What is left to read of these.
+    /// What is left to read of these: all of a topic that is shorter than it was, and so another.
     pub fn unread(&self, spans: Vec<Span>) -> Vec<Span> {
-        let from = |span: &Span| self.read.get(&span.partition).copied().unwrap_or(0).max(span.from);
+        let read = |span: &Span| self.read.get(&span.partition).copied().filter(|read| *read <= span.to);
+        let from = |span: &Span| read(span).unwrap_or(0).max(span.from);
         spans.into_iter().map(|span| Span { from: from(&span), ..span }).collect()
     }
 
@@ -99,9 +109,14 @@ mod tests {
 
         // A later audit reads on, and does not know of what an outbox alone told.
         let (refused, read) = refusals.to_saved();
-        let saved = Refusals::from_saved(&refused, &read);
+        let end = End { refused_commands: refused, ledger: read, ..End::default() };
+        let saved = Refusals::new(AgeFrom::Append, Some(&end));
         assert_eq!(held(&saved, told_ms), [true, false, false]);
-        let span = |partition, from| Span { partition, from, to: 60 };
-        assert_eq!(saved.unread(vec![span(0, 3), span(1, 3)]), [span(0, 3), span(1, 41)]);
+        let span = |partition, from, to| Span { partition, from, to };
+        assert_eq!(saved.unread(vec![span(0, 3, 60), span(1, 3, 60)]), [span(0, 3, 60), span(1, 41, 60)]);
+        assert_eq!(saved.unread(vec![span(1, 3, 41)]), [span(1, 41, 41)]);
+        assert_eq!(saved.unread(vec![span(1, 3, 40)]), [span(1, 3, 40)], "it was made anew");
+        let by_producers = Refusals::new(AgeFrom::Create, Some(&end));
+        assert!(by_producers.hold(7, told_ms + CLOCKS_APART_MS + 1));
     }
 }

@@ -105,10 +105,6 @@ impl Producer {
     pub async fn enqueue(&self, record: Outgoing<'_>) -> Result<Acknowledgement, ProduceError> {
         loop {
             let client = self.current();
-            if client.context().is_lost() {
-                self.replace(&client, &record)?;
-                continue;
-            }
             let (report, acknowledgement) = oneshot::channel();
             match client.send(base_record(&record, Box::new(report))) {
                 Ok(()) => {
@@ -118,7 +114,9 @@ impl Producer {
                     let room = client.context().room.notified();
                     let _ = tokio::time::timeout(QUEUE_FULL_WAIT_MAX, room).await;
                 }
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), _)) => self.replace(&client, &record)?,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), _)) => {
+                    self.replace(client).map_err(|error| not_replaced(record.topic, &error))?;
+                }
                 Err((error, _)) => return Err(not_taken(record.topic, record_bytes(&record), &error)),
             }
         }
@@ -128,11 +126,21 @@ impl Producer {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes another client for one that has lost sight of all brokers: whoever waits for its acknowledgements would not notice.
+    pub fn replace_lost(&self) {
+        let client = self.current();
+        if client.context().is_lost()
+            && let Err(error) = self.replace(client)
+        {
+            tracing::warn!(%error, "the kafka producer that has lost sight of all brokers is not replaced");
+        }
+    }
+
     /// An idempotent client that lost track of its sequence refuses everything; one that lost sight of its brokers sends nothing.
     /// What it still held ends as an error.
-    fn replace(&self, broken: &Arc<ThreadedProducer<Reports>>, record: &Outgoing<'_>) -> Result<(), ProduceError> {
+    fn replace(&self, broken: Arc<ThreadedProducer<Reports>>) -> Result<(), BrokerError> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&client, broken) {
+        if !Arc::ptr_eq(&client, &broken) {
             return Ok(());
         }
         let reason = broken
@@ -140,11 +148,16 @@ impl Producer {
             .fatal_error()
             .map_or_else(|| "it has lost sight of all brokers".into(), |(_, reason)| reason);
         tracing::warn!(reason, "the kafka producer is replaced");
-        let refused =
-            |error: BrokerError| ProduceError::Refused { topic: record.topic.to_owned(), reason: error.to_string() };
-        *client = Arc::new(connect(&self.settings).map_err(refused)?);
+        *client = Arc::new(connect(&self.settings)?);
+        drop(client);
+        // It waits for its threads.
+        std::thread::Builder::new().name("lost".into()).spawn(move || drop(broken)).expect("a thread starts");
         Ok(())
     }
+}
+
+fn not_replaced(topic: &str, error: &BrokerError) -> ProduceError {
+    ProduceError::Refused { topic: topic.to_owned(), reason: error.to_string() }
 }
 
 fn connect(settings: &ClientConfig) -> Result<ThreadedProducer<Reports>, BrokerError> {
@@ -322,8 +335,10 @@ mod tests {
         (0..WITHOUT_BROKERS_MAX).for_each(|_| lost.context().stats(Statistics::default()));
         drop(lost);
         assert_eq!(held.known(), None);
-        let mut next = producer.enqueue(record).await.unwrap();
+        // Whoever holds records waits for their fate, and sends nothing meanwhile.
+        producer.replace_lost();
         assert!(matches!(held.await, Err(ProduceError::Indefinite { .. })));
+        let mut next = producer.enqueue(record).await.unwrap();
         assert_eq!(next.known(), None, "it has another client, which tries");
     }
 

@@ -58,7 +58,7 @@ fn first_append_ms(config: &Config, input: Input, from: &BTreeMap<i32, i64>) -> 
     // What cannot be read is not decided either: whoever reads it to decide halts its partition.
     scan_each(&config.kafka, topic_of(&config.kafka.topics, input), from, |message| {
         // Producers' clocks say nothing of when it was published.
-        let create = config.events.age_from == AgeFrom::Create && input == Input::Usage;
+        let create = config.events.age_from == AgeFrom::Create;
         let append_ms = if create { 0 } else { message.timestamp().to_millis().unwrap_or(0) };
         first = Some(first.map_or(append_ms, |first: i64| first.min(append_ms)));
         Next::Enough

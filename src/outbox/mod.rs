@@ -101,8 +101,10 @@ impl Relay {
         }
     }
 
-    /// Tells how long messages have waited. A relay that waits for Kafka cannot say so itself.
+    /// Tells how long messages have waited, and replaces a producer that has lost its brokers. A relay that waits for Kafka can do
+    /// neither itself.
     pub fn watch(&self) {
+        self.producer.replace_lost();
         metrics::set_outbox_oldest(self.known.oldest());
         for shard in 0..self.bells.len() as u32 {
             self.waiting.set(shard, self.known.state(shard));

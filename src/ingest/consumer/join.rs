@@ -98,7 +98,8 @@ impl Thread {
         }
     }
 
-    /// With another client.
+    /// With another client. Kafka may take that for a second worker of the same `kafka.instance_id` and fence one of them: there is
+    /// one more attempt then (`joined_again` is not set here).
     fn join_again(&mut self, reason: &str) {
         let reason = format!("{reason}; it joins again by itself");
         tracing::warn!(reason, "another client takes the place in the group");
