@@ -417,6 +417,14 @@ fn a_higher_version_only_grows() {
         "credits = 0.7, effective_from = \"2029-02-01",
         Some("2027-02-01T00:00:00Z"),
     );
+    // Workers need a minute to have it.
+    let soon = grown("phone = 120", "phone = 130").grows_from(&old).unwrap();
+    let start_ms = soon.starts_ms().unwrap();
+    assert_eq!(soon.check_in_time(start_ms - 60_001), Ok(()));
+    let told = soon.check_in_time(start_ms - 60_000).unwrap_err().reason;
+    assert!(told.contains("less than a minute after"), "{told}");
+    let told = soon.check_in_time(start_ms).unwrap_err().reason;
+    assert!(told.contains("priced already"), "{told}");
     let both =
         "[actions.more]\nprices = [{ credit_type = \"phone\", credits = 1 }]\n[plans.basic]\nprices = { more = 2 }";
     let both = change(&change(RICH, "[plans.basic]", both), "actions = [\"reveal", "actions = [\"more\", \"reveal");
