@@ -1,6 +1,7 @@
 //! What every Kafka client of the meter has in common: its settings, why it fails, and a look at the cluster.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -138,6 +139,12 @@ pub fn topic_of(topics: &Topics, input: Input) -> &str {
     }
 }
 
+/// What a client reports of itself, and how often: [`Reasons`] notices by it that the client has lost sight of all brokers.
+pub const STATISTICS: (&str, &str) = ("statistics.interval.ms", "5000");
+
+/// Statistics in a row without any broker that the client knows: it will not find one again.
+const WITHOUT_BROKERS_MAX: u32 = 3;
+
 /// A client repeats an error with every attempt, up to ten times a second: how often the log has it.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
 
@@ -201,12 +208,18 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 pub struct Reasons {
     pub faults: Reported,
     pub damage: Damage,
+    without_brokers: AtomicU32,
 }
 
 impl Reasons {
     /// What it reported lately; else the error itself says what is known.
     pub fn fault(&self, error: &KafkaError) -> Fault {
         self.faults.lately().unwrap_or_else(|| error.into())
+    }
+
+    /// Whether the client is of no use any more, see [`knows_brokers`]. Only one with [`STATISTICS`] can tell.
+    pub fn has_lost_brokers(&self) -> bool {
+        self.without_brokers.load(Ordering::Relaxed) >= WITHOUT_BROKERS_MAX
     }
 }
 
@@ -232,6 +245,14 @@ impl ClientContext for Reasons {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.faults.note_logged(facility, message);
         log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if knows_brokers(&statistics) {
+            self.without_brokers.store(0, Ordering::Relaxed);
+        } else {
+            self.without_brokers.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,10 +29,7 @@ const DEFAULTS: [(&str, &str); 6] = [
     ("queue.buffering.max.kbytes", "262144"),
     ("queue.buffering.max.messages", "100000"),
 ];
-const FIXED: [(&str, &str); 3] = [("acks", "all"), ("enable.idempotence", "true"), ("statistics.interval.ms", "5000")];
-
-/// Statistics in a row without any broker that the client knows: it will not find one again.
-const WITHOUT_BROKERS_MAX: u32 = 3;
+const FIXED: [(&str, &str); 3] = [("acks", "all"), ("enable.idempotence", "true"), client::STATISTICS];
 
 /// Room in the queue is signalled; this is for the signal that another waiter took.
 const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
@@ -129,7 +125,7 @@ impl Producer {
     /// Takes another client for one that has lost sight of all brokers: whoever waits for its acknowledgements would not notice.
     pub fn replace_lost(&self) {
         let client = self.current();
-        if client.context().is_lost()
+        if client.context().reasons.has_lost_brokers()
             && let Err(error) = self.replace(client)
         {
             tracing::warn!(%error, "the kafka producer that has lost sight of all brokers is not replaced");
@@ -225,7 +221,6 @@ struct Reports {
     reasons: Reasons,
     /// Told with each report: a place in the queue is free.
     room: Notify,
-    without_brokers: AtomicU32,
 }
 
 impl ClientContext for Reports {
@@ -238,11 +233,7 @@ impl ClientContext for Reports {
     }
 
     fn stats(&self, statistics: Statistics) {
-        if client::knows_brokers(&statistics) {
-            self.without_brokers.store(0, Ordering::Relaxed);
-        } else {
-            self.without_brokers.fetch_add(1, Ordering::Relaxed);
-        }
+        self.reasons.stats(statistics);
     }
 }
 
@@ -267,10 +258,6 @@ impl ProducerContext for Reports {
 }
 
 impl Reports {
-    fn is_lost(&self) -> bool {
-        self.without_brokers.load(Ordering::Relaxed) >= WITHOUT_BROKERS_MAX
-    }
-
     fn not_delivered(&self, topic: &str, bytes: usize, error: &KafkaError) -> ProduceError {
         match not_taken(topic, bytes, error) {
             // A time-out alone does not tell that no broker was there.
@@ -332,7 +319,10 @@ mod tests {
         let record = Outgoing { topic: "t", value: Some(b"{}"), ..Outgoing::default() };
         let mut held = producer.enqueue(record).await.unwrap();
         let lost = producer.current();
-        (0..WITHOUT_BROKERS_MAX).for_each(|_| lost.context().stats(Statistics::default()));
+        for _ in 0..3 {
+            assert!(!lost.context().reasons.has_lost_brokers());
+            lost.context().stats(Statistics::default());
+        }
         drop(lost);
         assert_eq!(held.known(), None);
         // Whoever holds records waits for their fate, and sends nothing meanwhile.

@@ -1,6 +1,6 @@
 //! A topic as it goes on, outside the group.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
@@ -17,13 +17,14 @@ use crate::config::{Kafka, StartFrom};
 
 /// How often it looks for partitions that were added.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-const FIXED: [(&str, &str); 5] = [
+const FIXED: [(&str, &str); 6] = [
     ("check.crcs", "true"),
     ("enable.auto.commit", "false"),
     // What retention took before it was read is told, not passed over.
     ("auto.offset.reset", "error"),
     ("enable.partition.eof", "true"),
     ("isolation.level", "read_committed"),
+    client::STATISTICS,
 ];
 
 pub(super) fn headers(message: &BorrowedMessage) -> Vec<(String, Option<Vec<u8>>)> {
@@ -33,11 +34,12 @@ pub(super) fn headers(message: &BorrowedMessage) -> Vec<(String, Option<Vec<u8>>
 
 /// All partitions of a topic from a moment on.
 pub struct Tail {
+    kafka: Kafka,
     consumer: StreamConsumer<Reasons>,
     cluster: Cluster,
-    brokers: String,
     topic: String,
-    partitions: i32,
+    /// What comes next, by partition.
+    next: BTreeMap<i32, Offset>,
     looked: Instant,
     /// Where partitions ended at the start that have not come so far.
     ends: BTreeMap<i32, i64>,
@@ -68,10 +70,6 @@ impl Tail {
     pub async fn open(kafka: &Kafka, topic: &str, from: StartFrom) -> Result<Tail, BrokerError> {
         let cluster = Cluster::new(kafka)?;
         let partitions = cluster.partitions(topic).await?;
-        let config = client::reader_settings(kafka, &[("fetch.wait.max.ms", "100")], &FIXED);
-        let made = config.create_with_context(Reasons::default());
-        let consumer: StreamConsumer<Reasons> = made.map_err(BrokerError::settings)?;
-
         let since = match from {
             StartFrom::Time(time_ms) => {
                 let (kafka, topic) = (kafka.clone(), topic.to_owned());
@@ -81,7 +79,7 @@ impl Tail {
             StartFrom::Earliest | StartFrom::Latest => BTreeMap::new(),
         };
         let watermarks = Watermarks::new(kafka)?;
-        let (mut starts, mut ends, mut backlog) = (TopicPartitionList::new(), BTreeMap::new(), 0);
+        let (mut next, mut ends, mut backlog) = (BTreeMap::new(), BTreeMap::new(), 0);
         for partition in 0..partitions {
             let (first, end) = watermarks.range(topic, partition).await?;
             let start = match from {
@@ -93,15 +91,11 @@ impl Tail {
                 ends.insert(partition, end);
                 backlog += (end - start).unsigned_abs();
             }
-            let added = starts.add_partition_offset(topic, partition, Offset::Offset(start));
-            added.expect("an offset that kafka gave is valid");
+            next.insert(partition, Offset::Offset(start));
         }
-        let brokers = kafka.brokers.clone();
-        let refused = |error: KafkaError| BrokerError::NoAnswer { brokers: brokers.clone(), fault: (&error).into() };
-        consumer.assign(&starts).map_err(refused)?;
-        let looked = Instant::now();
-        let topic = topic.to_owned();
-        Ok(Tail { consumer, cluster, brokers, topic, partitions, looked, ends, told_end: false, backlog })
+        let consumer = read(kafka, topic, &next)?;
+        let (kafka, topic, looked) = (kafka.clone(), topic.to_owned(), Instant::now());
+        Ok(Tail { kafka, consumer, cluster, topic, next, looked, ends, told_end: false, backlog })
     }
 
     /// Waits for what comes next; may be dropped while it waits.
@@ -114,13 +108,14 @@ impl Tail {
             let received = tokio::select! {
                 received = self.consumer.recv() => received,
                 () = sleep_until(self.looked + LOOK_EVERY) => {
-                    self.look().await;
+                    self.look().await?;
                     continue;
                 }
             };
             match received {
                 Ok(message) => {
                     let (partition, offset) = (message.partition(), message.offset());
+                    self.next.insert(partition, Offset::Offset(offset + 1));
                     if self.ends.get(&partition).is_some_and(|end| offset + 1 >= *end) {
                         self.ends.remove(&partition);
                     }
@@ -153,21 +148,47 @@ impl Tail {
         }
     }
 
-    /// Adds partitions that were made meanwhile, from their beginning. One that has no answer is asked for again.
-    async fn look(&mut self) {
+    /// Adds partitions that were made meanwhile, from their beginning; one that has no answer is asked for again. Takes another
+    /// client for one that has lost sight of all brokers.
+    async fn look(&mut self) -> Result<(), BrokerError> {
         self.looked = Instant::now();
-        let Ok(partitions) = self.cluster.partitions(&self.topic).await else { return };
-        let new: BTreeSet<i32> = (self.partitions..partitions).collect();
+        if self.consumer.context().has_lost_brokers() {
+            tracing::warn!(
+                topic = self.topic,
+                "the client has lost sight of all brokers; another goes on where it was"
+            );
+            let consumer = read(&self.kafka, &self.topic, &self.next)?;
+            let lost = std::mem::replace(&mut self.consumer, consumer);
+            // It may wait for its threads.
+            tokio::task::spawn_blocking(move || drop(lost));
+        }
+        let Ok(partitions) = self.cluster.partitions(&self.topic).await else { return Ok(()) };
+        let known = self.next.len() as i32;
+        let new: BTreeMap<i32, Offset> = (known..partitions).map(|partition| (partition, Offset::Beginning)).collect();
         if new.is_empty() {
-            return;
+            return Ok(());
         }
-        let mut starts = TopicPartitionList::new();
-        for partition in &new {
-            starts.add_partition_offset(&self.topic, *partition, Offset::Beginning).expect("a constant is valid");
+        match self.consumer.incremental_assign(&places(&self.topic, &new)) {
+            Ok(()) => self.next.extend(new),
+            Err(error) => tracing::warn!(topic = self.topic, %error, "new partitions wait"),
         }
-        match self.consumer.incremental_assign(&starts) {
-            Ok(()) => self.partitions = partitions,
-            Err(error) => tracing::warn!(topic = self.topic, brokers = self.brokers, %error, "new partitions wait"),
-        }
+        Ok(())
     }
+}
+
+fn read(kafka: &Kafka, topic: &str, next: &BTreeMap<i32, Offset>) -> Result<StreamConsumer<Reasons>, BrokerError> {
+    let config = client::reader_settings(kafka, &[("fetch.wait.max.ms", "100")], &FIXED);
+    let made = config.create_with_context(Reasons::default());
+    let consumer: StreamConsumer<Reasons> = made.map_err(BrokerError::settings)?;
+    let refused = |error: KafkaError| BrokerError::NoAnswer { brokers: kafka.brokers.clone(), fault: (&error).into() };
+    consumer.assign(&places(topic, next)).map_err(refused)?;
+    Ok(consumer)
+}
+
+fn places(topic: &str, next: &BTreeMap<i32, Offset>) -> TopicPartitionList {
+    let mut places = TopicPartitionList::new();
+    for (partition, offset) in next {
+        places.add_partition_offset(topic, *partition, *offset).expect("an offset that kafka gave is valid");
+    }
+    places
 }

@@ -1,60 +1,18 @@
 //! Commands that look on while a meter works: alerts as they come, the live view, an account's events.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::process::Stdio;
+use std::sync::mpsc::channel;
 
 use serde_json::{Value, json};
 
+use crate::support::following::Following;
 use crate::support::kafka::{Outgoing, Topics};
 use crate::support::meter::Meter;
 use crate::support::{signal, until};
 use crate::walk::{CATALOGUE, put, reveal, reveal_event};
-
-/// A command that goes on, and its lines as they come.
-struct Following {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Following {
-    fn start(meter: &Meter, arguments: &[&str]) -> Following {
-        let spawned = meter.command().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-        let mut child = spawned.expect("the program starts");
-        let stdout: ChildStdout = child.stdout.take().expect("it is piped");
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines() {
-                if sender.send(line.expect("text")).is_err() {
-                    return;
-                }
-            }
-        });
-        Following { child, lines }
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(Duration::from_secs(180)).expect("a line comes")
-    }
-
-    async fn ends(&mut self, why: &str) -> i32 {
-        let status = until(why, || {
-            let ended = self.child.try_wait().expect("it is a child");
-            async move { ended }
-        });
-        status.await.code().expect("it was not killed")
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// What each run of the program was given goes to a file of its own.
 fn program(folder: &Path) -> String {

@@ -1,20 +1,24 @@
 //! A Kafka that is killed, loses what it had, or grows.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use credit_meter::ledger::call::Partition;
+use rdkafka::Message;
 
 use super::{PARTITIONS, under_load};
 use crate::support::brokers::Brokers;
+use crate::support::following::Following;
 use crate::support::kafka::Topics;
 use crate::support::meter::{Meter, Running};
+use crate::support::one_broker::{Listener, OneBroker};
 use crate::support::own_kafka::OwnKafka;
-use crate::support::redis::OwnRedis;
+use crate::support::redis::{OwnRedis, free_port};
 use crate::support::report::{row, short_or_long};
-use crate::support::traffic::Traffic;
+use crate::support::traffic::{PACE, Traffic};
 use crate::support::{own_prefix, until, until_reached};
 use crate::walk::{CATALOGUE, put, reveal};
 
@@ -66,6 +70,59 @@ async fn the_broker_is_killed() {
         "8",
         "SIGKILL of the broker under load, and its start",
         &format!("{kills} kills, once away for {away:?}: {seen}"),
+    );
+}
+
+/// A broker that its controller has not heard of for long enough tells of no broker, not even of itself. Clients forget all that
+/// they know then, `kafka.brokers` too, and never find one again (librdkafka's issue 5301).
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_a_broker_tells_of_no_broker_are_replaced() {
+    const FENCED_BETWEEN_HEARTBEATS: &str = "broker.session.timeout.ms=3000\nbroker.heartbeat.interval.ms=8000";
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let listeners = [Listener::plain("PLAIN", port, address.clone())];
+    let mut broker = OneBroker::start(folder, &listeners, "", &[]).await;
+    let topics = Arc::new(Topics::create_in(&address, "no-broker", PARTITIONS).await);
+    let mut meter = Meter::new(&topics, CATALOGUE);
+    // Each dead letter is told; only lost clients are of interest here.
+    meter.set("LOG__FILTER", "warn,credit_meter::ingest::dead_letters=error");
+    meter.set("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "1000");
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let running = meter.start_telling(&[], &log);
+    let following = Following::start(&meter, &["alerts", "--follow", "--json"]);
+    let traffic = Traffic::start(&topics, 52);
+    meter.applies(1_000).await;
+    let first = following.line();
+    traffic.goes_at(0);
+    meter.caught_up(&topics).await;
+
+    broker.restart_with(FENCED_BETWEEN_HEARTBEATS).await;
+    until("the clients have lost sight of all brokers", || async {
+        let told = std::fs::read_to_string(&log).expect("it is text");
+        let lost =
+            |client: &str| told.lines().any(|line| line.contains(client) && line.contains("lost sight of all brokers"));
+        (lost("another client takes the place") && lost("the kafka producer is replaced")).then_some(())
+    })
+    .await;
+    broker.restart().await;
+    running.ready().await;
+    topics.take_another_producer();
+    traffic.goes_at(PACE);
+    meter.applies(1_000).await;
+    let seen = traffic.end().await.check(&topics, &meter).await;
+    // A relay that did not hear that Kafka has taken one sends it again.
+    let published: BTreeSet<Vec<u8>> =
+        topics.read("alerts", 1).iter().filter_map(|alert| alert.payload().map(<[u8]>::to_vec)).collect();
+    let mut told = BTreeSet::from([first]);
+    while told.len() < published.len() {
+        assert!(told.insert(following.line()), "each edge is told once, whichever client has read it");
+    }
+    row(
+        "8",
+        "A broker that is fenced by its controller, and tells every client that there are no brokers",
+        &seen.to_string(),
     );
 }
 

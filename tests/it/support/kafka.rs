@@ -148,7 +148,7 @@ impl Topics {
                 Ok(delivery) => Some(delivery.offset),
                 // A broker that has just started may have told it that there are none: it never finds one again.
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut), _)) => {
-                    *self.producer.lock().expect("nobody panics with it") = producer(&self.brokers);
+                    self.take_another_producer();
                     None
                 }
                 // Just added, and the producer has not heard of it.
@@ -157,6 +157,11 @@ impl Topics {
             }
         })
         .await
+    }
+
+    /// For one that may have lost sight of all brokers.
+    pub fn take_another_producer(&self) {
+        *self.producer.lock().expect("nobody panics with it") = producer(&self.brokers);
     }
 
     pub async fn command(&self, event: &serde_json::Value) -> i64 {

@@ -6,6 +6,7 @@ pub mod brokers;
 pub mod certificates;
 pub mod clock;
 pub mod dump;
+pub mod following;
 pub mod kafka;
 pub mod meter;
 pub mod monitor;

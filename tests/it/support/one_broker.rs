@@ -10,6 +10,7 @@ use super::{service, until};
 /// Killed when it is dropped.
 pub struct OneBroker {
     pub folder: tempfile::TempDir,
+    settings: String,
     ports: Vec<u16>,
     server: Child,
 }
@@ -62,24 +63,30 @@ impl OneBroker {
             own = listeners[0].name,
             folder = folder.path().display(),
         );
-        std::fs::write(folder.path().join("server.properties"), settings).expect("a file");
+        configure(folder.path(), &settings);
         let id = uuid::Uuid::now_v7().simple().to_string();
         let format = [&["format", "-t", &id[..22], "-c", "server.properties"], format].concat();
         java(folder.path(), "kafka.tools.StorageTool", &format);
         let ports = listeners.iter().map(|own| own.port).collect();
-        let mut broker = OneBroker { server: serve(folder.path()), folder, ports };
+        let mut broker = OneBroker { server: serve(folder.path()), folder, settings, ports };
         broker.listens().await;
         broker
     }
 
     /// Stops it as an administrator would, and starts it again.
     pub async fn restart(&mut self) {
+        self.restart_with("").await;
+    }
+
+    /// The same; what it is given for settings holds until it is started again.
+    pub async fn restart_with(&mut self, properties: &str) {
         super::signal(self.server.id(), "-TERM");
         until("the broker ends", || {
             let ended = self.server.try_wait().expect("it is a child");
             async move { ended }
         })
         .await;
+        configure(self.folder.path(), &format!("{}\n{properties}", self.settings));
         self.server = serve(self.folder.path());
         self.listens().await;
     }
@@ -101,6 +108,10 @@ impl Drop for OneBroker {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
+}
+
+fn configure(folder: &Path, settings: &str) {
+    std::fs::write(folder.join("server.properties"), settings).expect("a file");
 }
 
 fn serve(folder: &Path) -> Child {

@@ -1,0 +1,51 @@
+//! A command that follows what a meter does.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use super::meter::Meter;
+use super::until;
+
+/// A command that goes on, and its lines as they come.
+pub struct Following {
+    pub child: Child,
+    pub lines: Receiver<String>,
+}
+
+impl Following {
+    pub fn start(meter: &Meter, arguments: &[&str]) -> Following {
+        let spawned = meter.command().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut child = spawned.expect("the program starts");
+        let stdout: ChildStdout = child.stdout.take().expect("it is piped");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines() {
+                if sender.send(line.expect("text")).is_err() {
+                    return;
+                }
+            }
+        });
+        Following { child, lines }
+    }
+
+    pub fn line(&self) -> String {
+        self.lines.recv_timeout(Duration::from_secs(180)).expect("a line comes")
+    }
+
+    pub async fn ends(&mut self, why: &str) -> i32 {
+        let status = until(why, || {
+            let ended = self.child.try_wait().expect("it is a child");
+            async move { ended }
+        });
+        status.await.code().expect("it was not killed")
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
