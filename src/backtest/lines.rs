@@ -12,6 +12,9 @@ use crate::pipeline::record::{Body, Record};
 /// Bytes that are read and decoded at once. No reason: round number.
 const BLOCK_BYTES: usize = 1 << 20;
 
+/// What some editors and spreadsheets put before a file's first line. Readers of JSON may pass over it (RFC 8259, 8.1).
+pub const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// A record with its own time.
 #[derive(Debug)]
 pub struct Timed {
@@ -55,6 +58,7 @@ impl<R: Read> Lines<R> {
         let mut records = Vec::with_capacity(block.len() / 200);
         for line in block.split_inclusive(|byte| *byte == b'\n') {
             self.line += 1;
+            let line = if self.line == 1 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
             let line = line.trim_ascii();
             if !line.is_empty() {
                 records.push(self.decode(line));
@@ -107,6 +111,16 @@ mod tests {
             records.extend(block);
         }
         records
+    }
+
+    #[test]
+    fn a_byte_order_mark_belongs_to_no_line() {
+        let is_bad = |text: &str| {
+            let no_json =
+                |timed: &Timed| timed.detail.as_deref().is_some_and(|detail| detail.contains("expected value"));
+            read(text).iter().map(no_json).collect::<Vec<_>>()
+        };
+        assert_eq!(is_bad("\u{feff}{}\n\u{feff}{}\n"), [false, true], "only before the first");
     }
 
     #[test]

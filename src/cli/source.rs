@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::generate::{Generated, Generator, Usage};
+use crate::backtest::lines::BYTE_ORDER_MARK;
 use crate::ledger::catalogue::{Action, Catalogue};
 
 /// Events that go from the reading to the sending thread at once.
@@ -90,7 +91,12 @@ fn read_lines(mut lines: Reader, batches: &mut Batches) -> Option<()> {
         let mut text = Vec::new();
         match read_line(&mut lines, &mut text) {
             Ok(0) => break,
-            Ok(_) => batches.extend(parse(number, text))?,
+            Ok(_) => {
+                if number == 1 && text.starts_with(BYTE_ORDER_MARK) {
+                    text.drain(..BYTE_ORDER_MARK.len());
+                }
+                batches.extend(parse(number, text))?;
+            }
             Err(error) => {
                 batches.push(Line::Broken(format!("line {number} cannot be read: {error}")))?;
                 break;
@@ -229,7 +235,7 @@ mod tests {
 
     #[test]
     fn lines_end_as_lines_do_everywhere() {
-        let text = "{\"subject\":\"a\"}\r\n\n  \n{\"subject\":\"b\"}";
+        let text = "\u{feff}{\"subject\":\"a\"}\r\n\n  \n{\"subject\":\"b\"}";
         let source = lines(text.as_bytes());
         let mut receiver = read_ahead(source, None);
         let mut accounts = Vec::new();
