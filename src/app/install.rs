@@ -8,7 +8,7 @@ use super::start::StartError;
 use crate::config::{Config, at_line};
 use crate::ledger::call::SCHEMA;
 use crate::ledger::catalogue::{Catalogue, CatalogueError, CatalogueId, Growth};
-use crate::ledger::shard::{Grown, InitCall, InitReply};
+use crate::ledger::shard::{Grown, InitCall, InitReply, being_rebuilt};
 use crate::ledger::time::rfc3339;
 use crate::store::Store;
 
@@ -36,6 +36,9 @@ pub async fn everywhere(
                 check_start(&growth, state.reached_ms.max(renewed_ms))
                     .map_err(|error| edits(config, &stored, error))?;
                 older.push(Older { shard, stored, growth });
+            }
+            InitReply::OtherGeneration(stored) if stored == being_rebuilt(&call.generation) => {
+                return Err(StartError::BeingRebuilt { prefix: config.redis.prefix.clone() });
             }
             reply => ready(config, catalogue, shard, reply)?,
         }

@@ -49,6 +49,7 @@ use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::Stamp;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::day::SET_MEMBERS_MAX;
+use crate::ledger::shard::being_rebuilt;
 use crate::ledger::usage::JOURNAL_BYTES_MAX;
 use crate::log;
 use crate::outbox::Relay;
@@ -116,6 +117,16 @@ pub enum Job {
     Demo,
 }
 
+impl Job {
+    /// What the fences of a state are named for whoever does this.
+    pub fn fence(self, generation: &str) -> String {
+        match self {
+            Job::Rebuild => being_rebuilt(generation),
+            Job::Serve | Job::Demo => generation.to_owned(),
+        }
+    }
+}
+
 /// Runs a meter until it is told to stop. `in_force`: the catalogue, and who else follows it.
 pub async fn run(
     config: Config,
@@ -130,9 +141,11 @@ pub async fn run(
     let watermarks = Watermarks::new(&config.kafka)?;
     let producer = Arc::new(Producer::new(&config.kafka)?);
     let generation = tokio::select! {
-        opened = start::open(&config, &catalogue, &store, &watermarks, &producer, &health) => opened?,
+        opened = start::open(&config, &catalogue, &store, &watermarks, &producer, &health, job) => opened?,
         () = stop.cancelled() => return Ok(()),
     };
+
+    let fence = job.fence(&generation);
 
     let (alerts, alerted) = mpsc::channel(census::ALERTED_MAX);
     let relay = Arc::new(Relay {
@@ -157,7 +170,7 @@ pub async fn run(
         (0..config.redis.shards).map(|shard| tokio::spawn(relay.clone().run(shard, stop_relays.clone()))).collect();
 
     let stamp = Arc::new(Stamp {
-        generation: generation.clone(),
+        generation: fence.clone(),
         catalogue: catalogue.id.clone(),
         usage_topic: config.kafka.topics.usage.clone(),
         restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
@@ -173,7 +186,7 @@ pub async fn run(
         producer: producer.clone(),
         watermarks: watermarks.clone(),
         cluster: Cluster::new(&config.kafka)?,
-        generation: generation.clone(),
+        generation: fence.clone(),
         sweeper: Arc::new(Sweeper {
             store: store.clone(),
             relay: relay.clone(),
@@ -200,7 +213,7 @@ pub async fn run(
     let reloader = Reloader {
         config: config.clone(),
         store: store.clone(),
-        generation: generation.clone(),
+        generation: fence,
         other_catalogue: other_catalogue.clone(),
         in_force,
     };

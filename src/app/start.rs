@@ -4,18 +4,19 @@
 //! state's generation for every partition before the first call that applies anything, and the ledger topic, which is
 //! kept for ever, has a line about it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::install;
+use super::{Job, install};
 use crate::config::{Config, StartFrom};
 use crate::http::{Check, Health};
-use crate::ingest::client::{BrokerError, Cluster, topic_of};
+use crate::ingest::client::{ANSWER_TIMEOUT, BrokerError, Cluster, topic_of};
 use crate::ingest::producer::{ProduceError, Producer};
 use crate::ingest::watermarks::Watermarks;
 use crate::ingest::{scan, state_line};
 use crate::ledger::call::{Partition, SCHEMA};
 use crate::ledger::catalogue::Catalogue;
-use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::shard::{InitCall, InitReply, NameReply, being_rebuilt};
+use crate::note;
 use crate::outbox;
 use crate::store::{Root, ShardState, Store, StoreError};
 
@@ -73,6 +74,17 @@ pub enum StartError {
     CommandsPartitions { topic: String, partitions: i32 },
     #[error("shard {shard} holds state {stored}, the root key another: restore redis from one snapshot")]
     Torn { shard: u32, stored: String },
+    #[error(
+        "a rebuild makes the state under `{prefix}` anew: this worker waits until it is done; one that was interrupted goes on \
+         with `credit-meter rebuild`"
+    )]
+    BeingRebuilt { prefix: String },
+    #[error(
+        "{} in kafka's group `{group}`, and a rebuild counts in the order in which records were appended, so it must be alone: stop \
+         the workers (one that has ended without leaving is a member for kafka.session_timeout)",
+        workers(*.members)
+    )]
+    Members { group: String, members: usize },
     #[error("no state was ever begun under `{prefix}`: there is nothing to rebuild, start a meter")]
     NothingToRebuild { prefix: String },
     #[error(
@@ -95,7 +107,12 @@ pub enum StartError {
     Produce(#[from] ProduceError),
 }
 
-/// Opens the state, waiting for Kafka and Redis as long as it takes, and gives its generation.
+fn workers(count: usize) -> String {
+    if count == 1 { "1 worker is".to_owned() } else { format!("{count} workers are") }
+}
+
+/// Opens the state, waiting for Kafka and Redis as long as it takes, and gives its generation. A rebuild works under another
+/// name, see [`being_rebuilt`].
 pub async fn open(
     config: &Config,
     catalogue: &Catalogue,
@@ -103,14 +120,16 @@ pub async fn open(
     watermarks: &Watermarks,
     producer: &Producer,
     health: &Health,
+    job: Job,
 ) -> Result<String, StartError> {
     loop {
-        match try_open(config, catalogue, store, watermarks, producer).await {
+        match try_open(config, catalogue, store, watermarks, producer, job).await {
             Ok(generation) => {
                 health.set(Check::Redis, Ok(()));
                 health.set(Check::Kafka, Ok(()));
                 return Ok(generation);
             }
+            Err(error @ StartError::BeingRebuilt { .. }) => health.set(Check::Redis, Err(error.to_string())),
             Err(StartError::Store(error @ (StoreError::Indefinite { .. } | StoreError::Refused { .. }))) => {
                 health.set(Check::Redis, Err(error.to_string()));
             }
@@ -130,6 +149,7 @@ async fn try_open(
     store: &Store,
     watermarks: &Watermarks,
     producer: &Producer,
+    job: Job,
 ) -> Result<String, StartError> {
     let topics = &config.kafka.topics;
     let cluster = Cluster::new(&config.kafka)?;
@@ -170,7 +190,7 @@ async fn try_open(
         return Err(StartError::OtherGeneration { prefix, group, stored: root.generation, generation });
     }
     let call = InitCall {
-        generation: root.generation.clone(),
+        generation: job.fence(&root.generation),
         shards: root.shards,
         catalogue: catalogue.id.clone(),
         catalogue_text: catalogue.text.clone(),
@@ -249,7 +269,7 @@ pub async fn plan_rebuild(
             None if wiped.contains(&shard) => empty.push(shard),
             None if store.has_keys(shard).await? => return Err(StartError::Leftovers { shard }),
             None => empty.push(shard),
-            Some(stored) if *stored != root.generation => {
+            Some(stored) if ![&root.generation, &being_rebuilt(&root.generation)].contains(&stored) => {
                 return Err(StartError::Torn { shard, stored: stored.clone() });
             }
             Some(_) => {}
@@ -275,11 +295,43 @@ pub async fn plan_rebuild(
     Ok(Plan { root, empty, records })
 }
 
+/// Whether a rebuild is alone in the group. Who has just ended is given time to leave it.
+pub async fn alone(config: &Config) -> Result<(), StartError> {
+    let (cluster, group) = (Cluster::new(&config.kafka)?, &config.kafka.group);
+    let until = Instant::now() + config.kafka.session_timeout + ANSWER_TIMEOUT;
+    let mut told = false;
+    loop {
+        let members = cluster.members(group).await?;
+        if members == 0 {
+            return Ok(());
+        }
+        let error = StartError::Members { group: group.clone(), members };
+        if Instant::now() >= until {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut told, true) {
+            note!("waiting: {error}");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Names all shards that are there anew, before a rebuild and after it.
+pub async fn name_all(store: &Store, shards: u32, from: &str, to: &str) -> Result<(), StartError> {
+    for shard in 0..shards {
+        match store.name(shard, from, to).await? {
+            NameReply::OtherGeneration(stored) if !stored.is_empty() => return Err(StartError::Torn { shard, stored }),
+            NameReply::OtherGeneration(_) | NameReply::Named => {}
+        }
+    }
+    Ok(())
+}
+
 /// Makes what a rebuild has found missing, as it was at the first start.
 pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan) -> Result<(), StartError> {
     store.root(&plan.root).await?;
     let call = InitCall {
-        generation: plan.root.generation.clone(),
+        generation: Job::Rebuild.fence(&plan.root.generation),
         shards: plan.root.shards,
         catalogue: catalogue.id.clone(),
         catalogue_text: catalogue.text.clone(),

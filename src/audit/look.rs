@@ -10,6 +10,7 @@ use super::members::Window;
 use super::slices::Slice;
 use crate::ledger::account::Life;
 use crate::ledger::call::{Input, Partition};
+use crate::ledger::shard::being_rebuilt;
 use crate::store::look::{Asked, LookedAccount};
 use crate::store::stored::parse_view;
 use crate::store::{RedisStore, Root, ShardState};
@@ -113,6 +114,9 @@ impl FirstLook {
         let mut shards = Vec::new();
         for shard in 0..root.shards {
             let state = store.look(shard, &[]).await?.shard;
+            if state.generation.as_ref() == Some(&being_rebuilt(&root.generation)) {
+                return Err(AuditError::BeingRebuilt);
+            }
             if state.generation.as_ref() != Some(&root.generation) {
                 return Err(AuditError::OtherGeneration { shard, stored: state.generation });
             }

@@ -1,8 +1,9 @@
 //! `rebuild`: from an emptied or older Redis to the state that the log comes to.
 //!
 //! It makes what is missing anew, with the generation and the starts that the ledger topic tells, and then works as a
-//! meter until everything is applied, in the order in which it was appended. Stopped, it goes on where it was: the positions
-//! are in Redis.
+//! meter until everything is applied, in the order in which it was appended. That takes one reader of all partitions: it
+//! begins only when it is alone in the group, and names the state's fences so that no other worker is let in before it is
+//! done. Stopped, it goes on where it was: the positions are in Redis.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,6 +72,10 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
         })?;
         return Ok(Ended::Well);
     }
+    start::alone(config).await?;
+    let (generation, shards) = (&plan.root.generation, plan.root.shards);
+    let fence = Job::Rebuild.fence(generation);
+    start::name_all(&store, shards, generation, &fence).await?;
     // Only now: what the log cannot give back is not deleted.
     for shard in &args.shard {
         let keys = store.wipe(*shard).await?;
@@ -96,6 +101,7 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     stop.cancel();
     meter.await.context("the meter")??;
     ended?;
+    start::name_all(&store, shards, &fence, generation).await?;
     progress.finish_and_clear();
     let report = Report { generation: plan.root.generation.clone(), made: plan.empty.clone(), records: plan.records };
     output.answer(&report, || {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::statistics::Statistics;
@@ -308,16 +308,33 @@ impl Cluster {
     }
 
     pub async fn view(&self) -> Result<ClusterView, BrokerError> {
-        let client = self.current().clone();
         // All topics: asking for one by name would create it where brokers create topics by themselves.
-        let asking = client.clone();
-        let asked = move || {
-            asking.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|metadata| ClusterView {
+        let view = |client: &Asking| {
+            client.client().fetch_metadata(None, ANSWER_TIMEOUT).map(|metadata| ClusterView {
                 brokers: metadata.brokers().len(),
                 topics: metadata.topics().iter().map(|topic| (topic.name().to_owned(), view_of(topic))).collect(),
             })
         };
-        let answer = tokio::task::spawn_blocking(asked).await.expect("asking does not panic");
+        self.ask(view).await
+    }
+
+    /// How many members a group has. Who has just ended without leaving is one until its session ends.
+    pub async fn members(&self, group: &str) -> Result<usize, BrokerError> {
+        let group = group.to_owned();
+        let members = move |client: &Asking| {
+            let groups = client.client().fetch_group_list(Some(&group), ANSWER_TIMEOUT)?;
+            Ok(groups.groups().iter().map(|group| group.members().len()).sum())
+        };
+        self.ask(members).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Asking) -> KafkaResult<T> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let client = self.current().clone();
+        let asking = client.clone();
+        let answer = tokio::task::spawn_blocking(move || question(&asking)).await.expect("asking does not panic");
         answer.map_err(|error| {
             let fault = client.context().fault(&error);
             let mut current = self.current();

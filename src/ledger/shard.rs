@@ -179,6 +179,19 @@ pub struct Grown {
     pub starts_ms: Option<i64>,
 }
 
+/// What the fences of a state are named while a rebuild works: only the rebuild may write meanwhile, since only it has all
+/// records in their order.
+pub fn being_rebuilt(generation: &str) -> String {
+    format!("{generation}, being rebuilt")
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameReply {
+    Named,
+    /// The state has this name; empty: there is none.
+    OtherGeneration(String),
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum InitReply {
     Ready,
@@ -196,6 +209,19 @@ pub enum InitReply {
 }
 
 impl Shard {
+    /// Gives the state another name: who works under the old one is refused from then on.
+    pub fn name(&mut self, from: &str, to: &str) -> NameReply {
+        match &mut self.fence {
+            Some(fence) if [from, to].contains(&fence.generation.as_str()) => {
+                to.clone_into(&mut fence.generation);
+                NameReply::Named
+            }
+            fence => {
+                NameReply::OtherGeneration(fence.as_ref().map(|fence| fence.generation.clone()).unwrap_or_default())
+            }
+        }
+    }
+
     pub fn init(&mut self, call: &InitCall) -> InitReply {
         let Some(fence) = &mut self.fence else {
             if !call.first_start {

@@ -6,7 +6,7 @@ use super::{AccountState, Counted, CountedBalance, DaysPage, Root, ShardState, T
 use crate::ledger::account::Life;
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::roll::RollCall;
-use crate::ledger::shard::{InitCall, InitReply, Shard, shard_of};
+use crate::ledger::shard::{InitCall, InitReply, NameReply, Shard, shard_of};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 use crate::ledger::usage::ForgetUsageCall;
 
@@ -106,6 +106,10 @@ impl MemoryStore {
 
     pub fn has_keys(&self, shard: u32) -> bool {
         *self.shard(shard) != Shard::default()
+    }
+
+    pub fn name(&self, shard: u32, from: &str, to: &str) -> NameReply {
+        self.shard(shard).name(from, to)
     }
 
     pub fn wipe(&self, shard: u32) -> u64 {

@@ -54,7 +54,7 @@ use crate::ledger::catalogue::CatalogueId;
 use crate::ledger::day::Layout;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::roll::RollCall;
-use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::shard::{InitCall, InitReply, NameReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 use crate::ledger::usage::{FoldUsageCall, ForgetUsageCall};
 use crate::metrics;
@@ -278,6 +278,11 @@ impl Store {
     /// Whether any key of a shard is there.
     pub async fn has_keys(&self, shard: u32) -> Result<bool, StoreError> {
         either!(self, store => store.has_keys(shard))
+    }
+
+    /// Names a shard's state anew: who works under the old name is refused from then on.
+    pub async fn name(&self, shard: u32, from: &str, to: &str) -> Result<NameReply, StoreError> {
+        either!(self, store => store.name(shard, from, to))
     }
 
     /// Deletes all keys of a shard, its fence first.

@@ -13,7 +13,8 @@ use super::durable::{Durable, OwnConnections};
 use super::keys::{Key, Keys, slot_of};
 use super::nodes::{Node, Nodes, Request};
 use super::scripts::{
-    ALL, CommandScript, ForgetScript, InitScript, RollScript, RootScript, Script, TakeScript, TimeScript, WipeScript,
+    ALL, CommandScript, ForgetScript, InitScript, NameScript, RollScript, RootScript, Script, TakeScript, TimeScript,
+    WipeScript,
 };
 use super::stored::{parse_counters, parse_days, parse_denied, parse_root, parse_shard, parse_view};
 use super::words::Fields;
@@ -22,7 +23,7 @@ use crate::config::Redis;
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::roll::RollCall;
-use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::shard::{InitCall, InitReply, NameReply};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 
 #[derive(Clone)]
@@ -166,6 +167,10 @@ impl RedisStore {
             }
             cursor = next;
         }
+    }
+
+    pub async fn name(&self, shard: u32, from: &str, to: &str) -> Result<NameReply, StoreError> {
+        self.run(&NameScript { shard, from, to }).await
     }
 
     pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {

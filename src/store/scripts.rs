@@ -23,7 +23,7 @@ use crate::ledger::day::{Layout, SetIndex};
 use crate::ledger::grants::GrantKind;
 use crate::ledger::outcome::Outcome;
 use crate::ledger::roll::{RollCall, cycle_text};
-use crate::ledger::shard::{InitCall, InitReply};
+use crate::ledger::shard::{InitCall, InitReply, NameReply};
 use crate::ledger::steps::Step;
 use crate::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply};
 
@@ -38,7 +38,7 @@ pub trait Script {
 }
 
 /// All scripts, to be loaded on each connection.
-pub const ALL: [(&str, &str); 14] = [
+pub const ALL: [(&str, &str); 15] = [
     (RootScript::NAME, RootScript::SOURCE),
     (InitScript::NAME, InitScript::SOURCE),
     (ApplyScript::NAME, ApplyScript::SOURCE),
@@ -50,6 +50,7 @@ pub const ALL: [(&str, &str); 14] = [
     (ForgetUsageScript::NAME, ForgetUsageScript::SOURCE),
     (FoldUsageScript::NAME, FoldUsageScript::SOURCE),
     (DayUsageScript::NAME, DayUsageScript::SOURCE),
+    (NameScript::NAME, NameScript::SOURCE),
     (WipeScript::NAME, WipeScript::SOURCE),
     (LookScript::NAME, LookScript::SOURCE),
     (CensusScript::NAME, CensusScript::SOURCE),
@@ -447,6 +448,34 @@ impl Script for ForgetScript<'_> {
         match fields.text()?.as_str() {
             "other_generation" => Ok(None),
             "forgotten" => Ok(Some(number(&fields.text()?)?)),
+            other => Err(unexpected(Self::NAME, other)),
+        }
+    }
+}
+
+pub struct NameScript<'a> {
+    pub shard: u32,
+    pub from: &'a str,
+    pub to: &'a str,
+}
+
+impl Script for NameScript<'_> {
+    const NAME: &'static str = "name";
+    const SOURCE: &'static str = include_str!("lua/name.lua");
+    type Reply = NameReply;
+
+    fn input(&self, keys: &Keys) -> Input {
+        let mut input = Input::default();
+        input.key(keys, Key::Shard(self.shard));
+        input.text(self.from);
+        input.text(self.to);
+        input
+    }
+
+    fn reply(&self, mut fields: Fields) -> Result<NameReply, StoreError> {
+        match fields.text()?.as_str() {
+            "named" => Ok(NameReply::Named),
+            "other_generation" => Ok(NameReply::OtherGeneration(fields.text()?)),
             other => Err(unexpected(Self::NAME, other)),
         }
     }

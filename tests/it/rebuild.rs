@@ -1,6 +1,7 @@
 //! What was lost comes back from the log, and what was published stands.
 
 use credit_meter::ledger::outcome::Outcome;
+use credit_meter::ledger::shard::{NameReply, being_rebuilt};
 use credit_meter::store::Store;
 use credit_meter::store::keys::Key;
 use redis::aio::MultiplexedConnection;
@@ -100,6 +101,40 @@ async fn an_emptied_redis_is_rebuilt_from_the_log_with_the_same_decisions() {
     running.ready().await;
     topics.send("usage", &reveal("acme", "one-more", 1)).await;
     meter.caught_up(&topics).await;
+}
+
+/// Each of two would apply its own partitions, and credits that were bought would be burnt by what came before them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
+    let (topics, meter) = used("rebuild-alone").await;
+    let before = balances(&meter);
+    let running = meter.start(&[]);
+    running.ready().await;
+    let refused = meter.run(&["rebuild", "--shard", "0"]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("1 worker is in kafka's group"), "{told}");
+    assert_eq!(balances(&meter), before, "nothing was deleted");
+
+    // One that was interrupted. The worker that runs may have been away when it began.
+    let generation = meter.store.stored_root().await.expect("redis answers").expect("a state").generation;
+    for shard in 0..SHARDS {
+        let named = meter.store.name(shard, &generation, &being_rebuilt(&generation)).await;
+        assert_eq!(named.expect("redis answers"), NameReply::Named);
+    }
+    topics.send("usage", &reveal("acme", "one-more", 1)).await;
+    running.not_ready("a rebuild makes it anew").await;
+    assert!(running.terminate().await.success());
+    let running = meter.start(&[]);
+    running.not_ready("a rebuild makes the state under").await;
+    let audited = meter.run(&["audit"]);
+    let told = String::from_utf8_lossy(&audited.stderr).into_owned();
+    assert!(!audited.status.success() && told.contains("a rebuild makes the state anew"), "{told}");
+    assert_eq!(balances(&meter), before, "nobody else writes");
+
+    meter.json(&["rebuild", "--json"]);
+    running.ready().await;
+    meter.caught_up(&topics).await;
+    meter.audit();
 }
 
 #[tokio::test(flavor = "multi_thread")]
