@@ -152,8 +152,8 @@ pub fn record_dead_letters(reason: DeadReason, records: u64) {
     METRICS.dead_letters[reason as usize].inc_by(records);
 }
 
-pub fn record_command(outcome: Outcome) {
-    METRICS.commands.with_label_values(&[outcome.name()]).inc();
+pub fn record_commands(outcome: Outcome, commands: u64) {
+    METRICS.commands.with_label_values(&[outcome.name()]).inc_by(commands);
 }
 
 /// Records whose key differs from their subject.

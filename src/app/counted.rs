@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::ledger::call::Input;
 use crate::ledger::outcome::{Outcome, Verdict};
 use crate::metrics;
 use crate::pipeline::report::Report;
@@ -26,11 +27,14 @@ pub fn count(report: &Report) {
         let delay = |append_ms: i64| Duration::from_millis((now_ms - append_ms).max(0) as u64);
         metrics::record_applied_delays(report.appended.iter().map(|(append_ms, events)| (delay(*append_ms), *events)));
     }
-    for (reason, records) in &report.dead {
-        metrics::record_events(Outcome::DeadLettered, None, *records);
+    for ((input, reason), records) in &report.dead {
+        match input {
+            Input::Usage => metrics::record_events(Outcome::DeadLettered, None, *records),
+            Input::Commands => metrics::record_commands(Outcome::DeadLettered, *records),
+        }
         metrics::record_dead_letters(*reason, *records);
     }
     if let Some(outcome) = report.command {
-        metrics::record_command(outcome);
+        metrics::record_commands(outcome, 1);
     }
 }

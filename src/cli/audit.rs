@@ -179,14 +179,15 @@ fn text(report: &Report) -> String {
 fn table(differences: &[Difference]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["account", "what", "by the log", "in redis", "explained by"]);
+    table.set_header(["account", "shard", "what", "by the log", "in redis", "explained by"]);
     for difference in differences.iter().take(SHOWN_MAX) {
-        let whose = difference.account.clone().unwrap_or_else(|| format!("(shard {})", difference.shard));
+        let (whose, shard) =
+            (difference.account.clone().unwrap_or_else(|| "-".to_owned()), difference.shard.to_string());
         let records: Vec<String> = difference.records.iter().map(named).collect();
         let Difference { what, expected, found, .. } = difference.clone();
-        table.add_row([whose, what, expected, found, records.join("\n")]);
+        table.add_row([whose, shard, what, expected, found, records.join("\n")]);
     }
-    for column in table.column_iter_mut().skip(2).take(2) {
+    for column in table.column_iter_mut().skip(3).take(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table

@@ -78,10 +78,11 @@ pub async fn run(args: CheckArgs, config: Result<Config, ConfigError>, output: O
         Ok(config) => {
             lines.add("config", Ok(format!("group {}, prefix {}", config.kafka.group, config.redis.prefix)));
             check_catalogue(&config, &mut lines);
-            if let Err(error) = check_kafka(&args, &config, &mut lines).await {
+            let committed = check_kafka(&args, &config, &mut lines).await.unwrap_or_else(|error| {
                 lines.add("kafka", Err(format!("{error:#}")));
-            }
-            if let Err(error) = check_redis(&config, &mut lines).await {
+                false
+            });
+            if let Err(error) = check_redis(&config, committed, &mut lines).await {
                 lines.add("redis", Err(format!("{error:#}")));
             }
         }
@@ -106,7 +107,8 @@ fn check_catalogue(config: &Config, lines: &mut Lines) {
     );
 }
 
-async fn check_kafka(args: &CheckArgs, config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
+/// Gives whether a meter has worked as this group before.
+async fn check_kafka(args: &CheckArgs, config: &Config, lines: &mut Lines) -> anyhow::Result<bool> {
     let admin = Admin::new(config)?;
     let brokers = admin.brokers().await?;
     lines.add("kafka", Ok(format!("{} answers; brokers in the cluster: {brokers}", config.kafka.brokers)));
@@ -117,20 +119,19 @@ async fn check_kafka(args: &CheckArgs, config: &Config, lines: &mut Lines) -> an
     for report in admin.check_topics().await? {
         lines.add(&report.topic, topic_line(&report, made.contains(&report.topic)));
     }
-    lines.add(&format!("group {}", config.kafka.group), group_line(config).await.map_err(|error| error.to_string()));
-    Ok(())
+    let committed = has_committed(config).await;
+    let line = committed.clone().map(|any| if any { "has committed" } else { "nothing is committed yet" }.to_owned());
+    lines.add(&format!("group {}", config.kafka.group), line.map_err(|error| error.to_string()));
+    Ok(committed.unwrap_or(false))
 }
 
 /// What the group has committed for the commands' one partition is asked for only to see whether it is told: that takes
 /// Describe on the group. Whether the user may join it, only joining tells.
-async fn group_line(config: &Config) -> Result<String, BrokerError> {
+async fn has_committed(config: &Config) -> Result<bool, BrokerError> {
     let (watermarks, started) = (Watermarks::new(&config.kafka)?, Instant::now());
     loop {
         match watermarks.committed_metadata(&config.kafka.topics.commands, 1).await {
-            Ok(committed) => {
-                let any = committed.iter().any(|metadata| !metadata.is_empty());
-                return Ok(if any { "has committed" } else { "nothing is committed yet" }.to_owned());
-            }
+            Ok(committed) => return Ok(committed.iter().any(|metadata| !metadata.is_empty())),
             // Brokers that have just started look for the group's coordinator first.
             Err(BrokerError::NoAnswer { .. }) if started.elapsed() < ANSWER_TIMEOUT => {
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -151,7 +152,8 @@ fn topic_line(report: &TopicReport, made: bool) -> Result<String, String> {
     }
 }
 
-async fn check_redis(config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
+/// `committed`: a meter has worked before, so there must be a state.
+async fn check_redis(config: &Config, committed: bool, lines: &mut Lines) -> anyhow::Result<()> {
     let store = state::store_without_shards(config)?;
     for (place, primary) in store.sentinels().await {
         let told = primary.map(|primary| format!("says that the primary is at {primary}"));
@@ -179,6 +181,11 @@ async fn check_redis(config: &Config, lines: &mut Lines) -> anyhow::Result<()> {
     lines.add(
         "state",
         match root {
+            None if committed => Err(format!(
+                "none under {}, but the group has committed: redis was emptied or is another one; restore its data, or \
+                 `credit-meter rebuild`",
+                config.redis.prefix
+            )),
             None => Ok(format!("none under {} yet: the first start makes it", config.redis.prefix)),
             Some(root) => match state::readable(&root) {
                 Err(error) => Err(error.to_string()),

@@ -271,7 +271,7 @@ pub struct CommandCall {
     pub thresholds: Vec<Threshold>,
     /// All that the catalogue knows, in order.
     pub credit_types: Vec<String>,
-    /// Its answer was published before the shard fell back to an older state; nothing is published again.
+    /// Its answer was published before the shard fell back to an older state; only alerts are published again.
     pub told: bool,
     /// See [`ApplyCall::others`].
     pub others: Vec<(Partition, i64)>,

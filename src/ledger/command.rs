@@ -269,9 +269,9 @@ impl Shard {
         match Self::changed(stored, call, &mut lines) {
             Ok(account) => {
                 self.accounts.insert(call.account.clone(), account);
-                if !call.told {
-                    self.outbox.extend(lines.lines);
-                }
+                // An alert that comes again bears the same id, and one that was never published would be lost.
+                let again = |line: &OutboxEntry| !call.told || line.output == Output::Alerts;
+                self.outbox.extend(lines.lines.into_iter().filter(again));
                 CommandResult::Applied
             }
             Err(refusal) => CommandResult::Refused(refusal),

@@ -126,7 +126,7 @@ impl Pipeline {
             Reply::AccountLost(account) => {
                 let reason = format!(
                     "account `{account}` is in its due set, but its hash is gone: redis has evicted or deleted it; restore \
-                     its data"
+                     its data, or stop the workers and `credit-meter rebuild --shard {shard}`"
                 );
                 self.halt(shard, effects, reason);
             }
@@ -178,7 +178,7 @@ impl Pipeline {
 
     pub(super) fn other_generation(&mut self, shard: u32, stored: Option<String>, effects: &mut Vec<Effect>) {
         let reason = match stored {
-            None => "redis holds nothing of it: it was emptied; restore its data".to_owned(),
+            None => "redis holds nothing of it: it was emptied; restore its data, or `credit-meter rebuild`".to_owned(),
             Some(stored) if stored == being_rebuilt(&self.stamp.generation) => {
                 "a rebuild makes it anew; once that is done, restart the worker".to_owned()
             }

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::batch::{Batch, Call};
 use super::record::Body;
-use crate::ledger::call::{Applied, Note};
+use crate::ledger::call::{Applied, Input, Note};
 use crate::ledger::credits::Credits;
 use crate::ledger::outcome::{DeadReason, Outcome, Verdict};
 
@@ -21,7 +21,7 @@ pub struct Report {
     pub charged: BTreeMap<(String, Arc<str>), Credits>,
     /// When usage events were appended, and how many at once.
     pub appended: Vec<(i64, u64)>,
-    pub dead: BTreeMap<DeadReason, u64>,
+    pub dead: BTreeMap<(Input, DeadReason), u64>,
     pub command: Option<Outcome>,
 }
 
@@ -75,7 +75,7 @@ impl Report {
 
     fn dead(&mut self, notes: &[Note]) {
         for note in notes {
-            *self.dead.entry(note.reason).or_default() += 1;
+            *self.dead.entry((note.partition.input, note.reason)).or_default() += 1;
         }
     }
 }

@@ -24,7 +24,10 @@ pub async fn open_with_root(config: &Config) -> anyhow::Result<(RedisStore, Root
     let root = store_without_shards(config)?.stored_root().await?;
     let prefix = &config.redis.prefix;
     let root = root.with_context(|| {
-        format!("redis holds no state under the prefix {prefix}: the first start of a meter (serve) makes it")
+        format!(
+            "redis holds no state under the prefix {prefix}: the first start of a meter (serve) makes it; if there was one, redis was \
+             emptied or is another one: restore its data, or `credit-meter rebuild`"
+        )
     })?;
     readable(&root)?;
     Ok((store(config, root.shards)?, root))

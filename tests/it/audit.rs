@@ -57,7 +57,7 @@ async fn futures(topics: &Topics, records: Vec<Outgoing>) {
     }
 }
 
-fn top_up(account: &str, id: &str, amount: u64) -> Value {
+pub fn top_up(account: &str, id: &str, amount: u64) -> Value {
     json!({
         "specversion": "1.0", "id": id, "source": "test", "type": "credits.grant.v1", "subject": account,
         "time": chrono::Utc::now().to_rfc3339(),

@@ -4,9 +4,11 @@ use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{NameReply, being_rebuilt};
 use credit_meter::store::Store;
 use credit_meter::store::keys::Key;
+use rdkafka::Message;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 
+use crate::audit::top_up;
 use crate::support::kafka::{Topics, data};
 use crate::support::meter::{Meter, SHARDS};
 use crate::support::redis::shared;
@@ -58,9 +60,16 @@ async fn used(test: &str) -> (Topics, Meter) {
     }
     topics.send("usage", &reveal("nobody", "n1", 1)).await;
     meter.caught_up(&topics).await;
+    topics.command(&top_up("acme", "top-up", 20)).await;
+    meter.caught_up(&topics).await;
     meter.published().await;
     assert!(running.terminate().await.success());
     (topics, meter)
+}
+
+fn alerts(topics: &Topics) -> Vec<Value> {
+    let alerts = topics.read("alerts", 1);
+    alerts.iter().map(|alert| serde_json::from_slice(alert.payload().expect("a value")).expect("JSON")).collect()
 }
 
 fn balances(meter: &Meter) -> Vec<Value> {
@@ -76,6 +85,7 @@ async fn an_emptied_redis_is_rebuilt_from_the_log_with_the_same_decisions() {
     assert!(totals[&Outcome::Denied] > 0 && totals[&Outcome::DeadLettered] == 1, "{totals:?}");
     let published = |role: &str| topics.ends(role, 1)[0];
     let told = (published("denied"), published("dead-letter"), published("ledger"));
+    let alerted = alerts(&topics);
 
     let mut connection = shared().await;
     let keys = dump::keys(&mut connection, &meter.prefix).await;
@@ -96,6 +106,12 @@ async fn an_emptied_redis_is_rebuilt_from_the_log_with_the_same_decisions() {
         told,
         "nothing is published twice"
     );
+    // Alerts come again, with the same ids, up to the last: who is told that credits ran out hears that they came back.
+    let again = alerts(&topics).split_off(alerted.len());
+    let ids = |alerts: &[Value]| alerts.iter().map(|alert| alert["id"].clone()).collect::<Vec<_>>();
+    assert!(ids(&again).iter().all(|id| ids(&alerted).contains(id)), "{again:?}");
+    let last = again.iter().rfind(|alert| alert["subject"] == "acme").expect("it had run out");
+    assert_eq!(last["type"], "credits.restored.v1", "{last}");
     // A meter goes on from there.
     let running = meter.start(&[]);
     running.ready().await;

@@ -211,7 +211,14 @@ else
   end
 end
 if told then
-  entries = {}
+  -- An alert that comes again bears the same id, and one that was never published would be lost.
+  local alerts = {}
+  for _, entry in ipairs(entries) do
+    if entry[1] == 'alerts' then
+      alerts[#alerts + 1] = entry
+    end
+  end
+  entries = alerts
 else
   entries[#entries + 1] = { 'ledger', 'command/' .. offset, 'credits.ledger.command.v1', account.name,
     '{"command_id":' .. command_id .. ',"command_type":"' .. command_type .. '","status":"' .. outcome .. '"' .. why .. '}' }

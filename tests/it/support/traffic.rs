@@ -301,6 +301,10 @@ impl std::fmt::Display for Seen {
 }
 
 impl Table {
+    pub fn accounts(&self) -> u64 {
+        self.accounts.len() as u64
+    }
+
     /// Waits until everything is applied and published, then compares balances, totals, denials and dead letters.
     pub async fn check(&self, topics: &Topics, meter: &Meter) -> Seen {
         meter.caught_up(topics).await;
