@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{self, Output, Reader, time};
@@ -13,6 +13,7 @@ use crate::config::{Config, StartFrom};
 use crate::ingest::letter::{Letter, Place};
 use crate::ingest::producer::{Acknowledgement, Outgoing, Producer};
 use crate::ingest::tail::{Step, Tail};
+use crate::ledger::outcome::DeadReason;
 use crate::note;
 
 /// A broker that is there delivers something within this time.
@@ -34,7 +35,7 @@ pub enum DeadLettersCommand {
 #[derive(Debug, Args)]
 pub struct Wanted {
     /// Only those with this reason, for instance `unknown_account`
-    #[arg(long, value_name = "REASON")]
+    #[arg(long, value_name = "REASON", value_parser = reason)]
     pub reason: Option<String>,
     /// Only those whose key is this account
     #[arg(long, value_name = "ACCOUNT", value_parser = values::name)]
@@ -58,15 +59,23 @@ pub struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("chosen").required(true).multiple(true).args(["letters", "reason", "account", "from"])))]
 pub struct ReplayArgs {
-    /// Letters, as `list` names them: PARTITION@OFFSET
-    #[arg(value_parser = place, required_unless_present_any = ["reason", "account", "from"])]
+    /// Letters, as `list` names them: PARTITION@OFFSET; or all that --reason, --account and --from choose
+    #[arg(value_parser = place)]
     pub letters: Vec<(i32, i64)>,
     #[command(flatten)]
     pub wanted: Wanted,
     /// Only tell what would be sent
     #[arg(long)]
     pub dry_run: bool,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let known = || DeadReason::ALL.iter().map(|reason| reason.name()).collect::<Vec<_>>().join(", ");
+    DeadReason::from_name(text)
+        .map(|reason| reason.name().to_owned())
+        .ok_or_else(|| format!("it is none of {}", known()))
 }
 
 fn place(text: &str) -> Result<(i32, i64), String> {

@@ -153,7 +153,8 @@ fn event(told: &Told) -> EventShown<'_> {
         source: event.map(|event| &*event.source),
         id: event.map(|event| &*event.id),
         action: event.map(|event| &*event.action),
-        quantity: event.map(|event| event.quantity),
+        // A void takes back what was charged, whatever it says of quantity.
+        quantity: event.filter(|event| event.voids.is_none()).map(|event| event.quantity),
         user: event.and_then(|event| event.user.as_deref()).or(voids.and_then(|voids| voids.user.as_deref())),
         outcome: UNEXPLAINED,
         reason: None,

@@ -313,6 +313,8 @@ mod tests {
         };
         check("check --set kafka.brokers", ErrorKind::ValueValidation);
         check("load", ErrorKind::MissingRequiredArgument);
+        check("dead-letters replay", ErrorKind::MissingRequiredArgument);
+        check("dead-letters list --reason unknown_acount", ErrorKind::ValueValidation);
         check("load events.ndjson --generate 10", ErrorKind::ArgumentConflict);
         check("load events.ndjson --seed 3", ErrorKind::ArgumentConflict);
         check("load --generate 10 --topic commands", ErrorKind::ArgumentConflict);

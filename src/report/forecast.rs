@@ -90,8 +90,8 @@ impl Forecast {
         format!(
             "{credit_type}: {remaining} left, renewed {}; {}; {}",
             self.renews,
-            rate("day", &self.last_day),
-            rate("week", &self.last_week)
+            rate("whole day", &self.last_day),
+            rate("whole week", &self.last_week)
         )
     }
 }
