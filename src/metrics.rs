@@ -493,7 +493,7 @@ impl Metrics {
             ),
             rewinds: register.counter(
                 "credit_meter_rewinds_total",
-                "Times that a partition was read again from an earlier position.",
+                "Times that a partition was read again because Redis was behind what was read.",
             ),
             redis_connects: register.counter("credit_meter_redis_connects_total", "Connections made to Redis."),
             queue_records: register.gauge("credit_meter_queue_records", "Records read that wait in the worker."),

@@ -397,10 +397,14 @@ impl Worker {
             Effect::ProduceDeadLetters { shard, id, notes } => self.produce_dead_letters(shard, id, notes),
             Effect::AskPositions { shard, id } => self.ask_positions(shard, id),
             Effect::Recall { id, from } => self.recall(id, from),
-            Effect::Rewind { partition, offset, epoch } => {
-                metrics::record_rewind();
+            Effect::Rewind { partition, offset, epoch, repriced } => {
+                if repriced {
+                    tracing::info!(%partition, offset, "reading again, to price by the new catalogue");
+                } else {
+                    metrics::record_rewind();
+                    tracing::warn!(%partition, offset, "reading again from where redis is");
+                }
                 failpoint::reached(Failpoint::AfterRewind);
-                tracing::warn!(%partition, offset, "reading again from where redis is");
                 let _ = self.parts.reader.send(ToConsumer::Rewind { partition, offset, epoch });
             }
             Effect::Applied(report) => count(&report),

@@ -122,6 +122,8 @@ pub enum Effect {
         partition: Partition,
         offset: i64,
         epoch: u32,
+        /// Redis is where it was, and what waits here is to be priced by another catalogue.
+        repriced: bool,
     },
     Applied(Report),
     /// How much a shard's outbox holds.

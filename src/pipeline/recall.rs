@@ -141,7 +141,7 @@ impl Pipeline {
         self.suspect(shard);
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
             reading.begin_again(position);
-            effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch });
+            effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch, repriced: false });
         }
     }
 }

@@ -45,7 +45,7 @@ impl Pipeline {
             let applied = self.lanes.iter().filter_map(|lane| lane.applied(partition)).min();
             if let (Some(offset), Some(reading)) = (applied, self.partitions.get_mut(&partition)) {
                 reading.begin_again(offset);
-                effects.push(Effect::Rewind { partition, offset, epoch: reading.epoch });
+                effects.push(Effect::Rewind { partition, offset, epoch: reading.epoch, repriced: true });
             }
         }
     }

@@ -439,7 +439,7 @@ impl World {
                     let seen = self.rng.random_bool(0.5).then(|| self.positions(shard));
                     self.workers[worker].probes.push(Question { shard, id, seen, waits: 0 });
                 }
-                Effect::Rewind { partition, offset, epoch } => {
+                Effect::Rewind { partition, offset, epoch, .. } => {
                     self.meet("rewind");
                     self.workers[worker].cursors.insert(partition, Cursor { next: offset, epoch });
                     self.workers[worker].in_step.rewound(partition, offset);
