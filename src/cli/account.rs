@@ -285,6 +285,21 @@ pub fn closed_cycle(number: i32, closed: &ClosedCycle) -> Cycle {
     Cycle { number, start_ms: closed.start_ms, end_ms: closed.end_ms }
 }
 
+/// What a renewal changes of what decides of cycles and grants.
+fn brought(now: &AccountData, next: &AccountData) -> String {
+    let interval = |config: &AccountData| config.interval.unwrap_or("the plan's").to_owned();
+    let timezone = |config: &AccountData| config.timezone.unwrap_or("UTC").to_owned();
+    let shown: [(&str, fn(&AccountData) -> String); 4] = [
+        ("plan", |config| config.plan.clone()),
+        ("anchor", |config| config.anchor.to_string()),
+        ("interval", interval),
+        ("time zone", timezone),
+    ];
+    let differ = shown.iter().filter(|(_, of)| of(now) != of(next)).map(|(name, of)| format!("{name} {}", of(next)));
+    let differ: Vec<String> = differ.collect();
+    if differ.is_empty() { "other add-ons or policies".to_owned() } else { differ.join(", ") }
+}
+
 impl<'a> Shown<'a> {
     fn of(account: &'a str, view: &'a AccountView) -> Shown<'a> {
         Shown {
@@ -310,7 +325,7 @@ impl<'a> Shown<'a> {
         if self.life != Life::Open.name() {
             lines.push(format!("closed    {}", self.cycle.end));
         }
-        lines.extend(self.next.as_ref().map(|next| format!("renewal   brings plan {}", next.plan)));
+        lines.extend(self.next.as_ref().map(|next| format!("renewal   brings {}", brought(config, next))));
         lines.extend(config.interval.map(|interval| format!("interval  {interval}")));
         lines.extend(config.addons.iter().map(|addon| format!("addon     {} {}", addon.credit_type, addon.amount)));
         lines.extend(config.thresholds.as_ref().map(|all| format!("alerts    {}", all.join(", "))));
@@ -400,5 +415,19 @@ mod tests {
             r#""effective_at":"2026-02-28T00:00:00Z","expires_at":null,"begun":true}]}"#
         );
         assert_eq!(serde_json::to_string(&Shown::of("team-1", &view)).unwrap(), json);
+
+        let brings = |change: fn(&mut AccountConfig)| {
+            let mut next = view.config.clone();
+            change(&mut next);
+            let text = Shown::of("team-1", &AccountView { next: Some(next.into()), ..view.clone() }).text();
+            text.lines().find_map(|line| line.strip_prefix("renewal   brings ")).map(str::to_owned)
+        };
+        assert_eq!(brings(|next| next.plan = "free".into()).as_deref(), Some("plan free"));
+        let moved = brings(|next| {
+            next.anchor = "2026-02-15".parse().unwrap();
+            next.timezone = Tz::Europe__Paris;
+        });
+        assert_eq!(moved.as_deref(), Some("anchor 2026-02-15, time zone Europe/Paris"));
+        assert_eq!(brings(|next| next.overage = None).as_deref(), Some("other add-ons or policies"));
     }
 }

@@ -24,7 +24,7 @@ pub struct Shown<'a> {
     pub plan: &'a str,
     pub cycle: CycleShown,
     pub balances: BTreeMap<&'a str, BalanceShown>,
-    /// The plan that waits for the renewal.
+    /// Another plan that waits for the renewal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_plan: Option<&'a str>,
     /// When the account was closed.
@@ -104,12 +104,13 @@ impl<'a> Shown<'a> {
     pub fn of(account: &'a str, state: &'a AccountState, shard: &ShardState) -> Shown<'a> {
         let counters = state.counters.iter();
         let positions = shard.positions.iter().map(|(partition, offset)| (partition.to_string(), *offset));
+        let next_plan = state.view.next.as_ref().map(|next| next.plan.as_str());
         Shown {
             account,
             plan: &state.view.config.plan,
             cycle: state.view.cycle.into(),
             balances: counters.map(|(name, counter)| (name.as_str(), counter.balance().into())).collect(),
-            next_plan: state.view.next.as_ref().map(|next| next.plan.as_str()),
+            next_plan: next_plan.filter(|next| *next != state.view.config.plan),
             closed_at: (state.view.life != Life::Open).then(|| time(state.view.cycle.end_ms)),
             grants: grants(state),
             as_of: AsOf { positions: positions.collect() },
