@@ -8,7 +8,7 @@ use super::start::StartError;
 use crate::config::{Config, at_line};
 use crate::ledger::call::SCHEMA;
 use crate::ledger::catalogue::{Catalogue, CatalogueError, CatalogueId, Growth};
-use crate::ledger::shard::{Grown, InitCall, InitReply, being_rebuilt};
+use crate::ledger::shard::{Grown, InitCall, InitReply, is_being_rebuilt};
 use crate::ledger::time::rfc3339;
 use crate::store::Store;
 
@@ -37,7 +37,7 @@ pub async fn everywhere(
                     .map_err(|error| edits(config, &stored, error))?;
                 older.push(Older { shard, stored, growth });
             }
-            InitReply::OtherGeneration(stored) if stored == being_rebuilt(&call.generation) => {
+            InitReply::OtherGeneration(stored) if is_being_rebuilt(&stored, &call.generation) => {
                 return Err(StartError::BeingRebuilt { prefix: config.redis.prefix.clone() });
             }
             reply => ready(config, catalogue, shard, reply)?,

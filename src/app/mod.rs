@@ -32,6 +32,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use accounts::FromRedis;
 use census::Census;
@@ -49,7 +50,7 @@ use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::Stamp;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::day::SET_MEMBERS_MAX;
-use crate::ledger::shard::being_rebuilt;
+use crate::ledger::shard::name_of_rebuild;
 use crate::ledger::usage::JOURNAL_BYTES_MAX;
 use crate::log;
 use crate::outbox::Relay;
@@ -113,7 +114,7 @@ pub enum Job {
     /// process as ever.
     Serve,
     /// What the log holds is applied in the order in which it was appended.
-    Rebuild,
+    Rebuild(Uuid),
     Demo,
 }
 
@@ -121,7 +122,7 @@ impl Job {
     /// What the fences of a state are named for whoever does this.
     pub fn fence(self, generation: &str) -> String {
         match self {
-            Job::Rebuild => being_rebuilt(generation),
+            Job::Rebuild(id) => name_of_rebuild(generation, id),
             Job::Serve | Job::Demo => generation.to_owned(),
         }
     }
@@ -222,7 +223,7 @@ pub async fn run(
     }
 
     // Where records have times of their own, those of a backlog order them.
-    let in_order = job == Job::Rebuild || config.events.age_from == AgeFrom::Create;
+    let in_order = matches!(job, Job::Rebuild(_)) || config.events.age_from == AgeFrom::Create;
     let (from_kafka, events) = mpsc::unbounded_channel();
     let reader = consumer::spawn(
         consumer::Settings {

@@ -15,7 +15,7 @@ use crate::ingest::watermarks::Watermarks;
 use crate::ingest::{scan, state_line};
 use crate::ledger::call::{Partition, SCHEMA};
 use crate::ledger::catalogue::Catalogue;
-use crate::ledger::shard::{InitCall, InitReply, NameReply, being_rebuilt};
+use crate::ledger::shard::{InitCall, InitReply, NameReply, is_being_rebuilt};
 use crate::note;
 use crate::outbox;
 use crate::store::{Root, ShardState, Store, StoreError};
@@ -85,6 +85,10 @@ pub enum StartError {
         workers(*.members)
     )]
     Members { group: String, members: usize },
+    #[error(
+        "another rebuild has taken over shard {shard}, or redis has fallen back meanwhile; the same command goes on from there"
+    )]
+    TakenOver { shard: u32 },
     #[error("no state was ever begun under `{prefix}`: there is nothing to rebuild, start a meter")]
     NothingToRebuild { prefix: String },
     #[error(
@@ -112,7 +116,7 @@ fn workers(count: usize) -> String {
 }
 
 /// Opens the state, waiting for Kafka and Redis as long as it takes, and gives its generation. A rebuild works under another
-/// name, see [`being_rebuilt`].
+/// name, see [`Job::fence`].
 pub async fn open(
     config: &Config,
     catalogue: &Catalogue,
@@ -269,7 +273,7 @@ pub async fn plan_rebuild(
             None if wiped.contains(&shard) => empty.push(shard),
             None if store.has_keys(shard).await? => return Err(StartError::Leftovers { shard }),
             None => empty.push(shard),
-            Some(stored) if ![&root.generation, &being_rebuilt(&root.generation)].contains(&stored) => {
+            Some(stored) if *stored != root.generation && !is_being_rebuilt(stored, &root.generation) => {
                 return Err(StartError::Torn { shard, stored: stored.clone() });
             }
             Some(_) => {}
@@ -316,22 +320,38 @@ pub async fn alone(config: &Config) -> Result<(), StartError> {
     }
 }
 
-/// Names all shards that are there anew, before a rebuild and after it.
-pub async fn name_all(store: &Store, shards: u32, from: &str, to: &str) -> Result<(), StartError> {
-    for shard in 0..shards {
-        match store.name(shard, from, to).await? {
-            NameReply::OtherGeneration(stored) if !stored.is_empty() => return Err(StartError::Torn { shard, stored }),
-            NameReply::OtherGeneration(_) | NameReply::Named => {}
+/// Gives the shards that are there the name under which this rebuild works, whatever rebuild has been at them before.
+pub async fn take_over(store: &Store, root: &Root, fence: &str) -> Result<(), StartError> {
+    for shard in 0..root.shards {
+        let Some(name) = store.shard_state(shard).await?.generation else { continue };
+        if name != root.generation && !is_being_rebuilt(&name, &root.generation) {
+            return Err(StartError::Torn { shard, stored: name });
         }
+        name_anew(store, shard, &name, fence).await?;
     }
     Ok(())
 }
 
+/// Gives all shards the name of their state again.
+pub async fn give_back(store: &Store, root: &Root, fence: &str) -> Result<(), StartError> {
+    for shard in 0..root.shards {
+        name_anew(store, shard, fence, &root.generation).await?;
+    }
+    Ok(())
+}
+
+async fn name_anew(store: &Store, shard: u32, from: &str, to: &str) -> Result<(), StartError> {
+    match store.name(shard, from, to).await? {
+        NameReply::Named => Ok(()),
+        NameReply::OtherGeneration(_) => Err(StartError::TakenOver { shard }),
+    }
+}
+
 /// Makes what a rebuild has found missing, as it was at the first start.
-pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan) -> Result<(), StartError> {
+pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan, fence: &str) -> Result<(), StartError> {
     store.root(&plan.root).await?;
     let call = InitCall {
-        generation: Job::Rebuild.fence(&plan.root.generation),
+        generation: fence.to_owned(),
         shards: plan.root.shards,
         catalogue: catalogue.id.clone(),
         catalogue_text: catalogue.text.clone(),
@@ -346,7 +366,8 @@ pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan) -> 
                 let own = catalogue.id.version;
                 return Err(StartError::OtherCatalogue { own, stored: stored.version, hash: stored.hash });
             }
-            // Another rebuild was quicker: the meter's own start says what is wrong, if anything is.
+            InitReply::OtherGeneration(_) => return Err(StartError::TakenOver { shard: *shard }),
+            // The meter's own start says what is wrong.
             _ => {}
         }
     }

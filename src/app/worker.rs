@@ -276,7 +276,7 @@ impl Worker {
             }
             FromKafka::Halted { partition, reason } => {
                 // Nobody waits for what is not read, but for a rebuild: it ends, rather than judge without what is missing.
-                if let Some(partition) = partition.filter(|_| self.parts.job != Job::Rebuild) {
+                if let Some(partition) = partition.filter(|_| !matches!(self.parts.job, Job::Rebuild(_))) {
                     self.on(Input::LogEnds(vec![(partition, HALTED)]));
                 }
                 self.halt_partition(partition, reason);

@@ -10,7 +10,7 @@ use super::members::Window;
 use super::slices::Slice;
 use crate::ledger::account::Life;
 use crate::ledger::call::{Input, Partition};
-use crate::ledger::shard::being_rebuilt;
+use crate::ledger::shard::is_being_rebuilt;
 use crate::store::look::{Asked, LookedAccount};
 use crate::store::stored::parse_view;
 use crate::store::{RedisStore, Root, ShardState};
@@ -114,7 +114,7 @@ impl FirstLook {
         let mut shards = Vec::new();
         for shard in 0..root.shards {
             let state = store.look(shard, &[]).await?.shard;
-            if state.generation.as_ref() == Some(&being_rebuilt(&root.generation)) {
+            if state.generation.as_ref().is_some_and(|name| is_being_rebuilt(name, &root.generation)) {
                 return Err(AuditError::BeingRebuilt);
             }
             if state.generation.as_ref() != Some(&root.generation) {

@@ -14,6 +14,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::Ended;
 use super::output::Output;
@@ -73,20 +74,20 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
         return Ok(Ended::Well);
     }
     start::alone(config).await?;
-    let (generation, shards) = (&plan.root.generation, plan.root.shards);
-    let fence = Job::Rebuild.fence(generation);
-    start::name_all(&store, shards, generation, &fence).await?;
+    let job = Job::Rebuild(Uuid::now_v7());
+    let fence = job.fence(&plan.root.generation);
+    start::take_over(&store, &plan.root, &fence).await?;
     // Only now: what the log cannot give back is not deleted.
     for shard in &args.shard {
         let keys = store.wipe(*shard).await?;
         note!("shard {shard}: {keys} keys deleted");
     }
-    start::make_missing(&catalogue, &store, &plan).await?;
+    start::make_missing(&catalogue, &store, &plan, &fence).await?;
     note!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
     let (in_force, _) = watch::channel(Arc::new(catalogue));
-    let meter = app::run(config.clone(), in_force, Job::Rebuild, store.clone(), health.clone(), stop.clone());
+    let meter = app::run(config.clone(), in_force, job, store.clone(), health.clone(), stop.clone());
     let mut meter = tokio::spawn(clock::watched(meter, stop.clone(), clock::START_AGAIN));
     let progress = ProgressBar::new(plan.records.max(0) as u64);
     let caught_up = follow(config, &store, &watermarks, &health, &progress);
@@ -101,7 +102,7 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     stop.cancel();
     meter.await.context("the meter")??;
     ended?;
-    start::name_all(&store, shards, &fence, generation).await?;
+    start::give_back(&store, &plan.root, &fence).await?;
     progress.finish_and_clear();
     let report = Report { generation: plan.root.generation.clone(), made: plan.empty.clone(), records: plan.records };
     output.answer(&report, || {

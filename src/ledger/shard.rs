@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use chrono::NaiveDate;
 use rustc_hash::FxHashMap;
+use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::account::{AccountConfig, AccountView, Counter, Life};
@@ -179,11 +180,18 @@ pub struct Grown {
     pub starts_ms: Option<i64>,
 }
 
-/// What the fences of a state are named while a rebuild works: only the rebuild may write meanwhile, since only it has all
-/// records in their order.
-pub fn being_rebuilt(generation: &str) -> String {
-    format!("{generation}, being rebuilt")
+/// What the fences of a state are named while this rebuild works: only it may write meanwhile, since only it has all records in
+/// their order. Of two rebuilds the one that came first is refused.
+pub fn name_of_rebuild(generation: &str, id: Uuid) -> String {
+    format!("{generation}{BEING_REBUILT}{id}")
 }
+
+/// Whether a rebuild has given a state this name.
+pub fn is_being_rebuilt(name: &str, generation: &str) -> bool {
+    name.strip_prefix(generation).is_some_and(|rest| rest.starts_with(BEING_REBUILT))
+}
+
+const BEING_REBUILT: &str = ", being rebuilt by ";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameReply {

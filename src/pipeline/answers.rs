@@ -6,7 +6,7 @@ use super::report::Report;
 use super::{Answer, Effect, Pipeline};
 use crate::ledger::call::{ApplyCall, GrownDay, Note, Partition, Reply, StaleAccount};
 use crate::ledger::once::GrownMarks;
-use crate::ledger::shard::being_rebuilt;
+use crate::ledger::shard::is_being_rebuilt;
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
 const ACCOUNTS_MAX: usize = 200_000;
@@ -179,7 +179,7 @@ impl Pipeline {
     pub(super) fn other_generation(&mut self, shard: u32, stored: Option<String>, effects: &mut Vec<Effect>) {
         let reason = match stored {
             None => "redis holds nothing of it: it was emptied; restore its data, or `credit-meter rebuild`".to_owned(),
-            Some(stored) if stored == being_rebuilt(&self.stamp.generation) => {
+            Some(stored) if is_being_rebuilt(&stored, &self.stamp.generation) => {
                 "a rebuild makes it anew; once that is done, restart the worker".to_owned()
             }
             Some(stored) => format!("redis holds another state, generation {stored}; restart the worker"),

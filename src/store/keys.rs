@@ -21,7 +21,7 @@ pub enum Key<'a> {
     /// partitions started. Made on the first start, never changed. Absent = never started, or emptied.
     Root,
     /// `shard` hash: the fence. Made by `init` with the first start; absent afterwards = emptied.
-    /// - `schema`, `generation` (while a rebuild works another one, see [`crate::ledger::shard::being_rebuilt`]), `shards`,
+    /// - `schema`, `generation` (while a rebuild works another one, see [`crate::ledger::shard::name_of_rebuild`]), `shards`,
     ///   `catalogue_version`, `catalogue_hash`
     /// - `meter_time_ms`, `floor_ms` (events dated below are too late), `restamp_tolerance_ms` (largest ever used)
     /// - `begun`, `ended`: how many writes of `apply`, `command`, `roll` and `fold_usage` were; they differ = Redis ran half of one

@@ -1,12 +1,13 @@
 //! What was lost comes back from the log, and what was published stands.
 
 use credit_meter::ledger::outcome::Outcome;
-use credit_meter::ledger::shard::{NameReply, being_rebuilt};
+use credit_meter::ledger::shard::{NameReply, name_of_rebuild};
 use credit_meter::store::Store;
 use credit_meter::store::keys::Key;
 use rdkafka::Message;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::audit::top_up;
 use crate::support::kafka::{Topics, data};
@@ -133,8 +134,9 @@ async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
 
     // One that was interrupted. The worker that runs may have been away when it began.
     let generation = meter.store.stored_root().await.expect("redis answers").expect("a state").generation;
+    let fence = name_of_rebuild(&generation, Uuid::now_v7());
     for shard in 0..SHARDS {
-        let named = meter.store.name(shard, &generation, &being_rebuilt(&generation)).await;
+        let named = meter.store.name(shard, &generation, &fence).await;
         assert_eq!(named.expect("redis answers"), NameReply::Named);
     }
     topics.send("usage", &reveal("acme", "one-more", 1)).await;
