@@ -238,6 +238,10 @@ fn every_answer_has_its_row() {
     lacking.extend(missing("forget", &tables(&[other_scripts::FORGET]), names(&["forgotten", "other_generation"])));
     lacking.extend(missing("forget_usage", &tables(&[other_scripts::FORGET_USAGE]), names(&["forgotten", "refused"])));
     lacking.extend(missing("take", &tables(&[other_scripts::OUTBOX]), names(&["taken", "held"])));
-    lacking.extend(missing("others", &tables(&[other_scripts::READING]), names(&["root", "wiped"])));
+    lacking.extend(missing(
+        "others",
+        &tables(&[other_scripts::READING]),
+        names(&["root", "named", "other_generation", "wiped"]),
+    ));
     assert!(lacking.is_empty(), "no row is answered with:\n{}", lacking.join("\n"));
 }

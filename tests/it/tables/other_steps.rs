@@ -7,7 +7,7 @@
 //! | `forget` | identities below the floor; `early` asks for all days, `changed` believes in other days |
 //! | `forget_usage` | usage of noon's day; `keep=` days longer |
 //! | `take` | a relay takes what is in the outbox; `other` is another relay |
-//! | `root g1 g2`, `init …`, `wipe`, `census acme`, `look acme` | the scripts of these names |
+//! | `root g1 g2`, `init …`, `name g1 g2`, `wipe`, `census acme`, `look acme` | the scripts of these names |
 //! | `tear`, `lose acme`, `schema 1` | damage, by hand |
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use credit_meter::ledger::call::{Partition, SCHEMA};
 use credit_meter::ledger::catalogue::CatalogueId;
 use credit_meter::ledger::event::DAY_MS;
 use credit_meter::ledger::roll::{RollAccount, RollCall};
-use credit_meter::ledger::shard::{Grown, InitCall, InitReply, Shard};
+use credit_meter::ledger::shard::{Grown, InitCall, InitReply, NameReply, Shard};
 use credit_meter::ledger::steps::{MeterTime, steps_until};
 use credit_meter::ledger::time::{ForgetCall, ForgetDays, TimeCall, TimeReply, forgettable};
 use credit_meter::ledger::usage::{ForgetUsageCall, local_day};
@@ -45,6 +45,7 @@ impl World<'_> {
             "take" => self.take(has("other")).await?,
             "root" => self.root(&words.plain[1..]).await,
             "init" => self.init(words, generation).await?,
+            "name" => self.name(words.plain[1], words.plain[2]).await?,
             "wipe" => {
                 let wiped = self.store.wipe(0).await.expect(REDIS_ANSWERS);
                 self.shard = Shard::default();
@@ -87,6 +88,14 @@ impl World<'_> {
         let mut delete = redis::cmd("DEL");
         let _: () = delete.arg(self.keys.spell(Key::Root)).query_async(&mut self.redis).await.expect(REDIS_ANSWERS);
         format!("root {}", answers.join(" "))
+    }
+
+    async fn name(&mut self, from: &str, to: &str) -> Result<String, String> {
+        let redis = self.store.name(0, from, to).await.expect(REDIS_ANSWERS);
+        Ok(match same(redis, self.shard.name(from, to))? {
+            NameReply::Named => "named".to_owned(),
+            NameReply::OtherGeneration(stored) => format!("other_generation {stored}"),
+        })
     }
 
     async fn tick(&mut self, words: &Words<'_>, generation: String) -> Result<String, String> {
