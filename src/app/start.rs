@@ -305,10 +305,17 @@ pub async fn alone(config: &Config) -> Result<(), StartError> {
     let until = Instant::now() + config.kafka.session_timeout + ANSWER_TIMEOUT;
     let mut told = false;
     loop {
-        let members = cluster.members(group).await?;
-        if members == 0 {
-            return Ok(());
-        }
+        let members = match cluster.members(group).await {
+            Ok(0) => return Ok(()),
+            Ok(members) => members,
+            // All brokers are asked, and one that is down is enough. The fences keep others out in any case.
+            Err(error) => {
+                note!(
+                    "whether workers run is not known ({error}); one that does is refused, and the rebuild stands: stop it"
+                );
+                return Ok(());
+            }
+        };
         let error = StartError::Members { group: group.clone(), members };
         if Instant::now() >= until {
             return Err(error);
