@@ -8,7 +8,7 @@ use super::start::StartError;
 use crate::config::{Config, at_line};
 use crate::ledger::call::SCHEMA;
 use crate::ledger::catalogue::{Catalogue, CatalogueError, CatalogueId, Growth};
-use crate::ledger::shard::{Grown, InitCall, InitReply, is_being_rebuilt};
+use crate::ledger::shard::{Grown, InitCall, InitReply, is_being_rebuilt, is_name_of_rebuild};
 use crate::ledger::time::rfc3339;
 use crate::store::Store;
 
@@ -26,7 +26,7 @@ pub async fn everywhere(
     store: &Store,
     call: &InitCall,
 ) -> Result<(), StartError> {
-    let mut older = Vec::new();
+    let (mut older, mut emptied) = (Vec::new(), None);
     for shard in 0..call.shards {
         match store.init(shard, call).await? {
             InitReply::OlderCatalogue(stored, text) => {
@@ -40,8 +40,16 @@ pub async fn everywhere(
             InitReply::OtherGeneration(stored) if is_being_rebuilt(&stored, &call.generation) => {
                 return Err(StartError::BeingRebuilt { prefix: config.redis.prefix.clone() });
             }
+            InitReply::OtherGeneration(_) if is_name_of_rebuild(&call.generation) => {
+                return Err(StartError::TakenOver { shard });
+            }
+            // A rebuild that is at another shard deletes some first.
+            reply @ InitReply::Emptied => emptied = emptied.or(ready(config, catalogue, shard, reply).err()),
             reply => ready(config, catalogue, shard, reply)?,
         }
+    }
+    if let Some(error) = emptied {
+        return Err(error);
     }
     for Older { shard, stored, growth } in older {
         let grown = Some(Grown { from: stored, starts_ms: growth.starts_ms() });

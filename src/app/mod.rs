@@ -114,7 +114,10 @@ pub enum Job {
     /// process as ever.
     Serve,
     /// What the log holds is applied in the order in which it was appended.
-    Rebuild(Uuid),
+    Rebuild {
+        id: Uuid,
+        usage_partitions: i32,
+    },
     Demo,
 }
 
@@ -122,7 +125,7 @@ impl Job {
     /// What the fences of a state are named for whoever does this.
     pub fn fence(self, generation: &str) -> String {
         match self {
-            Job::Rebuild(id) => name_of_rebuild(generation, id),
+            Job::Rebuild { id, .. } => name_of_rebuild(generation, id),
             Job::Serve | Job::Demo => generation.to_owned(),
         }
     }
@@ -223,7 +226,7 @@ pub async fn run(
     }
 
     // Where records have times of their own, those of a backlog order them.
-    let in_order = matches!(job, Job::Rebuild(_)) || config.events.age_from == AgeFrom::Create;
+    let in_order = matches!(job, Job::Rebuild { .. }) || config.events.age_from == AgeFrom::Create;
     let (from_kafka, events) = mpsc::unbounded_channel();
     let reader = consumer::spawn(
         consumer::Settings {

@@ -154,7 +154,10 @@ impl Looking {
                 self.reloader.in_force.send_replace(catalogue);
                 true
             }
-            Err(StartError::Store(error @ (StoreError::Indefinite { .. } | StoreError::Refused { .. }))) => {
+            Err(
+                error @ (StartError::Store(StoreError::Indefinite { .. } | StoreError::Refused { .. })
+                | StartError::BeingRebuilt { .. }),
+            ) => {
                 tracing::warn!(%error, "the catalogue waits: redis does not take it");
                 false
             }

@@ -15,13 +15,15 @@ use crate::ingest::watermarks::Watermarks;
 use crate::ingest::{scan, state_line};
 use crate::ledger::call::{Partition, SCHEMA};
 use crate::ledger::catalogue::Catalogue;
-use crate::ledger::shard::{InitCall, InitReply, NameReply, is_being_rebuilt};
+use crate::ledger::shard::{InitCall, InitReply, NameReply, is_being_rebuilt, is_name_of_rebuild};
 use crate::note;
 use crate::outbox;
 use crate::store::{Root, ShardState, Store, StoreError};
 
 /// The wait between tries while Kafka or Redis is away.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often one that waits for a rebuild looks, beyond [`RETRY`]: it makes clients each time.
+const REBUILD_LOOK: Duration = Duration::from_secs(4);
 
 /// Why a meter does not start. Waiting does not help with any of these.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +49,9 @@ pub enum StartError {
     #[error("the state's layout is version {stored}, this program knows {SCHEMA}: run the newer program")]
     NewerSchema { stored: u32 },
     #[error(
-        "shard {shard} has a layout of version {stored}, this program writes {SCHEMA}: stop all meters, then \
-         `credit-meter rebuild --shard {shard}`, and so for each shard, counts it anew from the log; or run the older program"
+        "shard {shard} has a layout of version {stored}, this program writes {SCHEMA}: stop all meters, then `credit-meter \
+         rebuild` with --shard {shard}, and with one more for each other shard, counts them anew from the log; or run the older \
+         program"
     )]
     OlderSchema { shard: u32, stored: u32 },
     #[error(
@@ -75,8 +78,8 @@ pub enum StartError {
     #[error("shard {shard} holds state {stored}, the root key another: restore redis from one snapshot")]
     Torn { shard: u32, stored: String },
     #[error(
-        "a rebuild makes the state under `{prefix}` anew: this worker waits until it is done; one that was interrupted goes on \
-         with `credit-meter rebuild`"
+        "a rebuild makes the state under `{prefix}` anew: this worker waits until it is done; if none is running, one was \
+         interrupted: `credit-meter rebuild` goes on from where it was"
     )]
     BeingRebuilt { prefix: String },
     #[error(
@@ -86,7 +89,8 @@ pub enum StartError {
     )]
     Members { group: String, members: usize },
     #[error(
-        "another rebuild has taken over shard {shard}, or redis has fallen back meanwhile; the same command goes on from there"
+        "another rebuild has taken over shard {shard}, or redis has fallen back meanwhile: `credit-meter rebuild` goes on from \
+         where it was"
     )]
     TakenOver { shard: u32 },
     #[error("no state was ever begun under `{prefix}`: there is nothing to rebuild, start a meter")]
@@ -133,7 +137,10 @@ pub async fn open(
                 health.set(Check::Kafka, Ok(()));
                 return Ok(generation);
             }
-            Err(error @ StartError::BeingRebuilt { .. }) => health.set(Check::Redis, Err(error.to_string())),
+            Err(error @ StartError::BeingRebuilt { .. }) => {
+                health.set(Check::Redis, Err(error.to_string()));
+                tokio::time::sleep(REBUILD_LOOK).await;
+            }
             Err(StartError::Store(error @ (StoreError::Indefinite { .. } | StoreError::Refused { .. }))) => {
                 health.set(Check::Redis, Err(error.to_string()));
             }
@@ -235,6 +242,9 @@ pub struct Plan {
     pub root: Root,
     /// Shards that hold nothing.
     pub empty: Vec<u32>,
+    pub usage_partitions: i32,
+    /// A rebuild has been at the others and was interrupted.
+    pub goes_on: bool,
     /// Records that are not applied by every shard.
     pub records: i64,
 }
@@ -296,7 +306,9 @@ pub async fn plan_rebuild(
         }
         records += end - needed;
     }
-    Ok(Plan { root, empty, records })
+    let name = |state: &ShardState| state.generation.as_deref().is_some_and(is_name_of_rebuild);
+    let goes_on = states.iter().any(name);
+    Ok(Plan { root, empty, usage_partitions, goes_on, records })
 }
 
 /// Whether a rebuild is alone in the group. Who has just ended is given time to leave it.
@@ -305,18 +317,16 @@ pub async fn alone(config: &Config) -> Result<(), StartError> {
     let until = Instant::now() + config.kafka.session_timeout + ANSWER_TIMEOUT;
     let mut told = false;
     loop {
-        let members = match cluster.members(group).await {
+        let error = match cluster.members(group).await {
             Ok(0) => return Ok(()),
-            Ok(members) => members,
-            // All brokers are asked, and one that is down is enough. The fences keep others out in any case.
-            Err(error) => {
-                note!(
-                    "whether workers run is not known ({error}); one that does is refused, and the rebuild stands: stop it"
-                );
+            Ok(members) => StartError::Members { group: group.clone(), members },
+            // All brokers are asked, and one that is down is enough. A worker that runs is refused in any case.
+            Err(error) if Instant::now() >= until => {
+                note!("whether workers run is not known: {error}");
                 return Ok(());
             }
+            Err(error) => error.into(),
         };
-        let error = StartError::Members { group: group.clone(), members };
         if Instant::now() >= until {
             return Err(error);
         }
@@ -347,10 +357,23 @@ pub async fn give_back(store: &Store, root: &Root, fence: &str) -> Result<(), St
     Ok(())
 }
 
+/// Waits for a Redis that does not answer.
 async fn name_anew(store: &Store, shard: u32, from: &str, to: &str) -> Result<(), StartError> {
-    match store.name(shard, from, to).await? {
-        NameReply::Named => Ok(()),
-        NameReply::OtherGeneration(_) => Err(StartError::TakenOver { shard }),
+    let mut unanswered = false;
+    loop {
+        match store.name(shard, from, to).await {
+            Ok(NameReply::Named) => return Ok(()),
+            // The call whose answer got lost was done.
+            Ok(NameReply::OtherGeneration(Some(stored))) if unanswered && stored == to => return Ok(()),
+            Ok(NameReply::OtherGeneration(_)) => return Err(StartError::TakenOver { shard }),
+            Err(error @ (StoreError::Indefinite { .. } | StoreError::Refused { .. })) => {
+                if !std::mem::replace(&mut unanswered, true) {
+                    note!("waiting: {error}");
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(RETRY).await;
     }
 }
 

@@ -276,7 +276,7 @@ impl Worker {
             }
             FromKafka::Halted { partition, reason } => {
                 // Nobody waits for what is not read, but for a rebuild: it ends, rather than judge without what is missing.
-                if let Some(partition) = partition.filter(|_| !matches!(self.parts.job, Job::Rebuild(_))) {
+                if let Some(partition) = partition.filter(|_| !matches!(self.parts.job, Job::Rebuild { .. })) {
                     self.on(Input::LogEnds(vec![(partition, HALTED)]));
                 }
                 self.halt_partition(partition, reason);
@@ -295,6 +295,17 @@ impl Worker {
         self.parts.health.set(Check::Shards, Ok(()));
         self.forget_lag();
         self.on(Input::Revoked);
+        if let Job::Rebuild { usage_partitions, .. } = self.parts.job {
+            let mut all = (0..usage_partitions).map(Partition::usage).chain([Partition::COMMANDS]);
+            if !all.all(|partition| partitions.contains(&partition)) {
+                let group = &self.parts.config.kafka.group;
+                let reason = format!(
+                    "another worker has joined group {group}, and a rebuild must read all partitions: stop it; `credit-meter \
+                     rebuild` goes on from where it was"
+                );
+                return self.parts.health.set_dead(reason);
+            }
+        }
         let (store, shards, done) = (self.parts.store.clone(), self.parts.config.redis.shards, self.done.clone());
         let (health, kafka) = (self.parts.health.clone(), self.parts.config.kafka.clone());
         tokio::spawn(async move {

@@ -78,9 +78,7 @@ pub enum AuditError {
          point that was saved since (--from), and save them more often than the log is deleted (retention.ms)"
     )]
     LogTooShort { topic: String, partition: i32, first: i64, needed: i64 },
-    #[error(
-        "a rebuild makes the state anew: audit once it is done; one that was interrupted goes on with `credit-meter rebuild`"
-    )]
+    #[error("{}", crate::report::state::BEING_REBUILT)]
     BeingRebuilt,
     #[error("shard {shard} holds state {stored:?}, not that of the root key: it was emptied or restored alone")]
     OtherGeneration { shard: u32, stored: Option<String> },

@@ -287,16 +287,16 @@ pub fn closed_cycle(number: i32, closed: &ClosedCycle) -> Cycle {
 
 /// What a renewal changes of what decides of cycles and grants.
 fn brought(now: &AccountData, next: &AccountData) -> String {
-    let interval = |config: &AccountData| config.interval.unwrap_or("the plan's").to_owned();
-    let timezone = |config: &AccountData| config.timezone.unwrap_or("UTC").to_owned();
-    let shown: [(&str, fn(&AccountData) -> String); 4] = [
-        ("plan", |config| config.plan.clone()),
-        ("anchor", |config| config.anchor.to_string()),
-        ("interval", interval),
-        ("time zone", timezone),
-    ];
-    let differ = shown.iter().filter(|(_, of)| of(now) != of(next)).map(|(name, of)| format!("{name} {}", of(next)));
-    let differ: Vec<String> = differ.collect();
+    let shown = |config: &AccountData| {
+        [
+            format!("plan {}", config.plan),
+            format!("anchor {}", config.anchor),
+            format!("interval {}", config.interval.unwrap_or("of the plan")),
+            format!("time zone {}", config.timezone.unwrap_or("UTC")),
+        ]
+    };
+    let differ = shown(next).into_iter().zip(shown(now)).filter(|(next, now)| next != now);
+    let differ: Vec<String> = differ.map(|(next, _)| next).collect();
     if differ.is_empty() { "other add-ons or policies".to_owned() } else { differ.join(", ") }
 }
 
@@ -419,7 +419,7 @@ mod tests {
         let brings = |change: fn(&mut AccountConfig)| {
             let mut next = view.config.clone();
             change(&mut next);
-            let text = Shown::of("team-1", &AccountView { next: Some(next.into()), ..view.clone() }).text();
+            let text = Shown::of("team-1", &AccountView { next: Some(next), ..view.clone() }).text();
             text.lines().find_map(|line| line.strip_prefix("renewal   brings ")).map(str::to_owned)
         };
         assert_eq!(brings(|next| next.plan = "free".into()).as_deref(), Some("plan free"));

@@ -193,7 +193,10 @@ async fn check_redis(config: &Config, committed: bool, lines: &mut Lines) -> any
                     "it has {} shards, which cannot change: set redis.shards = {}",
                     root.shards, root.shards
                 )),
-                Ok(()) => Ok(format!("generation {}, {} shards", root.generation, root.shards)),
+                Ok(()) => match state::open(config).await {
+                    Ok(_) => Ok(format!("generation {}, {} shards", root.generation, root.shards)),
+                    Err(error) => Err(format!("{error:#}")),
+                },
             },
         },
     );

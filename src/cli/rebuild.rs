@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -18,7 +18,8 @@ use uuid::Uuid;
 
 use super::Ended;
 use super::output::Output;
-use crate::app::{self, Job, start};
+use crate::app::start::{self, StartError};
+use crate::app::{self, Job};
 use crate::config::{Config, read_catalogue};
 use crate::http::{Check, Health};
 use crate::ingest::client::{Cluster, topic_of};
@@ -32,6 +33,8 @@ use crate::store::{RedisStore, Store};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A partition that is halted, or a meter that is stuck, does not get well by itself.
 const STANDSTILL_MAX: Duration = Duration::from_secs(120);
+
+const GOES_ON: &str = "`credit-meter rebuild` goes on from where it was";
 
 #[derive(Debug, Args)]
 pub struct RebuildArgs {
@@ -59,6 +62,9 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     if let Some(shard) = args.shard.iter().find(|shard| **shard >= redis.shards) {
         bail!("--shard {shard}: there are {} shards, counted from 0", redis.shards);
     }
+    if !args.dry_run {
+        start::alone(config).await?;
+    }
     let plan = start::plan_rebuild(config, &store, &watermarks, &args.shard).await?;
     if args.dry_run {
         let report =
@@ -73,15 +79,15 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
         })?;
         return Ok(Ended::Well);
     }
-    start::alone(config).await?;
-    let job = Job::Rebuild(Uuid::now_v7());
-    let fence = job.fence(&plan.root.generation);
-    start::take_over(&store, &plan.root, &fence).await?;
-    // Only now: what the log cannot give back is not deleted.
+    // Only now: what the log cannot give back is not deleted. And before the others are named: a copy of Redis from before the
+    // deletion bears another name.
     for shard in &args.shard {
         let keys = store.wipe(*shard).await?;
         note!("shard {shard}: {keys} keys deleted");
     }
+    let job = Job::Rebuild { id: Uuid::now_v7(), usage_partitions: plan.usage_partitions };
+    let fence = job.fence(&plan.root.generation);
+    start::take_over(&store, &plan.root, &fence).await?;
     start::make_missing(&catalogue, &store, &plan, &fence).await?;
     note!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
 
@@ -91,17 +97,25 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     let mut meter = tokio::spawn(clock::watched(meter, stop.clone(), clock::START_AGAIN));
     let progress = ProgressBar::new(plan.records.max(0) as u64);
     let caught_up = follow(config, &store, &watermarks, &health, &progress);
+    tokio::spawn(app::stop_on_signal(stop.clone()));
     let ended = tokio::select! {
         ended = caught_up => ended,
         ended = &mut meter => {
-            ended.context("the meter")??;
-            bail!("the meter has ended before everything was applied; the same command goes on from where it was");
+            let ended = ended.context("the meter")?;
+            let refused = ended.as_ref().is_err_and(|error| error.is::<StartError>());
+            if refused && plan.empty.is_empty() && !plan.goes_on {
+                // Nothing has changed.
+                start::give_back(&store, &plan.root, &fence).await?;
+            }
+            ended?;
+            bail!("the meter has ended before everything was applied; {GOES_ON}");
         }
-        _ = tokio::signal::ctrl_c() => bail!("stopped; the same command goes on from where it was"),
+        () = stop.cancelled() => Err(anyhow!("stopped; {GOES_ON}")),
     };
     stop.cancel();
     meter.await.context("the meter")??;
     ended?;
+    health.state(Check::Shards).map_err(anyhow::Error::msg)?;
     start::give_back(&store, &plan.root, &fence).await?;
     progress.finish_and_clear();
     let report = Report { generation: plan.root.generation.clone(), made: plan.empty.clone(), records: plan.records };
@@ -135,7 +149,8 @@ async fn follow(
         let Ok(waiting) = waiting(config, store, watermarks).await else { continue };
         progress.set_position(progress.length().unwrap_or(0).saturating_sub(waiting as u64));
         if waiting == 0 {
-            return Ok(());
+            // A Redis that fell back meanwhile is at the end as well.
+            return health.state(Check::Shards).map_err(anyhow::Error::msg);
         }
     }
 }

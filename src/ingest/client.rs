@@ -9,6 +9,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::groups::GroupInfo;
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::statistics::Statistics;
@@ -323,7 +324,12 @@ impl Cluster {
         let group = group.to_owned();
         let members = move |client: &Asking| {
             let groups = client.client().fetch_group_list(Some(&group), ANSWER_TIMEOUT)?;
-            Ok(groups.groups().iter().map(|group| group.members().len()).sum())
+            // One whose coordinator is not ready is told without members.
+            let has = |group: &GroupInfo| match group.state() {
+                "Empty" | "Dead" | "" => group.members().len(),
+                _ => group.members().len().max(1),
+            };
+            Ok(groups.groups().iter().map(has).sum())
         };
         self.ask(members).await
     }

@@ -186,6 +186,10 @@ pub fn name_of_rebuild(generation: &str, id: Uuid) -> String {
     format!("{generation}{BEING_REBUILT}{id}")
 }
 
+pub fn is_name_of_rebuild(name: &str) -> bool {
+    name.contains(BEING_REBUILT)
+}
+
 /// Whether a rebuild has given a state this name.
 pub fn is_being_rebuilt(name: &str, generation: &str) -> bool {
     name.strip_prefix(generation).is_some_and(|rest| rest.starts_with(BEING_REBUILT))
@@ -196,8 +200,8 @@ const BEING_REBUILT: &str = ", being rebuilt by ";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameReply {
     Named,
-    /// The state has this name; empty: there is none.
-    OtherGeneration(String),
+    /// The state has this name, or there is none.
+    OtherGeneration(Option<String>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -220,13 +224,11 @@ impl Shard {
     /// Gives the state another name: who works under the old one is refused from then on.
     pub fn name(&mut self, from: &str, to: &str) -> NameReply {
         match &mut self.fence {
-            Some(fence) if [from, to].contains(&fence.generation.as_str()) => {
+            Some(fence) if fence.generation == from => {
                 to.clone_into(&mut fence.generation);
                 NameReply::Named
             }
-            fence => {
-                NameReply::OtherGeneration(fence.as_ref().map(|fence| fence.generation.clone()).unwrap_or_default())
-            }
+            fence => NameReply::OtherGeneration(fence.as_ref().map(|fence| fence.generation.clone())),
         }
     }
 

@@ -6,7 +6,7 @@ use super::report::Report;
 use super::{Answer, Effect, Pipeline};
 use crate::ledger::call::{ApplyCall, GrownDay, Note, Partition, Reply, StaleAccount};
 use crate::ledger::once::GrownMarks;
-use crate::ledger::shard::is_being_rebuilt;
+use crate::ledger::shard::{is_being_rebuilt, is_name_of_rebuild};
 
 /// Accounts that a worker remembers; beyond, it forgets all and is told anew.
 const ACCOUNTS_MAX: usize = 200_000;
@@ -180,7 +180,13 @@ impl Pipeline {
         let reason = match stored {
             None => "redis holds nothing of it: it was emptied; restore its data, or `credit-meter rebuild`".to_owned(),
             Some(stored) if is_being_rebuilt(&stored, &self.stamp.generation) => {
-                "a rebuild makes it anew; once that is done, restart the worker".to_owned()
+                "a rebuild makes it anew: restart the worker once it is done; if none is running, stop the workers, and \
+                 `credit-meter rebuild`"
+                    .to_owned()
+            }
+            Some(_) if is_name_of_rebuild(&self.stamp.generation) => {
+                "another rebuild has taken it over, or redis has fallen back: `credit-meter rebuild` goes on from where it was"
+                    .to_owned()
             }
             Some(stored) => format!("redis holds another state, generation {stored}; restart the worker"),
         };
@@ -201,7 +207,7 @@ impl Pipeline {
             if position >= range.from {
                 self.lane(shard).skip_to(range.partition, position);
             } else {
-                self.rewind(shard, range.partition, position, effects);
+                self.rewind(shard, range.partition, position, false, effects);
             }
         }
     }

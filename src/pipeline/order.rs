@@ -102,7 +102,7 @@ mod tests {
         assert!(has_place(&pipeline, 11) && !has_place(&pipeline, 12), "12 was appended while it was read");
         // What it had read is what it reads again.
         let mut effects = Vec::new();
-        pipeline.rewind(0, PARTITION, 5, &mut effects);
+        pipeline.rewind(0, PARTITION, 5, false, &mut effects);
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Rewind { offset: 5, .. })), "{effects:?}");
         assert_eq!(pipeline.order(), up_to(i64::MIN, i64::MAX));
         assert!(has_place(&pipeline, 14) && !has_place(&pipeline, 15));

@@ -129,19 +129,26 @@ impl Pipeline {
         if position > applied {
             self.lane(shard).skip_to(partition, position);
         } else if position < applied {
-            self.rewind(shard, partition, position, effects);
+            self.rewind(shard, partition, position, false, effects);
         }
     }
 
     /// The shard has lost what it had applied (an older copy was restored, or a replica took over).
-    pub(super) fn rewind(&mut self, shard: u32, partition: Partition, position: i64, effects: &mut Vec<Effect>) {
+    pub(super) fn rewind(
+        &mut self,
+        shard: u32,
+        partition: Partition,
+        position: i64,
+        repriced: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         let read = self.read(partition).offset;
         // The other lanes skip what they have had when it comes again.
         self.lane(shard).rewind_to(partition, position);
         self.suspect(shard);
         if let Some(reading) = self.partitions.get_mut(&partition).filter(|_| position < read) {
             reading.begin_again(position);
-            effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch, repriced: false });
+            effects.push(Effect::Rewind { partition, offset: position, epoch: reading.epoch, repriced });
         }
     }
 }

@@ -57,7 +57,7 @@ impl Pipeline {
         let usage: Vec<_> = lane.partitions().into_iter().filter(|partition| partition.input == Input::Usage).collect();
         for partition in usage {
             if let Some(position) = self.lane(shard).applied(partition) {
-                self.rewind(shard, partition, position, effects);
+                self.rewind(shard, partition, position, true, effects);
             }
         }
     }

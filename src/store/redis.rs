@@ -175,16 +175,23 @@ impl RedisStore {
 
     pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
         let fence = self.shared.keys.spell(Key::Shard(shard));
-        let mut wiped = self.run(&WipeScript { keys: vec![fence] }).await?;
-        let mut cursor = 0;
+        let mut wiped = self.run(&WipeScript { keys: vec![fence.clone()] }).await?;
         loop {
-            let (next, keys) = self.scan(shard, cursor).await?;
-            if !keys.is_empty() {
-                wiped += self.run(&WipeScript { keys }).await?;
+            let mut cursor = 0;
+            loop {
+                let (next, keys) = self.scan(shard, cursor).await?;
+                if !keys.is_empty() {
+                    wiped += self.run(&WipeScript { keys }).await?;
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
             }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(wiped);
+            // Who has made it anew meanwhile has written behind the scan.
+            match self.run(&WipeScript { keys: vec![fence.clone()] }).await? {
+                0 => return Ok(wiped),
+                made => wiped += made,
             }
         }
     }

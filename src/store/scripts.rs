@@ -475,7 +475,9 @@ impl Script for NameScript<'_> {
     fn reply(&self, mut fields: Fields) -> Result<NameReply, StoreError> {
         match fields.text()?.as_str() {
             "named" => Ok(NameReply::Named),
-            "other_generation" => Ok(NameReply::OtherGeneration(fields.text()?)),
+            "other_generation" => {
+                Ok(NameReply::OtherGeneration(Some(fields.text()?).filter(|stored| !stored.is_empty())))
+            }
             other => Err(unexpected(Self::NAME, other)),
         }
     }

@@ -66,9 +66,9 @@ pub const OUTBOX: &[Row] = &[
 pub const READING: &[Row] = &[
     ("root g1", "root g1", ""),
     ("root g1 g2 g1", "root g1 g1 g1", ""), // it is made once
-    ("name g1 g2; name g1 g2", "named", ""), // it may be told twice
-    ("name g2 g3", "other_generation g1", ""),
-    ("wipe; name g1 g2", "other_generation ", ""),
+    ("name g1 g2", "named", ""),
+    ("name g1 g2; name g1 g2", "other_generation g2", ""),
+    ("wipe; name g1 g2", "other_generation -", ""),
     ("put acme small; name g1 g2; use e1 reveal_email", "other_generation g2", "accounts 1"),
     ("put acme small; wipe", "wiped 5", "accounts 0"),
     ("wipe; wipe", "wiped 0", ""),

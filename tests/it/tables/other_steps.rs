@@ -94,7 +94,7 @@ impl World<'_> {
         let redis = self.store.name(0, from, to).await.expect(REDIS_ANSWERS);
         Ok(match same(redis, self.shard.name(from, to))? {
             NameReply::Named => "named".to_owned(),
-            NameReply::OtherGeneration(stored) => format!("other_generation {stored}"),
+            NameReply::OtherGeneration(stored) => format!("other_generation {}", stored.as_deref().unwrap_or("-")),
         })
     }
 
