@@ -1,6 +1,7 @@
 //! A Kafka that is killed, loses what it had, or grows.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -88,10 +89,14 @@ async fn clients_that_a_broker_tells_of_no_broker_are_replaced() {
     // Each dead letter is told; only lost clients are of interest here.
     meter.set("LOG__FILTER", "warn,credit_meter::ingest::dead_letters=error");
     meter.set("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "1000");
+    // By default a client mostly remembers `kafka.brokers`, and now and then it does not.
+    meter.set("KAFKA__PROPERTIES__METADATA_RECOVERY_STRATEGY", "none");
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
     let running = meter.start_telling(&[], &log);
-    let following = Following::start(&meter, &["alerts", "--follow", "--json"]);
+    let following_log = folder.path().join("following");
+    let told = std::fs::File::create(&following_log).expect("a file");
+    let following = Following::start_telling(&meter, &["alerts", "--follow", "--json"], told);
     let traffic = Traffic::start(&topics, 52);
     meter.applies(1_000).await;
     let first = following.line();
@@ -100,10 +105,12 @@ async fn clients_that_a_broker_tells_of_no_broker_are_replaced() {
 
     broker.restart_with(FENCED_BETWEEN_HEARTBEATS).await;
     until("the clients have lost sight of all brokers", || async {
-        let told = std::fs::read_to_string(&log).expect("it is text");
-        let lost =
-            |client: &str| told.lines().any(|line| line.contains(client) && line.contains("lost sight of all brokers"));
-        (lost("another client takes the place") && lost("the kafka producer is replaced")).then_some(())
+        let lost = |log: &Path, client: &str| {
+            let told = std::fs::read_to_string(log).expect("it is text");
+            told.lines().any(|line| line.contains(client) && line.contains("lost sight of all brokers"))
+        };
+        let worker = lost(&log, "another client takes the place") && lost(&log, "the kafka producer is replaced");
+        (worker && lost(&following_log, "another goes on where it was")).then_some(())
     })
     .await;
     broker.restart().await;

@@ -16,7 +16,13 @@ pub struct Following {
 
 impl Following {
     pub fn start(meter: &Meter, arguments: &[&str]) -> Following {
-        let spawned = meter.command().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        Following::start_telling(meter, arguments, Stdio::inherit())
+    }
+
+    /// What it says on stderr goes there.
+    pub fn start_telling(meter: &Meter, arguments: &[&str], told: impl Into<Stdio>) -> Following {
+        let mut command = meter.command();
+        let spawned = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(told).spawn();
         let mut child = spawned.expect("the program starts");
         let stdout: ChildStdout = child.stdout.take().expect("it is piped");
         let (sender, lines) = channel();
