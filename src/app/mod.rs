@@ -122,8 +122,8 @@ pub enum Job {
 }
 
 impl Job {
-    /// What the fences of a state are named for whoever does this.
-    pub fn fence(self, generation: &str) -> String {
+    /// Under which name a state lets in who does this: calls bear it, as its generation.
+    pub fn state_name(self, generation: &str) -> String {
         match self {
             Job::Rebuild { id, .. } => name_of_rebuild(generation, id),
             Job::Serve | Job::Demo => generation.to_owned(),
@@ -149,7 +149,7 @@ pub async fn run(
         () = stop.cancelled() => return Ok(()),
     };
 
-    let fence = job.fence(&generation);
+    let state_name = job.state_name(&generation);
 
     let (alerts, alerted) = mpsc::channel(census::ALERTED_MAX);
     let relay = Arc::new(Relay {
@@ -174,7 +174,7 @@ pub async fn run(
         (0..config.redis.shards).map(|shard| tokio::spawn(relay.clone().run(shard, stop_relays.clone()))).collect();
 
     let stamp = Arc::new(Stamp {
-        generation: fence.clone(),
+        generation: state_name.clone(),
         catalogue: catalogue.id.clone(),
         usage_topic: config.kafka.topics.usage.clone(),
         restamp_tolerance_ms: config.events.restamp_tolerance.as_millis() as i64,
@@ -190,7 +190,7 @@ pub async fn run(
         producer: producer.clone(),
         watermarks: watermarks.clone(),
         cluster: Cluster::new(&config.kafka)?,
-        generation: fence.clone(),
+        generation: state_name.clone(),
         sweeper: Arc::new(Sweeper {
             store: store.clone(),
             relay: relay.clone(),
@@ -217,7 +217,7 @@ pub async fn run(
     let reloader = Reloader {
         config: config.clone(),
         store: store.clone(),
-        generation: fence,
+        generation: state_name,
         other_catalogue: other_catalogue.clone(),
         in_force,
     };

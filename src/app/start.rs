@@ -120,7 +120,7 @@ fn workers(count: usize) -> String {
 }
 
 /// Opens the state, waiting for Kafka and Redis as long as it takes, and gives its generation. A rebuild works under another
-/// name, see [`Job::fence`].
+/// name, see [`Job::state_name`].
 pub async fn open(
     config: &Config,
     catalogue: &Catalogue,
@@ -201,7 +201,7 @@ async fn try_open(
         return Err(StartError::OtherGeneration { prefix, group, stored: root.generation, generation });
     }
     let call = InitCall {
-        generation: job.fence(&root.generation),
+        generation: job.state_name(&root.generation),
         shards: root.shards,
         catalogue: catalogue.id.clone(),
         catalogue_text: catalogue.text.clone(),
@@ -338,21 +338,21 @@ pub async fn alone(config: &Config) -> Result<(), StartError> {
 }
 
 /// Gives the shards that are there the name under which this rebuild works, whatever rebuild has been at them before.
-pub async fn take_over(store: &Store, root: &Root, fence: &str) -> Result<(), StartError> {
+pub async fn take_over(store: &Store, root: &Root, state_name: &str) -> Result<(), StartError> {
     for shard in 0..root.shards {
         let Some(name) = store.shard_state(shard).await?.generation else { continue };
         if name != root.generation && !is_being_rebuilt(&name, &root.generation) {
             return Err(StartError::Torn { shard, stored: name });
         }
-        name_anew(store, shard, &name, fence).await?;
+        name_anew(store, shard, &name, state_name).await?;
     }
     Ok(())
 }
 
 /// Gives all shards the name of their state again.
-pub async fn give_back(store: &Store, root: &Root, fence: &str) -> Result<(), StartError> {
+pub async fn give_back(store: &Store, root: &Root, state_name: &str) -> Result<(), StartError> {
     for shard in 0..root.shards {
-        name_anew(store, shard, fence, &root.generation).await?;
+        name_anew(store, shard, state_name, &root.generation).await?;
     }
     Ok(())
 }
@@ -378,10 +378,15 @@ async fn name_anew(store: &Store, shard: u32, from: &str, to: &str) -> Result<()
 }
 
 /// Makes what a rebuild has found missing, as it was at the first start.
-pub async fn make_missing(catalogue: &Catalogue, store: &Store, plan: &Plan, fence: &str) -> Result<(), StartError> {
+pub async fn make_missing(
+    catalogue: &Catalogue,
+    store: &Store,
+    plan: &Plan,
+    state_name: &str,
+) -> Result<(), StartError> {
     store.root(&plan.root).await?;
     let call = InitCall {
-        generation: fence.to_owned(),
+        generation: state_name.to_owned(),
         shards: plan.root.shards,
         catalogue: catalogue.id.clone(),
         catalogue_text: catalogue.text.clone(),

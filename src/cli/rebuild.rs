@@ -86,9 +86,9 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
         note!("shard {shard}: {keys} keys deleted");
     }
     let job = Job::Rebuild { id: Uuid::now_v7(), usage_partitions: plan.usage_partitions };
-    let fence = job.fence(&plan.root.generation);
-    start::take_over(&store, &plan.root, &fence).await?;
-    start::make_missing(&catalogue, &store, &plan, &fence).await?;
+    let state_name = job.state_name(&plan.root.generation);
+    start::take_over(&store, &plan.root, &state_name).await?;
+    start::make_missing(&catalogue, &store, &plan, &state_name).await?;
     note!("state {}: {} of {} shards made anew", plan.root.generation, plan.empty.len(), redis.shards);
 
     let (health, stop) = (Arc::new(Health::new()), CancellationToken::new());
@@ -105,7 +105,7 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
             let refused = ended.as_ref().is_err_and(|error| error.is::<StartError>());
             if refused && plan.empty.is_empty() && !plan.goes_on {
                 // Nothing has changed.
-                start::give_back(&store, &plan.root, &fence).await?;
+                start::give_back(&store, &plan.root, &state_name).await?;
             }
             ended?;
             bail!("the meter has ended before everything was applied; {GOES_ON}");
@@ -116,7 +116,7 @@ pub async fn run(args: RebuildArgs, config: &Config, output: Output) -> anyhow::
     meter.await.context("the meter")??;
     ended?;
     health.state(Check::Shards).map_err(anyhow::Error::msg)?;
-    start::give_back(&store, &plan.root, &fence).await?;
+    start::give_back(&store, &plan.root, &state_name).await?;
     progress.finish_and_clear();
     let report = Report { generation: plan.root.generation.clone(), made: plan.empty.clone(), records: plan.records };
     output.answer(&report, || {
