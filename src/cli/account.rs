@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use chrono::NaiveDate;
+use chrono::{NaiveDate, Utc};
 use chrono_tz::Tz;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -20,6 +20,7 @@ use crate::ledger::credits::Credits;
 use crate::ledger::cycle::{Cycle, Interval};
 use crate::ledger::grants::{GrantKind, Lot};
 use crate::ledger::members::MemberLimit;
+use crate::note;
 use crate::report::{CycleShown, settled, state, unknown};
 
 #[derive(Debug, Subcommand)]
@@ -90,6 +91,10 @@ pub struct CloseArgs {
 }
 
 pub async fn put(args: PutArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
+    let today = Utc::now().with_timezone(&args.timezone.unwrap_or(Tz::UTC)).date_naive();
+    if args.anchor > today {
+        note!("the anchor {} is still to come: cycles are counted back from it, and one is open at once", args.anchor);
+    }
     let data = AccountData {
         plan: args.plan,
         anchor: args.anchor,
