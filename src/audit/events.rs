@@ -19,7 +19,7 @@ use super::slices::Slice;
 use super::{AuditError, TELL_EVERY, Watch, raw};
 use crate::config::Config;
 use crate::ingest::client::BrokerError;
-use crate::ingest::decode::{self, Decoder, Voids};
+use crate::ingest::decode::{self, Called, Decoder, Voids};
 use crate::ingest::log::{self, LogRecord, Span};
 use crate::ingest::recorded::CLOCKS_APART_MS;
 use crate::ingest::scan::offsets_at;
@@ -50,6 +50,8 @@ pub struct Told {
     pub dated_ms: i64,
     /// `None`: the bytes are no event.
     pub event: Option<Arc<UsageEvent>>,
+    /// What it is called if it is no event, as far as that can be read.
+    pub called: Called,
     /// What a void takes back, and whose that was.
     pub voids: Option<Voids>,
     pub ended: Ended,
@@ -346,7 +348,9 @@ impl Teller<'_> {
         };
         let voids = event.as_ref().and_then(|event| event.voids);
         let voids = voids.and_then(|_| decode::voids(raw(Input::Usage, record), self.config.events.max_bytes));
+        let called = if event.is_none() { decode::called(record.value.unwrap_or_default()) } else { Called::default() };
         self.told.push(Told {
+            called,
             partition: decoded.partition.index,
             offset: decoded.offset,
             append_ms: decoded.append_ms,
@@ -514,6 +518,7 @@ mod tests {
                 append_ms: 0,
                 dated_ms: 0,
                 event: Some(Arc::new(event)),
+                called: Called::default(),
                 voids: voided.map(|id| Voids { source: "s".into(), id: id.into(), user }),
                 ended: Ended::Decided(decided),
             }

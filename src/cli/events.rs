@@ -150,8 +150,8 @@ fn event(told: &Told) -> EventShown<'_> {
     let (event, voids) = (told.event.as_deref(), told.voids.as_ref());
     let mut shown = EventShown {
         time: output::time(event.map_or(told.append_ms, |event| event.time_ms)),
-        source: event.map(|event| &*event.source),
-        id: event.map(|event| &*event.id),
+        source: event.map(|event| &*event.source).or(told.called.source.as_deref()),
+        id: event.map(|event| &*event.id).or(told.called.id.as_deref()),
         action: event.map(|event| &*event.action),
         // A void takes back what was charged, whatever it says of quantity.
         quantity: event.filter(|event| event.voids.is_none()).map(|event| event.quantity),

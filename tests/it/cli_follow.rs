@@ -242,6 +242,7 @@ async fn events_tell_how_each_ended_and_add_up_to_the_balance() {
     assert_eq!((&of("e29")[0]["reason"], &of("e29")[0]["cost"]), (&json!("insufficient_credits"), &json!(0)), "{told}");
     assert_eq!(of("fax")[0]["reason"], "unknown_action");
     assert_eq!((&of("two")[0]["cost"], &of("two")[0]["cycle"]), (&json!(2), &json!(0)));
+    assert_eq!(of("bad")[0]["reason"], "quantity_negative");
     assert_eq!(of("user")[0]["user"], "u, the \"first\"");
     // What came before the account is asked for by its time.
     let old = meter.json(&["events", "acme", "--from", "2019-12-31", "--to", "2020-01-02", "--json"]);

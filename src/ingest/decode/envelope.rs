@@ -1,6 +1,7 @@
 //! The envelope of an event: in which content mode it came, and its attributes, whatever the data.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate};
 use serde::Deserialize;
@@ -365,6 +366,21 @@ pub fn bears(value: &[u8]) -> Option<(Bears, i64)> {
         _ => Bears::Usage,
     };
     Some((bears, time_ms(&time)?))
+}
+
+/// What a structured event is called, whatever is wrong with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Called {
+    pub source: Option<String>,
+    pub id: Option<String>,
+}
+
+pub fn called(value: &[u8]) -> Called {
+    let Ok(Object(event)) = serde_json::from_slice::<Object<BTreeMap<String, &RawValue>>>(value) else {
+        return Called::default();
+    };
+    let text = |name: &str| json::text_of(event.get(name)?).filter(|text| !text.is_empty()).map(Into::into);
+    Called { source: text("source"), id: text("id") }
 }
 
 /// An RFC 3339 timestamp between the years 1970 and 9999, in ms; what is finer is cut off.

@@ -26,7 +26,7 @@ use crate::ledger::outcome::DeadReason;
 use crate::pipeline::record::{Body, Record};
 
 pub use command::PRIORITY_MAX;
-pub use envelope::{Bears, bears};
+pub use envelope::{Bears, Called, bears, called};
 pub use usage::{USAGE, Voids, voids};
 
 /// A record that only moves time.
