@@ -279,6 +279,11 @@ pub async fn plan_rebuild(
         if wiped.contains(&shard) {
             state = ShardState::default();
         }
+        match state.schema {
+            Some(stored) if stored > SCHEMA => return Err(StartError::NewerSchema { stored }),
+            Some(stored) if stored < SCHEMA => return Err(StartError::OlderSchema { shard, stored }),
+            Some(_) | None => {}
+        }
         match &state.generation {
             None if wiped.contains(&shard) => empty.push(shard),
             None if store.has_keys(shard).await? => return Err(StartError::Leftovers { shard }),
@@ -347,6 +352,19 @@ pub async fn take_over(store: &Store, root: &Root, state_name: &str) -> Result<(
         name_anew(store, shard, &name, state_name).await?;
     }
     Ok(())
+}
+
+/// Gives the shards that a rebuild has named the name of their state again, as far as they are counted.
+pub async fn give_up(store: &Store, root: &Root) -> Result<u32, StartError> {
+    let mut given = 0;
+    for shard in 0..root.shards {
+        let name = store.shard_state(shard).await?.generation;
+        if let Some(name) = name.filter(|name| is_being_rebuilt(name, &root.generation)) {
+            name_anew(store, shard, &name, &root.generation).await?;
+            given += 1;
+        }
+    }
+    Ok(given)
 }
 
 /// Gives all shards the name of their state again.

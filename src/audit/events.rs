@@ -348,7 +348,7 @@ impl Teller<'_> {
         };
         let voids = event.as_ref().and_then(|event| event.voids);
         let voids = voids.and_then(|_| decode::voids(raw(Input::Usage, record), self.config.events.max_bytes));
-        let called = if event.is_none() { decode::called(record.value.unwrap_or_default()) } else { Called::default() };
+        let called = if event.is_none() { decode::called(raw(Input::Usage, record)) } else { Called::default() };
         self.told.push(Told {
             called,
             partition: decoded.partition.index,

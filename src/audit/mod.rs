@@ -52,6 +52,7 @@ use crate::ingest::scan::offsets_at;
 use crate::ingest::watermarks::Watermarks;
 use crate::ledger::call::{Input, OutboxEntry, Output, Partition};
 use crate::ledger::catalogue::{Catalogue, CatalogueId};
+use crate::store::BEING_REBUILT;
 use crate::store::{RedisStore, Root, StoreError};
 
 use compare::Comparison;
@@ -78,7 +79,7 @@ pub enum AuditError {
          point that was saved since (--from), and save them more often than the log is deleted (retention.ms)"
     )]
     LogTooShort { topic: String, partition: i32, first: i64, needed: i64 },
-    #[error("{}", crate::report::state::BEING_REBUILT)]
+    #[error("{BEING_REBUILT}")]
     BeingRebuilt,
     #[error("shard {shard} holds state {stored:?}, not that of the root key: it was emptied or restored alone")]
     OtherGeneration { shard: u32, stored: Option<String> },

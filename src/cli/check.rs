@@ -12,8 +12,10 @@ use crate::config::{Config, ConfigError, PublishAfter, read_catalogue};
 use crate::ingest::admin::{Admin, TopicReport};
 use crate::ingest::client::{ANSWER_TIMEOUT, BrokerError};
 use crate::ingest::watermarks::Watermarks;
+use crate::ledger::shard::is_name_of_rebuild;
 use crate::outbox;
 use crate::report::state;
+use crate::store::BEING_REBUILT;
 use crate::store::info::{RedisInfo, cluster_info};
 
 /// EXPIRE and SET options that the scripts use, and replication by effects.
@@ -193,14 +195,22 @@ async fn check_redis(config: &Config, committed: bool, lines: &mut Lines) -> any
                     "it has {} shards, which cannot change: set redis.shards = {}",
                     root.shards, root.shards
                 )),
-                Ok(()) => match state::open(config).await {
-                    Ok(_) => Ok(format!("generation {}, {} shards", root.generation, root.shards)),
-                    Err(error) => Err(format!("{error:#}")),
-                },
+                Ok(()) if is_being_rebuilt(config).await? => Err(BEING_REBUILT.to_owned()),
+                Ok(()) => Ok(format!("generation {}, {} shards", root.generation, root.shards)),
             },
         },
     );
     Ok(())
+}
+
+async fn is_being_rebuilt(config: &Config) -> anyhow::Result<bool> {
+    let (store, root) = state::open_with_root(config).await?;
+    for shard in 0..root.shards {
+        if store.shard_state(shard).await?.generation.is_some_and(|name| is_name_of_rebuild(&name)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn check_primary(config: &Config, name: &str, info: &RedisInfo, lines: &mut Lines) {

@@ -4,7 +4,6 @@ use anyhow::{Context, bail};
 
 use crate::config::{Config, Redis};
 use crate::ledger::call::SCHEMA;
-use crate::ledger::shard::is_being_rebuilt;
 use crate::store::{RedisStore, Root};
 
 /// A store that only needs the root key: how many shards there are stands in it.
@@ -31,17 +30,8 @@ pub async fn open_with_root(config: &Config) -> anyhow::Result<(RedisStore, Root
         )
     })?;
     readable(&root)?;
-    let store = store(config, root.shards)?;
-    let name = store.shard_state(0).await?.generation;
-    if name.is_some_and(|name| is_being_rebuilt(&name, &root.generation)) {
-        bail!("{BEING_REBUILT}");
-    }
-    Ok((store, root))
+    Ok((store(config, root.shards)?, root))
 }
-
-/// What is counted so far is not what an account has.
-pub const BEING_REBUILT: &str = "a rebuild makes the state anew: wait until it is done; if none is running, one was interrupted: \
-                                 `credit-meter rebuild` goes on from where it was";
 
 /// Whether this program knows the layout of a state.
 pub fn readable(root: &Root) -> anyhow::Result<()> {

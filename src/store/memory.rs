@@ -112,6 +112,10 @@ impl MemoryStore {
         self.shard(shard).name(from, to)
     }
 
+    pub fn wipe_fence(&self, shard: u32) -> u64 {
+        u64::from(self.shard(shard).fence.take().is_some())
+    }
+
     pub fn wipe(&self, shard: u32) -> u64 {
         let had = self.has_keys(shard);
         *self.shard(shard) = Shard::default();
@@ -123,6 +127,7 @@ impl MemoryStore {
         let Some(fence) = &shard.fence else { return ShardState::default() };
         ShardState {
             generation: Some(fence.generation.clone()),
+            schema: Some(fence.schema),
             positions: fence.positions.iter().map(|(partition, offset)| (*partition, *offset)).collect(),
             totals: fence.totals.iter().map(|((partition, outcome), n)| (*partition, *outcome, *n)).collect(),
             anchors: fence.anchors.iter().map(|(partition, anchor)| (*partition, *anchor)).collect(),

@@ -83,6 +83,10 @@ pub enum StoreError {
     Broken(String),
 }
 
+/// What is counted so far is not what an account has.
+pub const BEING_REBUILT: &str = "a rebuild makes the state anew: wait until it is done; if none is running, one was interrupted: \
+                                 `credit-meter rebuild` goes on from where it was";
+
 impl StoreError {
     /// Its label in metrics.
     pub fn kind(&self) -> &'static str {
@@ -155,6 +159,8 @@ pub struct AccountState {
 pub struct ShardState {
     /// `None`: it was never made, or its data are lost.
     pub generation: Option<String>,
+    /// The version of its layout.
+    pub schema: Option<u32>,
     pub positions: Vec<(Partition, i64)>,
     pub totals: Vec<(Partition, Outcome, u64)>,
     /// The last record below each position.
@@ -283,6 +289,11 @@ impl Store {
     /// Names a shard's state anew: who works under the old name is refused from then on.
     pub async fn name(&self, shard: u32, from: &str, to: &str) -> Result<NameReply, StoreError> {
         either!(self, store => store.name(shard, from, to))
+    }
+
+    /// Deletes a shard's fence: no call fits any more, and what is left of it must be wiped.
+    pub async fn wipe_fence(&self, shard: u32) -> Result<u64, StoreError> {
+        either!(self, store => store.wipe_fence(shard))
     }
 
     /// Deletes all keys of a shard, its fence first.

@@ -18,12 +18,12 @@ use super::scripts::{
 };
 use super::stored::{parse_counters, parse_days, parse_denied, parse_root, parse_shard, parse_view};
 use super::words::Fields;
-use super::{AccountState, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
+use super::{AccountState, BEING_REBUILT, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
 use crate::config::Redis;
 use crate::failpoint::{self, Failpoint};
 use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
 use crate::ledger::roll::RollCall;
-use crate::ledger::shard::{InitCall, InitReply, NameReply};
+use crate::ledger::shard::{InitCall, InitReply, NameReply, is_name_of_rebuild};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
 
 #[derive(Clone)]
@@ -173,9 +173,12 @@ impl RedisStore {
         self.run(&NameScript { shard, from, to }).await
     }
 
+    pub async fn wipe_fence(&self, shard: u32) -> Result<u64, StoreError> {
+        self.run(&WipeScript { keys: vec![self.shared.keys.spell(Key::Shard(shard))] }).await
+    }
+
     pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
-        let fence = self.shared.keys.spell(Key::Shard(shard));
-        let mut wiped = self.run(&WipeScript { keys: vec![fence.clone()] }).await?;
+        let mut wiped = self.wipe_fence(shard).await?;
         loop {
             let mut cursor = 0;
             loop {
@@ -189,7 +192,7 @@ impl RedisStore {
                 }
             }
             // Who has made it anew meanwhile has written behind the scan.
-            match self.run(&WipeScript { keys: vec![fence.clone()] }).await? {
+            match self.wipe_fence(shard).await? {
                 0 => return Ok(wiped),
                 made => wiped += made,
             }
@@ -208,7 +211,13 @@ impl RedisStore {
         parse_shard(&fields)
     }
 
+    /// Refused while a rebuild is under way.
     pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {
+        let fence = self.shared.keys.spell(Key::Shard(self.shared.keys.shard_of(account)));
+        let name: Option<String> = self.read(redis::cmd("HGET").arg(&fence).arg("generation")).await?;
+        if name.is_some_and(|name| is_name_of_rebuild(&name)) {
+            return Err(StoreError::Unfit(BEING_REBUILT.to_owned()));
+        }
         let key = self.shared.keys.spell(Key::Account(account));
         let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(&key)).await?;
         if fields.is_empty() {

@@ -42,6 +42,8 @@ pub fn parse_shard(fields: &BTreeMap<String, String>) -> Result<ShardState, Stor
             state.anchors.push((partition, anchor));
         } else if field.starts_with("reached:") {
             state.reached_ms = state.reached_ms.max(Some(number(value)?));
+        } else if field == "schema" {
+            state.schema = Some(number(value)?);
         } else if field == "meter_time_ms" {
             state.meter_time_ms = number(value)?;
         } else if field == "floor_ms" {

@@ -1,5 +1,7 @@
 //! What was lost comes back from the log, and what was published stands.
 
+use std::time::Duration;
+
 use credit_meter::ledger::outcome::Outcome;
 use credit_meter::ledger::shard::{NameReply, name_of_rebuild};
 use credit_meter::store::Store;
@@ -153,9 +155,29 @@ async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
     let told = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(!checked.status.success() && told.contains("a rebuild makes the state anew"), "{told}");
 
+    // Producers go on meanwhile, and it ends all the same.
+    let producer = Topics::named(&topics.brokers, topics.prefix.clone(), 2);
+    let sending = tokio::spawn(async move {
+        for number in 0.. {
+            producer.send("usage", &reveal("beta", &format!("meanwhile{number}"), 1)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
     meter.json(&["rebuild", "--json"]);
+    sending.abort();
     running.ready().await;
     meter.caught_up(&topics).await;
+    meter.audit();
+    assert!(running.terminate().await.success());
+
+    // One that cannot go on is given up: workers apply what is left.
+    for shard in 0..SHARDS {
+        meter.store.name(shard, &generation, &fence).await.expect("redis answers");
+    }
+    let given = meter.json(&["rebuild", "--give-up", "--json"]);
+    assert_eq!(given["given"], SHARDS, "{given}");
+    let running = meter.start(&[]);
+    running.ready().await;
     meter.audit();
 }
 

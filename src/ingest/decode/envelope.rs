@@ -375,11 +375,17 @@ pub struct Called {
     pub id: Option<String>,
 }
 
-pub fn called(value: &[u8]) -> Called {
+/// Attributes in headers are not looked at, and neither is what no event may be called.
+pub fn called(raw: Raw<'_>) -> Called {
+    let value = match Mode::of(raw.headers) {
+        Mode::Structured | Mode::Sniffed => raw.value.unwrap_or_default(),
+        Mode::Binary | Mode::Batch => return Called::default(),
+    };
     let Ok(Object(event)) = serde_json::from_slice::<Object<BTreeMap<String, &RawValue>>>(value) else {
         return Called::default();
     };
-    let text = |name: &str| json::text_of(event.get(name)?).filter(|text| !text.is_empty()).map(Into::into);
+    let fits = |name: &str, text: &str| !text.is_empty() && check_limits(name, text).is_ok();
+    let text = |name: &str| json::text_of(event.get(name)?).filter(|text| fits(name, text)).map(Into::into);
     Called { source: text("source"), id: text("id") }
 }
 
