@@ -184,6 +184,12 @@ async fn the_rights_that_the_page_names_are_enough_and_what_is_missing_is_told()
     meter.caught_up(&topics).await;
     meter.audit();
 
+    // It sees who is in the group: one that was killed is a member until its session ends.
+    running.kill();
+    let rebuilt = meter.run(&["rebuild", "--shard", "0"]);
+    assert!(rebuilt.status.success() && told(&rebuilt).contains("waiting: 1 worker is in"), "{}", told(&rebuilt));
+    meter.audit();
+
     // The broker may take a moment until it heeds what has changed.
     acls::take(&plain, USER, &right("denied", May::Read));
     until("the audit is refused", || async {
