@@ -296,8 +296,8 @@ impl Worker {
         self.forget_lag();
         self.on(Input::Revoked);
         if let Job::Rebuild { usage_partitions, .. } = self.parts.job {
-            let mut all = (0..usage_partitions).map(Partition::usage).chain([Partition::COMMANDS]);
-            if !all.all(|partition| partitions.contains(&partition)) {
+            let mut needed = (0..usage_partitions).map(Partition::usage).chain([Partition::COMMANDS]);
+            if !needed.all(|partition| partitions.contains(&partition)) {
                 let group = &self.parts.config.kafka.group;
                 let reason = format!(
                     "another worker has joined group {group}, and a rebuild must read all partitions: stop it; `credit-meter \

@@ -1,7 +1,7 @@
 //! `rebuild`: from an emptied or older Redis to the state that the log comes to.
 //!
 //! It makes what is missing anew, with the generation and the starts that the ledger topic tells, and then works as a
-//! meter until everything is applied, in the order in which it was appended. That takes one reader of all partitions: it
+//! meter until what the log held then is applied, in the order in which it was appended. That takes one reader of all partitions: it
 //! begins only when it is alone in the group, and names the state's fences so that no other worker is let in before it is
 //! done. Stopped, it goes on where it was: the positions are in Redis.
 

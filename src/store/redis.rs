@@ -180,21 +180,25 @@ impl RedisStore {
     pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
         let mut wiped = self.wipe_fence(shard).await?;
         loop {
-            let mut cursor = 0;
-            loop {
-                let (next, keys) = self.scan(shard, cursor).await?;
-                if !keys.is_empty() {
-                    wiped += self.run(&WipeScript { keys }).await?;
-                }
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
-            }
+            wiped += self.wipe_rest(shard).await?;
             // Who has made it anew meanwhile has written behind the scan.
             match self.wipe_fence(shard).await? {
                 0 => return Ok(wiped),
                 made => wiped += made,
+            }
+        }
+    }
+
+    async fn wipe_rest(&self, shard: u32) -> Result<u64, StoreError> {
+        let (mut wiped, mut cursor) = (0, 0);
+        loop {
+            let (next, keys) = self.scan(shard, cursor).await?;
+            if !keys.is_empty() {
+                wiped += self.run(&WipeScript { keys }).await?;
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(wiped);
             }
         }
     }

@@ -139,6 +139,7 @@ async fn a_price_changes_at_its_date_and_what_is_refused_changes_nothing() {
     }
     send(&topics, "still", start_ms + 2 * MINUTE_MS, "standard").await;
     assert_eq!(used(&meter, &topics).await, 16 + 2);
+    assert_eq!(running.metric("credit_meter_rewinds_total").await, 0, "a new price list is no fall-back");
     // A signal asks for an answer, also to what was refused before.
     running.signal("-HUP");
     reloads(&running, "refused", 5).await;

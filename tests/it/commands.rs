@@ -3,8 +3,9 @@
 use chrono::Utc;
 use serde_json::json;
 
-use crate::support::kafka::{Topics, data};
+use crate::support::kafka::{Outgoing, Topics, data};
 use crate::support::meter::Meter;
+use crate::support::until;
 use crate::walk::CATALOGUE;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,6 +61,13 @@ async fn commands_are_answered_once_they_are_applied() {
     assert_eq!((&topup["before"], &topup["amount"], &topup["after"]), (&json!(1500), &json!(0.25), &json!(1500.25)));
     let statuses = |status: &str| lines.iter().filter(|line| line["status"] == status).count();
     assert_eq!((statuses("applied"), statuses("duplicate"), statuses("refused")), (8, 1, 3), "{lines:?}");
+    // One that cannot be read is among the commands that ended so, for the alert.
+    topics.send("commands", &Outgoing { value: Some(b"{".to_vec()), ..Outgoing::default() }).await;
+    until("the dead command is counted", || async {
+        let (_, page) = running.get("/metrics").await?;
+        page.contains("credit_meter_commands_total{outcome=\"dead_lettered\"} 1\n").then_some(())
+    })
+    .await;
     meter.audit();
 }
 

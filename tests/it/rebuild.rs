@@ -136,9 +136,9 @@ async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
 
     // One that was interrupted. The worker that runs may have been away when it began.
     let generation = meter.store.stored_root().await.expect("redis answers").expect("a state").generation;
-    let fence = name_of_rebuild(&generation, Uuid::now_v7());
+    let name = name_of_rebuild(&generation, Uuid::now_v7());
     for shard in 0..SHARDS {
-        let named = meter.store.name(shard, &generation, &fence).await;
+        let named = meter.store.name(shard, &generation, &name).await;
         assert_eq!(named.expect("redis answers"), NameReply::Named);
     }
     topics.send("usage", &reveal("acme", "one-more", 1)).await;
@@ -172,7 +172,7 @@ async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
 
     // One that cannot go on is given up: workers apply what is left.
     for shard in 0..SHARDS {
-        meter.store.name(shard, &generation, &fence).await.expect("redis answers");
+        meter.store.name(shard, &generation, &name).await.expect("redis answers");
     }
     let given = meter.json(&["rebuild", "--give-up", "--json"]);
     assert_eq!(given["given"], SHARDS, "{given}");

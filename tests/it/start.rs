@@ -95,6 +95,9 @@ async fn an_emptied_redis_is_not_a_first_start() {
     let keys = dump::keys(&mut connection, &meter.prefix).await;
     let _: () = redis::cmd("DEL").arg(keys).query_async(&mut connection).await.expect("redis answers");
     refuses(&meter, &[], "redis holds no state").await;
+    let checked = meter.run(&["check"]);
+    let told = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(!checked.status.success() && told.contains("but the group has committed"), "{told}");
     assert_eq!(dump::keys(&mut connection, &meter.prefix).await, Vec::<String>::new(), "nothing was made");
 }
 
