@@ -54,6 +54,12 @@ failpoints! {
     AfterPublish = "after_publish",
     /// Redis went back; the reader has not followed yet.
     AfterRewind = "after_rewind",
+    /// A rebuild has deleted one shard's fence, and looked at no other.
+    AfterFenceWiped = "after_fence_wiped",
+    /// A rebuild has deleted all keys of one shard.
+    AfterWipe = "after_wipe",
+    /// A shard bears its new name, for a rebuild or again for the workers; the others do not yet.
+    AfterName = "after_name",
 }
 
 #[derive(Debug, thiserror::Error)]

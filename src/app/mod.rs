@@ -39,7 +39,6 @@ use census::Census;
 use sweeper::Sweeper;
 
 use crate::config::{AgeFrom, Config, read_catalogue};
-use crate::failpoint;
 use crate::http::{self, Accounts, ByShard, Check, Health};
 use crate::ingest::client::Cluster;
 use crate::ingest::clock;
@@ -71,9 +70,6 @@ const SILENT_AFTER: Duration = Duration::from_secs(5);
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     end_on_panic();
     let catalogue = read_catalogue(&config)?;
-    if let Some(place) = &config.debug.failpoint {
-        failpoint::arm(place)?;
-    }
     let store = RedisStore::new(&config.redis)?;
     let listener = TcpListener::bind(&config.http.listen)
         .await

@@ -57,6 +57,7 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, StartFrom};
+use crate::failpoint;
 use output::Output;
 
 /// Counts what a team's reveals and enrichments cost.
@@ -204,6 +205,9 @@ impl Cli {
             return schema::run(args, output);
         }
         let config = config.context("the configuration is not valid")?;
+        if let Some(place) = &config.debug.failpoint {
+            failpoint::arm(place)?;
+        }
         match self.command {
             Command::Serve(args) => {
                 let mut config = config;

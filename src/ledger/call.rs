@@ -423,6 +423,14 @@ impl<T> Reply<T> {
     }
 }
 
+/// What [`Reply::AccountLost`] means to whoever can mend it.
+pub fn account_lost(account: &str, shard: u32) -> String {
+    format!(
+        "account `{account}` is in its due set, but its hash is gone: redis has evicted or deleted it; restore its data, or stop \
+         the workers and `credit-meter rebuild --shard {shard}`"
+    )
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct StaleAccount {
     pub account: Arc<str>,

@@ -4,7 +4,7 @@ use super::batch::{Batch, Call};
 use super::lane::{Hold, Work};
 use super::report::Report;
 use super::{Answer, Effect, Pipeline};
-use crate::ledger::call::{ApplyCall, GrownDay, Note, Partition, Reply, StaleAccount};
+use crate::ledger::call::{ApplyCall, GrownDay, Note, Partition, Reply, StaleAccount, account_lost};
 use crate::ledger::once::GrownMarks;
 use crate::ledger::shard::{is_being_rebuilt, is_name_of_rebuild};
 
@@ -124,11 +124,7 @@ impl Pipeline {
             Reply::OtherGeneration(stored) => self.other_generation(shard, stored, effects),
             Reply::Torn { begun, ended } => self.torn(shard, begun, ended, effects),
             Reply::AccountLost(account) => {
-                let reason = format!(
-                    "account `{account}` is in its due set, but its hash is gone: redis has evicted or deleted it; restore \
-                     its data, or stop the workers and `credit-meter rebuild --shard {shard}`"
-                );
-                self.halt(shard, effects, reason);
+                self.halt(shard, effects, account_lost(&account, shard));
             }
             // This worker's catalogue was changed while the call was on its way.
             Reply::OtherCatalogue(stored) if stored == self.stamp.catalogue => self.send(now_ms, shard, batch, effects),

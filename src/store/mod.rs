@@ -87,6 +87,14 @@ pub enum StoreError {
 pub const BEING_REBUILT: &str = "a rebuild makes the state anew: wait until it is done; if none is running, one was interrupted: \
                                  `credit-meter rebuild` goes on from where it was";
 
+/// A shard without a fence.
+fn shard_lost(shard: u32) -> String {
+    format!(
+        "redis holds nothing of shard {shard}: if a meter has just started for the first time, ask again; else it was emptied: \
+         restore its data, or `credit-meter rebuild`"
+    )
+}
+
 impl StoreError {
     /// Its label in metrics.
     pub fn kind(&self) -> &'static str {

@@ -18,10 +18,10 @@ use super::scripts::{
 };
 use super::stored::{parse_counters, parse_days, parse_denied, parse_root, parse_shard, parse_view};
 use super::words::Fields;
-use super::{AccountState, BEING_REBUILT, DaysPage, Root, ShardState, StoreError, TakeCall, Taken};
+use super::{AccountState, BEING_REBUILT, DaysPage, Root, ShardState, StoreError, TakeCall, Taken, shard_lost};
 use crate::config::Redis;
 use crate::failpoint::{self, Failpoint};
-use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply};
+use crate::ledger::call::{Applied, ApplyCall, CommandCall, Commanded, Reply, account_lost};
 use crate::ledger::roll::RollCall;
 use crate::ledger::shard::{InitCall, InitReply, NameReply, is_name_of_rebuild};
 use crate::ledger::time::{ForgetCall, TimeCall, TimeReply};
@@ -170,11 +170,15 @@ impl RedisStore {
     }
 
     pub async fn name(&self, shard: u32, from: &str, to: &str) -> Result<NameReply, StoreError> {
-        self.run(&NameScript { shard, from, to }).await
+        let reply = self.run(&NameScript { shard, from, to }).await?;
+        failpoint::reached(Failpoint::AfterName);
+        Ok(reply)
     }
 
     pub async fn wipe_fence(&self, shard: u32) -> Result<u64, StoreError> {
-        self.run(&WipeScript { keys: vec![self.shared.keys.spell(Key::Shard(shard))] }).await
+        let wiped = self.run(&WipeScript { keys: vec![self.shared.keys.spell(Key::Shard(shard))] }).await?;
+        failpoint::reached(Failpoint::AfterFenceWiped);
+        Ok(wiped)
     }
 
     pub async fn wipe(&self, shard: u32) -> Result<u64, StoreError> {
@@ -183,10 +187,12 @@ impl RedisStore {
             wiped += self.wipe_rest(shard).await?;
             // Who has made it anew meanwhile has written behind the scan.
             match self.wipe_fence(shard).await? {
-                0 => return Ok(wiped),
+                0 => break,
                 made => wiped += made,
             }
         }
+        failpoint::reached(Failpoint::AfterWipe);
+        Ok(wiped)
     }
 
     async fn wipe_rest(&self, shard: u32) -> Result<u64, StoreError> {
@@ -215,17 +221,30 @@ impl RedisStore {
         parse_shard(&fields)
     }
 
-    /// Refused while a rebuild is under way.
+    /// Refused where it is not known: while a rebuild is under way, and where Redis has lost the shard or the account.
     pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {
-        let fence = self.shared.keys.spell(Key::Shard(self.shared.keys.shard_of(account)));
+        let keys = &self.shared.keys;
+        let shard = keys.shard_of(account);
+        let fence = keys.spell(Key::Shard(shard));
         let name: Option<String> = self.read(redis::cmd("HGET").arg(&fence).arg("generation")).await?;
-        if name.is_some_and(|name| is_name_of_rebuild(&name)) {
-            return Err(StoreError::Unfit(BEING_REBUILT.to_owned()));
+        match name {
+            None => return Err(StoreError::Unfit(shard_lost(shard))),
+            Some(name) if is_name_of_rebuild(&name) => return Err(StoreError::Unfit(BEING_REBUILT.to_owned())),
+            Some(_) => {}
         }
-        let key = self.shared.keys.spell(Key::Account(account));
-        let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(&key)).await?;
+        let key = keys.spell(Key::Account(account));
+        let mut fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(&key)).await?;
         if fields.is_empty() {
-            return Ok(None);
+            let due = keys.spell(Key::Due(shard));
+            let listed: Option<String> = self.read(redis::cmd("ZSCORE").arg(due).arg(account)).await?;
+            if listed.is_none() {
+                return Ok(None);
+            }
+            // It may have been made since.
+            fields = self.read(redis::cmd("HGETALL").arg(&key)).await?;
+            if fields.is_empty() {
+                return Err(StoreError::Unfit(account_lost(account, shard)));
+            }
         }
         let parsed = || {
             let counters = parse_counters(&fields)?.into_iter().collect();

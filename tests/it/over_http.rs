@@ -67,4 +67,12 @@ async fn balance_and_usage_are_those_of_the_command_line() {
         (status == 200 && again["balances"] == balance["balances"]).then_some(())
     })
     .await;
+
+    // An account that was lost is not one that never was.
+    let _: String = redis.tell(&["FLUSHALL"]).await;
+    for question in ["balance", "usage"] {
+        let (status, lost) = get(&running, &format!("/v1/accounts/acme/{question}")).await;
+        assert_eq!((status, &lost["error"]), (503, &json!("unavailable")), "{lost}");
+        assert!(lost["message"].as_str().expect("a text").contains("redis holds nothing of shard"), "{lost}");
+    }
 }

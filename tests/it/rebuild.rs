@@ -1,5 +1,6 @@
 //! What was lost comes back from the log, and what was published stands.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use credit_meter::ledger::outcome::Outcome;
@@ -39,6 +40,8 @@ async fn a_layout_of_an_older_program_is_refused_and_counted_anew() {
     meter.audit();
 }
 
+const ACCOUNTS: [&str; 4] = ["acme", "beta", "gamma", "delta"];
+
 async fn delete(connection: &mut MultiplexedConnection, keys: Vec<String>) {
     let _: () = redis::cmd("DEL").arg(keys).query_async(connection).await.expect("redis answers");
 }
@@ -49,11 +52,11 @@ async fn used(test: &str) -> (Topics, Meter) {
     let meter = Meter::new(&topics, CATALOGUE);
     let running = meter.start(&[]);
     running.ready().await;
-    for account in ["acme", "beta", "gamma", "delta"] {
+    for account in ACCOUNTS {
         topics.command(&put(account, "starter")).await; // 30 e-mail credits
     }
     for number in 0..40 {
-        let account = ["acme", "beta", "gamma", "delta"][number % 4];
+        let account = ACCOUNTS[number % 4];
         let mut record = reveal(account, &format!("e{number}"), 4);
         record.partition = (number % 2) as i32;
         topics.send("usage", &record).await;
@@ -76,9 +79,7 @@ fn alerts(topics: &Topics) -> Vec<Value> {
 }
 
 fn balances(meter: &Meter) -> Vec<Value> {
-    ["acme", "beta", "gamma", "delta"]
-        .map(|account| meter.json(&["balance", account, "--json"])["balances"].clone())
-        .to_vec()
+    ACCOUNTS.map(|account| meter.json(&["balance", account, "--json"])["balances"].clone()).to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,6 +182,51 @@ async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
     meter.audit();
 }
 
+/// Whoever is told that it goes on says the same again. No worker counts and nobody is shown half a count meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_killed_at_any_named_place_goes_on() {
+    let (_topics, meter) = used("rebuild-kills").await;
+    let before = balances(&meter);
+    let two = ["rebuild", "--shard", "0", "--shard", "1"];
+    let rest_given_back = format!("after_name@{}", SHARDS - 2 + 1);
+    let places = [
+        "after_fence_wiped",
+        "after_wipe",
+        "after_name",
+        "after_init",
+        "after_command",
+        "after_apply",
+        &rest_given_back,
+    ];
+    let mut waiting = None;
+    for place in places {
+        let killed = meter.run(&[&two[..], &["--set", &format!("debug.failpoint={place}")]].concat());
+        let told = String::from_utf8_lossy(&killed.stderr).into_owned();
+        assert_eq!(killed.status.signal(), Some(6), "{place}: {told}");
+        for (account, before) in ACCOUNTS.into_iter().zip(&before) {
+            let balance = meter.run(&["balance", account, "--json"]);
+            if balance.status.success() {
+                let shown: Value = serde_json::from_slice(&balance.stdout).expect("JSON");
+                assert_eq!(shown["balances"], *before, "{place}");
+            } else {
+                let told = String::from_utf8_lossy(&balance.stderr).into_owned();
+                let is_lost = told.contains("redis holds nothing of shard");
+                assert!(is_lost || told.contains("a rebuild makes the state anew"), "{place}: {told}");
+            }
+        }
+        if place == "after_init" {
+            waiting = Some(meter.start(&[]));
+        }
+        if let Some(waiting) = &waiting {
+            waiting.not_ready("a rebuild makes the state under").await;
+        }
+    }
+    meter.json(&["rebuild", "--json"]);
+    assert_eq!(balances(&meter), before);
+    waiting.expect("it was started").ready().await;
+    meter.audit();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_has_lost_a_key_is_counted_anew() {
     let (_topics, meter) = used("rebuild-shard").await;
@@ -189,6 +235,9 @@ async fn a_shard_that_has_lost_a_key_is_counted_anew() {
     let shard = store.keys().shard_of("beta");
     let mut connection = shared().await;
     delete(&mut connection, vec![store.keys().spell(Key::Account("beta"))]).await;
+    let balance = meter.run(&["balance", "beta"]);
+    let told = String::from_utf8_lossy(&balance.stderr).into_owned();
+    assert!(!balance.status.success() && told.contains("its hash is gone"), "{told}");
     meter.json(&["rebuild", "--shard", &shard.to_string(), "--json"]);
     assert_eq!(balances(&meter), before);
 
