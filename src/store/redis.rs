@@ -225,26 +225,23 @@ impl RedisStore {
     pub async fn account(&self, account: &str) -> Result<Option<AccountState>, StoreError> {
         let keys = &self.shared.keys;
         let shard = keys.shard_of(account);
-        let fence = keys.spell(Key::Shard(shard));
-        let name: Option<String> = self.read(redis::cmd("HGET").arg(&fence).arg("generation")).await?;
+        let key = keys.spell(Key::Account(account));
+        let (due, fence) = (keys.spell(Key::Due(shard)), keys.spell(Key::Shard(shard)));
+        // In this order, whatever is written meanwhile: an account is listed when it is made, and what a rebuild has deleted
+        // is not taken for what there was before it.
+        let listed: Option<String> = self.read(redis::cmd("ZSCORE").arg(due).arg(account)).await?;
+        let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(&key)).await?;
+        let name: Option<String> = self.read(redis::cmd("HGET").arg(fence).arg("generation")).await?;
         match name {
             None => return Err(StoreError::Unfit(shard_lost(shard))),
             Some(name) if is_name_of_rebuild(&name) => return Err(StoreError::Unfit(BEING_REBUILT.to_owned())),
             Some(_) => {}
         }
-        let key = keys.spell(Key::Account(account));
-        let mut fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(&key)).await?;
         if fields.is_empty() {
-            let due = keys.spell(Key::Due(shard));
-            let listed: Option<String> = self.read(redis::cmd("ZSCORE").arg(due).arg(account)).await?;
-            if listed.is_none() {
-                return Ok(None);
-            }
-            // It may have been made since.
-            fields = self.read(redis::cmd("HGETALL").arg(&key)).await?;
-            if fields.is_empty() {
-                return Err(StoreError::Unfit(account_lost(account, shard)));
-            }
+            return match listed {
+                Some(_) => Err(StoreError::Unfit(account_lost(account, shard))),
+                None => Ok(None),
+            };
         }
         let parsed = || {
             let counters = parse_counters(&fields)?.into_iter().collect();
