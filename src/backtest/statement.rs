@@ -94,10 +94,10 @@ impl<'a> Shown<'a> {
 }
 
 /// The columns of a table with a row for each cycle and credit type.
-pub fn columns() -> Vec<&'static str> {
-    let kinds = GrantKind::ALL.map(GrantKind::name);
-    let before = ["account", "plan", "cycle", "start", "end", "state", "credit_type", "granted"];
-    let after = ["used", "expired", "remaining", "overage", "denied"];
+pub fn columns() -> Vec<String> {
+    let before = ["account", "plan", "cycle", "start", "end", "state", "credit_type", "granted"].map(str::to_owned);
+    let kinds = GrantKind::ALL.map(|kind| format!("granted_{}", kind.name()));
+    let after = ["used", "expired", "remaining", "overage", "denied"].map(str::to_owned);
     [&before[..], &kinds, &after].concat()
 }
 

@@ -162,14 +162,12 @@ fn per_second(tally: &Tally, seconds: f64) -> u64 {
 }
 
 fn text(statements: &[Statement]) -> String {
-    let shown = ["account", "plan", "cycle", "start", "end", "state", "credit_type", "granted"];
-    let shown = [&shown[..], &["used", "expired", "remaining", "overage", "denied"]].concat();
     let columns = columns();
-    let places: Vec<usize> =
-        columns.iter().enumerate().filter(|(_, name)| shown.contains(name)).map(|(place, _)| place).collect();
+    let is_shown = |place: &usize| !columns[*place].starts_with("granted_");
+    let places: Vec<usize> = (0..columns.len()).filter(is_shown).collect();
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(shown.iter().map(|name| name.replace('_', " ")));
+    table.set_header(places.iter().map(|place| columns[*place].replace('_', " ")));
     for row in statements.iter().flat_map(rows) {
         table.add_row(places.iter().map(|place| &row[*place]));
     }
@@ -183,7 +181,7 @@ fn text(statements: &[Statement]) -> String {
 
 fn csv(statements: &[Statement]) -> Vec<String> {
     let line = |cells: &[&str]| cells.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(",");
-    let mut lines = vec![line(&columns())];
+    let mut lines = vec![columns().join(",")];
     for row in statements.iter().flat_map(rows) {
         lines.push(line(&row.iter().map(String::as_str).collect::<Vec<_>>()));
     }

@@ -132,7 +132,33 @@ fn time_passes_to_a_moment_and_faults_decide_only_a_strict_run() {
     // The same figures as text for programs, a row for each credit type.
     let output = backtest(&["--csv"], stdin());
     let csv = String::from_utf8(output.stdout).expect("text");
-    assert!(csv.starts_with("account,plan,cycle,start,end,state,credit_type,granted,"));
+    let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let columns = lines.next().expect("a header");
+    let rows: Vec<BTreeMap<&str, &str>> = lines.map(|cells| columns.iter().copied().zip(cells).collect()).collect();
+    let found: Value = serde_json::from_slice(&backtest(&["--json"], stdin()).stdout).expect("JSON");
+    let statements = found["statements"].as_array().expect("statements");
+    let mut expected = statements.iter().flat_map(|statement| {
+        let balances = statement["balances"].as_object().expect("balances");
+        balances.iter().map(move |(credit_type, balance)| (statement, credit_type, balance))
+    });
+    for row in &rows {
+        let (statement, credit_type, balance) = expected.next().expect("as many rows");
+        assert_eq!((row["plan"], row["credit_type"]), (statement["plan"].as_str().unwrap_or_default(), &**credit_type));
+        for column in ["granted", "used", "expired", "remaining", "overage", "denied"] {
+            let number = if balance[column].is_null() { "unlimited".to_owned() } else { balance[column].to_string() };
+            assert_eq!(row[column], number, "{column} of {row:?}");
+        }
+        let plan: Value = serde_json::from_str(row["granted_plan"]).unwrap_or_default(); // null where it is unlimited
+        assert_eq!(plan, balance["granted_by"]["plan"], "{row:?}");
+    }
+    assert!(expected.next().is_none(), "as many rows");
+    let text = String::from_utf8(backtest(&[], stdin()).stdout).expect("text");
+    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let shown: Vec<&str> = columns.iter().copied().filter(|column| !column.starts_with("granted_")).collect();
+    assert_eq!(lines.next().expect("a header"), shown.join(" ").replace('_', " ").split(' ').collect::<Vec<_>>());
+    for row in &rows {
+        assert_eq!(lines.next(), Some(shown.iter().map(|column| row[column]).collect()));
+    }
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("invalid_json, first in line 702"), "{told}");
     assert!(output.status.success());
