@@ -10,7 +10,7 @@ use credit_meter::store::keys::Key;
 use redis::aio::MultiplexedConnection;
 
 use super::{CATALOGUE, History, STEPS};
-use crate::support::redis::OwnRedis;
+use crate::support::redis::{connection, quiet};
 use crate::support::{dump, own_prefix};
 
 const HISTORIES: u64 = 20;
@@ -20,14 +20,12 @@ type Snapshot = BTreeMap<String, Vec<u8>>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_meets_a_key_of_another_type_writes_nothing() {
-    // It looks through all keys some ten thousand times: those of other tests are not among them.
-    let redis = OwnRedis::start(&[]);
-    let mut connection = redis.connection().await;
+    let mut connection = connection(&quiet()).await;
     let catalogue = Catalogue::parse(CATALOGUE).expect("it is good");
     let mut refused: BTreeMap<(&str, String), u64> = BTreeMap::new();
     for seed in 0..HISTORIES {
         let prefix = own_prefix("poison");
-        let store = crate::support::redis::store(&redis.url(), &prefix, 1);
+        let store = crate::support::redis::store(&quiet(), &prefix, 1);
         let mut history = History::new(seed, &catalogue, &prefix, store).await;
         history.poisons = Some((connection.clone(), prefix.clone()));
         for step in 0..STEPS {

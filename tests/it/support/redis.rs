@@ -35,6 +35,11 @@ pub fn store_by(url: &str, password: Option<&str>, prefix: &str, shards: u32) ->
     RedisStore::new(&redis).expect("an address")
 }
 
+/// The shared Redis' database for tests that look through all keys thousands of times: other tests leave theirs in the first.
+pub fn quiet() -> String {
+    format!("{}/1", service("REDIS_URL").trim_end_matches('/'))
+}
+
 /// A connection to the Redis that all tests share.
 pub async fn shared() -> MultiplexedConnection {
     connection(&service("REDIS_URL")).await

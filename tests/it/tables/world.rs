@@ -18,8 +18,8 @@ use redis::aio::MultiplexedConnection;
 
 use super::{LATE_AFTER_MS, NOON_MS};
 use crate::lua_vs_ledger::without_answer;
-use crate::support::redis::shared;
-use crate::support::{dump, own_prefix, service};
+use crate::support::redis::{connection, quiet};
+use crate::support::{dump, own_prefix};
 
 pub struct World<'a> {
     pub catalogue: &'a Catalogue,
@@ -83,12 +83,12 @@ pub fn same<T: PartialEq + std::fmt::Debug>(stored: T, expected: T) -> Result<T,
 impl<'a> World<'a> {
     pub async fn new(catalogue: &'a Catalogue) -> World<'a> {
         let prefix = own_prefix("table");
-        let store = crate::support::redis::store(&service("REDIS_URL"), &prefix, 1);
+        let store = crate::support::redis::store(&quiet(), &prefix, 1);
         let partitions = [Partition::COMMANDS, Partition::usage(0), Partition::usage(1)];
         let mut world = World {
             catalogue,
             store,
-            redis: shared().await,
+            redis: connection(&quiet()).await,
             keys: Keys::new(&prefix, 1),
             prefix,
             shard: Shard::default(),
