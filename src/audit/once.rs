@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::fold::Folded;
-use super::recorded::Decision;
 use super::resolve::{Ended, Priced, Reading, Resolver};
 use super::voids;
 use crate::ledger::call::Partition;
@@ -166,10 +165,11 @@ fn ways(resolver: &Resolver<'_>, events: &[&Asking], set: &BTreeSet<Mark>) -> Wa
         for (event, reading) in events.iter().zip(&chosen) {
             let decided = event.readings.get(*reading).map_or(&[][..], |reading| reading);
             for ((attempt, mark), decided) in event.attempts.iter().zip(&event.marks).zip(decided) {
-                let denied = matches!(attempt.decision, Some(Decision::Denied(_)));
+                let ended = resolver.ended(attempt, *decided);
+                let took_nothing = attempt.decision.is_some() && ended.charged == Credits::ZERO;
                 match mark.filter(|_| resolver.asks_once(*decided)) {
-                    Some(mark) if !denied => asking.entry(mark).or_default().push(attempt.by(*decided)),
-                    _ => others.ended.push((attempt.by(*decided), resolver.ended(attempt, *decided))),
+                    Some(mark) if !took_nothing => asking.entry(mark).or_default().push(attempt.by(*decided)),
+                    _ => others.ended.push((attempt.by(*decided), ended)),
                 }
             }
         }
@@ -213,7 +213,7 @@ pub fn next(chosen: &mut [usize], events: &[&Asking]) -> bool {
     false
 }
 
-/// Which of the attempts that were decided, and not denied, may be the one that was charged whole (`None`: none was, since
+/// Which of the attempts that were decided, and took something, may be the one that was charged whole (`None`: none was, since
 /// one that was capped came first).
 ///
 /// One that was capped took what was left, and its message stands. After a fall-back another of another partition may be

@@ -586,6 +586,9 @@ fn what_was_denied_frees_nothing_and_what_was_capped_does() {
         "total usage:0 free",
         "total usage:0 charged",
     ]);
+    // With nothing left it took nothing, and the next one is charged.
+    let nothing = Case::new(&["0@1 phone-a1 3", "0@2 phone-a2 1"]).denied("0@1 phone-a1 capped 6 6").marked(1);
+    nothing.stored(2, 2, &[(0, Capped, 1), (0, Charged, 1)]).agrees();
     // Another partition's was free, or charged after a fall-back and before the capped one was read again.
     capped(&["1@1 phone-a3 1"]).stored(1, 3, &[(0, Capped, 1), (0, Free, 1), (1, Free, 1)]).agrees();
     capped(&["1@1 phone-a3 1"]).stored(3, 3, &[(0, Capped, 1), (0, Free, 1), (1, Charged, 1)]).agrees();

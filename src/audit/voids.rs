@@ -187,7 +187,7 @@ impl Search<'_> {
             return self.ends(state, *attempt, Ended::VOIDED);
         }
         if takes {
-            let mark = step.mark.filter(|_| !is_marked);
+            let mark = step.mark.filter(|_| !is_marked && ended.charged > Credits::ZERO);
             mark.map(|mark| state.marks.insert(mark));
             if class.voidable {
                 let (dated_ms, user) = (attempt.kept.dated_ms(), attempt.kept.user);

@@ -29,7 +29,7 @@ pub struct GrantArgs {
     /// Smaller ones burn first; plan and add-ons have 100
     #[arg(long, default_value_t = PRIORITY_DEFAULT, value_parser = value_parser!(u32).range(..=i64::from(PRIORITY_MAX)))]
     pub priority: u32,
-    /// When the credits can be used, for instance 2026-01-31T00:00:00Z [default: at once]
+    /// When the credits can be used, for instance 2026-01-31T00:00:00Z [default: at once, as for a time that has passed]
     #[arg(long, value_name = "TIME", value_parser = values::instant)]
     pub effective_at: Option<String>,
     /// When what is left of them expires [default: the end of the cycle in which they begin]

@@ -236,7 +236,7 @@ impl Shard {
         count_charged(&mut self.members, &group.account, count, verdict, cost);
         let day = self.count_usage(group, event, class, verdict, cost);
         if let Verdict::Charged | Verdict::Capped = verdict {
-            let set = mark.filter(|_| !is_marked);
+            let set = mark.filter(|_| !is_marked && cost > Credits::ZERO);
             if let Some((cycle, mark)) = set {
                 self.set_mark(group, cycle, mark);
             }

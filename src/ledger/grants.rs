@@ -2,8 +2,8 @@
 //!
 //! What the plan and the add-ons give in a cycle is one pool a credit type; each top-up and promo is a lot of its own.
 //! Charges are added up as they come, and taken from pool and lots only where it matters from which: when a lot begins,
-//! ends, is added or voided, and at the end of a cycle. In between the order of burning moves no sum that anyone sees, so
-//! settling late gives what settling at once would (`settling_late_is_settling_at_once`).
+//! ends, is added or voided, what was charged is given back, and at the end of a cycle. In between the order of burning
+//! moves no sum that anyone sees, so settling late gives what settling at once would (`settling_late_is_settling_at_once`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -144,6 +144,8 @@ pub struct Lot {
     pub credit_type: String,
     /// At the last settling.
     pub left: Credits,
+    /// What settlings of the open cycle have taken from it: a void brings it back.
+    pub used: Credits,
     pub priority: u32,
     pub effective_ms: i64,
     /// `None`: at the end of the cycle in which it begins.
@@ -185,6 +187,10 @@ impl Lot {
                 time_ms => Some(time_ms.parse().ok()?),
             },
             begun: words.next()? == "begun",
+            used: match words.next() {
+                None => Credits::ZERO,
+                Some(thousandths) => Credits::from_thousandths(thousandths.parse().ok()?),
+            },
             command_id: String::new(),
         })
     }
@@ -202,7 +208,8 @@ impl fmt::Display for Lot {
             self.left.thousandths(),
             self.priority,
             self.effective_ms,
-        )
+        )?;
+        if self.used == Credits::ZERO { Ok(()) } else { write!(f, " {}", self.used.thousandths()) }
     }
 }
 
@@ -251,7 +258,43 @@ impl Account {
             let taken = open.min(*left);
             *left = *left - taken;
             open = open - taken;
+            if let Source::Lot(created) = source {
+                self.lots.get_mut(&created).expect("it is in the order").used += taken;
+            }
         }
+    }
+
+    /// Gives back what was charged: where nothing was granted for it, that is covered first, the rest is again in what burns last.
+    /// So pool and lots are as if it had never been charged, unless one of them has come, grown or ended since: what was taken
+    /// from one that is gone comes back to the pool.
+    pub fn refund(&mut self, credit_type: &str, amount: Credits) {
+        // What it comes back to must not depend on when something else was settled.
+        self.settle(credit_type);
+        let counter = self.counters.entry(credit_type.to_owned()).or_default();
+        counter.charged = counter.charged - amount;
+        let counter = *counter;
+        let Amount::Limited(granted) = counter.granted else { return };
+        let order = self.burn_order(credit_type);
+        let left = order.iter().fold(Credits::ZERO, |sum, source| sum + *self.left_of(credit_type, *source));
+        let mut back = (granted - counter.expired - counter.charged - left).max(Credits::ZERO);
+        for source in order.into_iter().rev() {
+            let given = match source {
+                Source::Pool => {
+                    let pool = self.pools.entry(credit_type.to_owned()).or_default();
+                    let given = back.min(pool.granted.own() - pool.left.min(pool.granted.own()));
+                    pool.left += given;
+                    given
+                }
+                Source::Lot(created) => {
+                    let lot = self.lots.get_mut(&created).expect("it is in the order");
+                    let given = back.min(lot.used);
+                    (lot.left, lot.used) = (lot.left + given, lot.used - given);
+                    given
+                }
+            };
+            back = back - given;
+        }
+        *self.left_of(credit_type, Source::Pool) += back;
     }
 
     /// Lots of a type in force at a time before the open cycle, in the order in which they burn.
@@ -294,6 +337,14 @@ mod tests {
         account.lots.insert(created, lot.clone());
     }
 
+    #[derive(Clone, Debug)]
+    enum Op {
+        Add(Lot),
+        Charge(i64),
+        Refund(i64),
+        Adjust(i64),
+    }
+
     fn charge(account: &mut Account, credits: i64) {
         account.counters.get_mut("email").unwrap().charged += Credits::whole(credits);
     }
@@ -306,6 +357,7 @@ mod tests {
                 kind: if promo { GrantKind::Promo } else { GrantKind::Topup },
                 credit_type: "email".into(),
                 left: Credits::whole(left),
+                used: Credits::ZERO,
                 priority,
                 effective_ms,
                 expires_ms,
@@ -318,17 +370,20 @@ mod tests {
     proptest! {
         #[test]
         fn settling_late_is_settling_at_once(ops in prop::collection::vec(prop_oneof![
-            (1i64..6).prop_map(Err),
-            lot().prop_map(Ok),
+            3 => (1i64..6).prop_map(Op::Charge),
+            1 => (1i64..6).prop_map(Op::Refund),
+            1 => (1i64..6).prop_map(Op::Adjust),
+            3 => lot().prop_map(Op::Add),
         ], 1..30)) {
-            let (mut late, mut at_once) = (account(), account());
+            let (mut late, mut at_once, mut charged) = (account(), account(), 0);
             for (created, op) in (0..).zip(ops) {
                 match op {
-                    Ok(lot) => {
+                    Op::Add(lot) => {
                         add(&mut late, created, &lot);
                         add(&mut at_once, created, &lot);
                     }
-                    Err(credits) => {
+                    Op::Charge(credits) => {
+                        charged += credits;
                         charge(&mut late, credits);
                         // One credit after the other, each taken at once.
                         for _ in 0..credits {
@@ -336,34 +391,80 @@ mod tests {
                             at_once.settle("email");
                         }
                     }
+                    Op::Refund(credits) => {
+                        let credits = credits.min(charged);
+                        charged -= credits;
+                        late.refund("email", Credits::whole(credits));
+                        at_once.refund("email", Credits::whole(credits));
+                    }
+                    Op::Adjust(credits) => {
+                        for account in [&mut late, &mut at_once] {
+                            account.settle("email");
+                            let amount = Amount::Limited(Credits::whole(credits));
+                            account.grant("email", GrantKind::Adjusted, amount).unwrap();
+                        }
+                        at_once.settle("email"); // it covers overage
+                    }
                 }
             }
             late.settle("email");
             at_once.settle("email");
             prop_assert_eq!(late, at_once);
         }
+
+        #[test]
+        fn what_is_taken_back_was_never_taken(
+            lots in prop::collection::vec(lot(), 0..4),
+            charges in prop::collection::vec((1i64..8, any::<bool>()), 1..12),
+            voided in any::<prop::sample::Index>(),
+            comes_after in any::<prop::sample::Index>(),
+        ) {
+            let (mut with, mut without) = (account(), account());
+            for (created, lot) in (0..).zip(&lots) {
+                add(&mut with, created, lot);
+                add(&mut without, created, lot);
+            }
+            let voided = voided.index(charges.len());
+            let comes_after = comes_after.index(charges.len()).max(voided);
+            for (index, (credits, settles)) in charges.iter().enumerate() {
+                charge(&mut with, *credits);
+                if *settles {
+                    with.settle("email");
+                }
+                if index != voided {
+                    charge(&mut without, *credits);
+                }
+                if index == comes_after {
+                    with.refund("email", Credits::whole(charges[voided].0));
+                }
+            }
+            with.settle("email");
+            without.settle("email");
+            prop_assert_eq!(with, without);
+        }
     }
 
     #[test]
     fn grants_burn_in_their_order() {
         // What is left of the plan's 10 and of the two lots after 12 were charged.
-        let check =
-            |first: (GrantKind, u32, i64, Option<i64>), second: (GrantKind, u32, i64, Option<i64>), left: [i64; 3]| {
-                let mut account = account();
-                for (created, (kind, priority, effective_ms, expires_ms)) in (1..).zip([first, second]) {
-                    let command_id = format!("c{created}");
-                    let (credit_type, left, begun) = ("email".to_owned(), Credits::whole(10), true);
-                    add(
-                        &mut account,
-                        created,
-                        &Lot { kind, credit_type, left, priority, effective_ms, expires_ms, begun, command_id },
-                    );
-                }
-                charge(&mut account, 12);
-                account.settle("email");
-                let seen = [account.pools["email"].left, account.lots[&1].left, account.lots[&2].left];
-                assert_eq!(seen, left.map(Credits::whole), "{first:?} {second:?}");
-            };
+        let check = |first: (GrantKind, u32, i64, Option<i64>),
+                     second: (GrantKind, u32, i64, Option<i64>),
+                     left: [i64; 3]| {
+            let mut account = account();
+            for (created, (kind, priority, effective_ms, expires_ms)) in (1..).zip([first, second]) {
+                let command_id = format!("c{created}");
+                let (credit_type, left, used, begun) = ("email".to_owned(), Credits::whole(10), Credits::ZERO, true);
+                add(
+                    &mut account,
+                    created,
+                    &Lot { kind, credit_type, left, used, priority, effective_ms, expires_ms, begun, command_id },
+                );
+            }
+            charge(&mut account, 12);
+            account.settle("email");
+            let seen = [account.pools["email"].left, account.lots[&1].left, account.lots[&2].left];
+            assert_eq!(seen, left.map(Credits::whole), "{first:?} {second:?}");
+        };
         use GrantKind::{Promo, Topup};
         // kind priority begins ends | left of plan, first, second
         check((Topup, 100, 5, Some(2_000)), (Topup, 100, 5, Some(1_500)), [0, 10, 8]); // sooner end

@@ -2,8 +2,8 @@
 //! contact, or company, are free.
 //!
 //! A *mark* is the hash of action and contact. It is set by an event that was charged, and by no other: one that was
-//! denied took nothing, so the next one is judged. Each cycle has its own, also once it is closed; an account keeps them
-//! as it keeps identities (`day.rs`), and forgets them with the cycle.
+//! denied, or capped with nothing left, took nothing, so the next one is judged. Each cycle has its own, also once it is
+//! closed; an account keeps them as it keeps identities (`day.rs`), and forgets them with the cycle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -253,7 +253,8 @@ impl Taker<'_> {
             // The next cycle begins with what goes on.
             let mut granted = Granted::default();
             granted.add(GrantKind::Carried, Amount::Limited(carried));
-            for lot in self.account.lots.values().filter(|lot| lot.begun && lot.credit_type == credit_type) {
+            for lot in self.account.lots.values_mut().filter(|lot| lot.begun && lot.credit_type == credit_type) {
+                lot.used = Credits::ZERO;
                 granted.add(lot.kind, Amount::Limited(lot.left));
             }
             let Amount::Limited(moved) = granted.total() else { unreachable!("lots are limited") };

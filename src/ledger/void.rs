@@ -6,8 +6,8 @@
 //! before its event waits for it, and the event then takes nothing. The ledger topic tells of each that gave something back, and
 //! of each that found nothing charged: that may wait for ever.
 //!
-//! What comes back to the open cycle covers overage first; what was taken from grants already comes back to the cycle's own
-//! credits, which end with it. A closed cycle lets it expire, and its statement is restated.
+//! What comes back to the open cycle covers overage first, then it is again in what burns last. A closed cycle lets it expire,
+//! and its statement is restated.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -249,18 +249,8 @@ impl Account {
     /// Gives back what was charged to the open cycle; what remained before, and remains now.
     fn refund_now(&mut self, credit_type: &str, amount: Credits) -> super::shard::Remaining {
         let before = self.counters.get(credit_type).copied().unwrap_or_default();
-        let counter = self.counters.entry(credit_type.to_owned()).or_default();
-        counter.charged = counter.charged - amount;
-        let counter = *counter;
-        if let Amount::Limited(granted) = counter.granted {
-            let unused = granted - counter.expired - counter.charged;
-            let lots = self.lots.values().filter(|lot| lot.begun && lot.credit_type == credit_type);
-            let lots = lots.fold(Credits::ZERO, |sum, lot| sum + lot.left);
-            let pool = self.pools.entry(credit_type.to_owned()).or_default();
-            // What was not settled is taken from nothing yet.
-            pool.left = pool.left.max(unused - lots);
-        }
-        (before.remaining(), counter.remaining())
+        self.refund(credit_type, amount);
+        (before.remaining(), self.counters[credit_type].remaining())
     }
 
     /// Gives back what was charged to a closed cycle: what exceeds its overage expires there, for late use to take.

@@ -162,14 +162,14 @@ local function lot_from(line)
   local list = words(line)
   return {
     kind = list[1], credit_type = list[2], left = tonumber(list[3]), priority = tonumber(list[4]),
-    effective = tonumber(list[5]), expires = tonumber(list[6]), begun = list[7] == 'begun',
+    effective = tonumber(list[5]), expires = tonumber(list[6]), begun = list[7] == 'begun', used = tonumber(list[8] or 0),
   }
 end
 
 local function lot_text(lot)
   return table.concat({
     lot.kind, lot.credit_type, text(lot.left), text(lot.priority), text(lot.effective),
-    lot.expires and text(lot.expires) or '-', lot.begun and 'begun' or 'waits',
+    lot.expires and text(lot.expires) or '-', lot.begun and 'begun' or 'waits', lot.used > 0 and text(lot.used) or nil,
   }, ' ')
 end
 
@@ -425,6 +425,7 @@ local function settle(account, credit_type)
   for _, source in ipairs(order) do
     local taken = math.min(open, source[6].left)
     source[6].left = source[6].left - taken
+    source[6].used = source[6].used and source[6].used + taken
     open = open - taken
   end
 end

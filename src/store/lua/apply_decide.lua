@@ -157,7 +157,7 @@ local function one_by_one(group, counter, rows)
           c.starved = c.starved or reason == 2 or reason == 3
         end
       end
-      local is_set = mark and (not reason or reason == 4) and not once.known[mark]
+      local is_set = mark and (not reason or reason == 4) and cost > uncovered and not once.known[mark]
       if is_set then
         once.known[mark], once.added[mark] = true, true
       end

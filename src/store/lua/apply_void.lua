@@ -136,21 +136,29 @@ function charges.counter_in_hand(group, counter, credit_type)
   return t, counter[t]
 end
 
--- What was not taken from grants yet is taken from none; the rest comes back to the cycle's own credits.
+-- Gives back what was charged, first to what burns last; what was taken from a lot that is gone comes back to the pool.
+-- Mirrors ledger/grants.rs.
 function charges.refund_now(group, c, credit_type, cost)
+  local account = whole_account(group)
+  local stored, pool = counter_of(account, credit_type), pool_of(account, credit_type)
+  stored.charged = c.charged
+  settle(account, credit_type)
   c.charged = c.charged - cost
   if not c.granted then
     return
   end
-  local account = whole_account(group)
-  local lots = 0
-  for _, lot in pairs(account.lots) do
-    if lot.begun and lot.credit_type == credit_type then
-      lots = lots + lot.left
-    end
+  local order, back = burn_order(account, credit_type), c.granted - c.expired - c.charged
+  for _, source in ipairs(order) do
+    back = back - source[6].left
   end
-  local pool = pool_of(account, credit_type)
-  pool.left = math.max(pool.left, c.granted - c.expired - c.charged - lots)
+  back = math.max(0, back)
+  for i = #order, 1, -1 do
+    local source = order[i][6]
+    local given = math.min(back, source.used or math.max(0, own_total(pool.granted) - pool.left))
+    source.left, back = source.left + given, back - given
+    source.used = source.used and source.used - given
+  end
+  pool.left = pool.left + back
 end
 
 -- What exceeds the overage of a closed cycle expires there, for late use to take.

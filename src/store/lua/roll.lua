@@ -159,6 +159,7 @@ local function close(account, cycle_text, plan, overage, carry_over, opens)
     local moved = carried
     for _, lot in pairs(account.lots) do
       if lot.begun and lot.credit_type == credit_type then
+        lot.used = 0
         granted[lot.kind] = granted[lot.kind] + lot.left
         moved = moved + lot.left
       end

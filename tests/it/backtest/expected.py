@@ -358,7 +358,7 @@ class Account:
         outcome, charge = judge(entitled, cost, counted.total() is None, remaining, over, overage)
         if outcome == "denied":
             counted.denied += 1
-        elif mark:
+        elif mark and charge > 0:
             self.marks.add(mark)
         counted.charged += charge
         if number is None:
