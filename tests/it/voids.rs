@@ -220,6 +220,35 @@ async fn voids_and_retries_in_any_order_while_workers_die() {
     assert_eq!(report["mismatches"], json!(1), "{report}");
 }
 
+/// An adjustment and an add-on in between settle what was used.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_top_up_gave_is_in_it_again() {
+    let topics = Topics::create("void-top-up", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("acme", "team")).await; // 10 e-mail credits
+    let next_year = (Utc::now() + chrono::TimeDelta::days(365)).to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    meter.json(&["grant", "acme", "--type", "email", "--amount", "20", "--expires-at", &next_year, "--json"]);
+    let events =
+        [10, 5].map(|number| event("acme", &format!("e{number}"), "reveal_email", json!({ "quantity": number })));
+    for event in &events {
+        send(&topics, 0, event).await;
+    }
+    meter.caught_up(&topics).await;
+    let left = || meter.json(&["balance", "acme", "--json"])["grants"][0]["left"].clone();
+    assert_eq!(left(), 15);
+    meter.json(&["adjust", "acme", "--type", "email", "--amount", "-1", "--reason", "a wrong number", "--json"]);
+    assert_eq!(left(), 14);
+    meter.json(&["addon", "set", "acme", "email=2", "--json"]);
+    send(&topics, 0, &void(&events[1], "v1")).await;
+    meter.caught_up(&topics).await;
+    assert_eq!(left(), 19);
+    let email = meter.json(&["balance", "acme", "--json"])["balances"]["email"].clone();
+    assert_eq!((&email["used"], &email["remaining"]), (&json!(11), &json!(21)), "{email}");
+    meter.audit();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_void_whose_day_is_forgotten_is_too_late() {
     let topics = Topics::stamped("void-late", 1, "CreateTime").await;
