@@ -131,6 +131,59 @@ fn a_backtest_comes_to_what_records_come_to_one_by_one() {
     assert!(often.iter().all(|what| met.get(what).is_some_and(|times| *times >= SEEDS / 4)), "{met:?}");
 }
 
+/// 35 of 30 and a top-up of 20 were used in January; the last 5 are taken back.
+#[test]
+fn what_a_void_brings_back_is_there_whatever_came_between() {
+    let line = |kind: &str, id: &str, time: &str, data: &str| {
+        format!(
+            "{{\"specversion\":\"1.0\",\"type\":\"credits.{kind}.v1\",\"id\":\"{id}\",\"source\":\"s\",\"subject\":\"a\",\
+             \"time\":\"2026-{time}Z\",\"data\":{{{data}}}}}\n"
+        )
+    };
+    let grant = |credit_type: &str, kind: &str, ends: &str| {
+        format!("\"credit_type\":\"{credit_type}\",\"amount\":20,\"kind\":\"{kind}\",\"expires_at\":\"2026-{ends}Z\"")
+    };
+    let void = "\"source\":\"s\",\"id\":\"e2\",\"time\":\"2026-01-30T00:00:00Z\",\"action\":\"reveal\"";
+    let put = |addons: &str| {
+        line("account.put", "put", "01-02T00:00:00", &format!("\"plan\":\"small\",\"anchor\":\"2026-01-01\"{addons}"))
+    };
+    let before = [
+        put(""),
+        line("grant", "top-up", "01-03T00:00:00", &grant("email", "topup", "06-01T00:00:00")),
+        line("usage", "e1", "01-29T00:00:00", "\"action\":\"reveal\",\"quantity\":30"),
+        line("usage", "e2", "01-30T00:00:00", "\"action\":\"reveal\",\"quantity\":5"),
+    ];
+    let adjust = |amount: i64| {
+        let data = format!("\"credit_type\":\"email\",\"amount\":{amount},\"reason\":\"r\"");
+        line("adjust", "adjust", "01-30T12:00:00", &data)
+    };
+    let addon = line(
+        "account.put",
+        "again",
+        "01-30T12:00:00",
+        "\"plan\":\"small\",\"anchor\":\"2026-01-01\",\"addons\":[{\"credit_type\":\"email\",\"amount\":1}]",
+    );
+    let other = line("grant", "other", "01-30T06:00:00", &grant("phone", "promo", "01-30T12:00:00"));
+    // What came between, when the void came, what of the top-up goes on into February.
+    for (between, voided, goes_on) in [
+        (String::new(), "01-31T00:00:00", 20),
+        (other, "01-31T00:00:00", 20), // a promo of another type that has ended
+        (adjust(-1), "01-31T00:00:00", 19),
+        (adjust(1), "01-31T00:00:00", 20),
+        (addon, "01-31T00:00:00", 20),
+        (String::new(), "02-01T12:00:00", 20), // after the renewal
+    ] {
+        let void = line("usage.void", "v", voided, void);
+        let (statements, _) =
+            backtest(&[&before.concat(), &*between, &void, &line("tick", "t", "02-03T00:00:00", "")].concat());
+        let of = |cycle: i64, field: &str| statements[&("a".to_owned(), cycle)]["balances"]["email"][field].clone();
+        let seen =
+            (of(0, "remaining"), of(1, "granted_by")["topup"].clone(), of(1, "remaining").as_i64().unwrap() - 30);
+        let addons = i64::from(between.contains("addons"));
+        assert_eq!(seen, (goes_on.into(), goes_on.into(), goes_on + addons), "{between}{voided}");
+    }
+}
+
 type Statements = BTreeMap<(String, i64), Value>;
 
 fn backtest(text: &str) -> (Statements, Tally) {

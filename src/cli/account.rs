@@ -394,7 +394,7 @@ mod tests {
             kind: GrantKind::Topup,
             credit_type: "email".into(),
             left: Credits::from_thousandths(1500),
-            used: Credits::ZERO,
+            used: Default::default(),
             priority: 100,
             effective_ms: 1_772_236_800_000,
             expires_ms: None,

@@ -124,7 +124,7 @@ mod tests {
             kind: GrantKind::Topup,
             credit_type: "phone".into(),
             left: Credits::whole(left),
-            used: Credits::ZERO,
+            used: Default::default(),
             priority: 100,
             effective_ms: 1_772_236_800_000,
             expires_ms,

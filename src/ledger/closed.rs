@@ -108,16 +108,47 @@ impl Account {
         closed.restate = true;
         let mut open = cost - spare;
         for created in lots {
-            let lot = self.lots.get_mut(created).expect("it is in force");
-            let taken = open.min(lot.left);
+            let taken = open.min(self.lots[created].left);
             open = open - taken;
-            lot.left = lot.left - taken;
-            let kind = lot.kind;
-            self.move_back(number, credit_type, kind, taken);
+            self.take_late(number, *created, taken);
         }
     }
 
-    /// Credits of a lot that had gone on from a closed cycle are used there after all.
+    /// Gives back what was charged to a closed cycle: what exceeds its overage is again in the lots that it was taken from, as
+    /// far as they live; the rest expires there, for late use to take.
+    pub fn refund_late(&mut self, number: i32, credit_type: &str, amount: Credits) {
+        let closed = self.closed.get_mut(&number).expect("the call was refused if it is kept no more");
+        closed.restate = true;
+        let counter = closed.counters.entry(credit_type.to_owned()).or_default();
+        let mut back = amount - amount.min(counter.overage());
+        counter.charged = counter.charged - amount;
+        if counter.granted.total() == Amount::Unlimited {
+            return;
+        }
+        // What the open cycle takes comes from what there was before.
+        self.settle(credit_type);
+        for created in self.lots_used_in(number, credit_type) {
+            let used = self.lots[&created].used[&number];
+            let Amount::Limited(given) = self.fitting(credit_type, Amount::Limited(back.min(used))) else {
+                unreachable!("it is limited")
+            };
+            back = back - given;
+            self.take_late(number, created, Credits::ZERO - given);
+        }
+        let closed = self.closed.get_mut(&number).expect("it was there above");
+        let counter = closed.counters.get_mut(credit_type).expect("it was there above");
+        (counter.expired, counter.spare) = (counter.expired + back, counter.spare + back);
+    }
+
+    /// A closed cycle takes credits of a lot that went on from it; below zero, gives them back.
+    fn take_late(&mut self, number: i32, created: i64, taken: Credits) {
+        let lot = self.lots.get_mut(&created).expect("it is in force");
+        lot.take(number, taken);
+        let (credit_type, kind) = (lot.credit_type.clone(), lot.kind);
+        self.move_back(number, &credit_type, kind, taken);
+    }
+
+    /// Credits of a lot that had gone on from a closed cycle are used there after all; below zero, they go on after all.
     fn move_back(&mut self, number: i32, credit_type: &str, kind: GrantKind, taken: Credits) {
         if taken == Credits::ZERO {
             return;

@@ -188,7 +188,7 @@ fn grant(catalogue: &Catalogue, account: &AccountView, command: &Command, body: 
         kind: body.kind,
         credit_type: body.credit_type.clone(),
         left: body.amount,
-        used: Credits::ZERO,
+        used: Default::default(),
         priority: body.priority,
         effective_ms,
         expires_ms: body.expires_ms,

@@ -144,8 +144,8 @@ pub struct Lot {
     pub credit_type: String,
     /// At the last settling.
     pub left: Credits,
-    /// What settlings of the open cycle have taken from it: a void brings it back.
-    pub used: Credits,
+    /// What was taken from it, by the number of each cycle that is open or kept: a void brings it back.
+    pub used: BTreeMap<i32, Credits>,
     pub priority: u32,
     pub effective_ms: i64,
     /// `None`: at the end of the cycle in which it begins.
@@ -187,12 +187,28 @@ impl Lot {
                 time_ms => Some(time_ms.parse().ok()?),
             },
             begun: words.next()? == "begun",
-            used: match words.next() {
-                None => Credits::ZERO,
-                Some(thousandths) => Credits::from_thousandths(thousandths.parse().ok()?),
-            },
+            used: BTreeMap::new(),
             command_id: String::new(),
         })
+    }
+
+    /// The stored form of [`Lot::used`], which stands apart too: `<cycle>:<thousandths>`, and a space between.
+    pub fn parse_used(text: &str) -> Option<BTreeMap<i32, Credits>> {
+        let used = |word: &str| {
+            let (cycle, thousandths) = word.split_once(':')?;
+            Some((cycle.parse().ok()?, Credits::from_thousandths(thousandths.parse().ok()?)))
+        };
+        text.split(' ').map(used).collect()
+    }
+
+    /// Counts what a cycle takes from it; below zero, what comes back to it.
+    pub fn take(&mut self, cycle: i32, amount: Credits) {
+        self.left = self.left - amount;
+        let used = self.used.entry(cycle).or_default();
+        *used += amount;
+        if *used == Credits::ZERO {
+            self.used.remove(&cycle);
+        }
     }
 }
 
@@ -208,8 +224,7 @@ impl fmt::Display for Lot {
             self.left.thousandths(),
             self.priority,
             self.effective_ms,
-        )?;
-        if self.used == Credits::ZERO { Ok(()) } else { write!(f, " {}", self.used.thousandths()) }
+        )
     }
 }
 
@@ -252,14 +267,14 @@ impl Account {
         let order = self.burn_order(credit_type);
         let left = order.iter().fold(Credits::ZERO, |sum, source| sum + *self.left_of(credit_type, *source));
         let settled = granted - counter.expired - left;
-        let mut open = counter.charged - settled;
+        let (cycle, mut open) = (self.cycle.number, counter.charged - settled);
         for source in order {
             let left = self.left_of(credit_type, source);
             let taken = open.min(*left);
-            *left = *left - taken;
             open = open - taken;
-            if let Source::Lot(created) = source {
-                self.lots.get_mut(&created).expect("it is in the order").used += taken;
+            match source {
+                Source::Pool => *left = *left - taken,
+                Source::Lot(created) => self.lots.get_mut(&created).expect("it is in the order").take(cycle, taken),
             }
         }
     }
@@ -274,7 +289,7 @@ impl Account {
         counter.charged = counter.charged - amount;
         let counter = *counter;
         let Amount::Limited(granted) = counter.granted else { return };
-        let order = self.burn_order(credit_type);
+        let (cycle, order) = (self.cycle.number, self.burn_order(credit_type));
         let left = order.iter().fold(Credits::ZERO, |sum, source| sum + *self.left_of(credit_type, *source));
         let mut back = (granted - counter.expired - counter.charged - left).max(Credits::ZERO);
         for source in order.into_iter().rev() {
@@ -287,14 +302,23 @@ impl Account {
                 }
                 Source::Lot(created) => {
                     let lot = self.lots.get_mut(&created).expect("it is in the order");
-                    let given = back.min(lot.used);
-                    (lot.left, lot.used) = (lot.left + given, lot.used - given);
+                    let given = back.min(lot.used.get(&cycle).copied().unwrap_or_default());
+                    lot.take(cycle, Credits::ZERO - given);
                     given
                 }
             };
             back = back - given;
         }
         *self.left_of(credit_type, Source::Pool) += back;
+    }
+
+    /// Lots of a type from which a cycle has taken something, the last burnt first.
+    pub fn lots_used_in(&self, cycle: i32, credit_type: &str) -> Vec<i64> {
+        let used = |source: Source| match source {
+            Source::Lot(created) => Some(created).filter(|created| self.lots[created].used.contains_key(&cycle)),
+            Source::Pool => None,
+        };
+        self.burn_order(credit_type).into_iter().rev().filter_map(used).collect()
     }
 
     /// Lots of a type in force at a time before the open cycle, in the order in which they burn.
@@ -357,7 +381,7 @@ mod tests {
                 kind: if promo { GrantKind::Promo } else { GrantKind::Topup },
                 credit_type: "email".into(),
                 left: Credits::whole(left),
-                used: Credits::ZERO,
+                used: BTreeMap::new(),
                 priority,
                 effective_ms,
                 expires_ms,
@@ -453,7 +477,7 @@ mod tests {
             let mut account = account();
             for (created, (kind, priority, effective_ms, expires_ms)) in (1..).zip([first, second]) {
                 let command_id = format!("c{created}");
-                let (credit_type, left, used, begun) = ("email".to_owned(), Credits::whole(10), Credits::ZERO, true);
+                let (credit_type, left, used, begun) = ("email".to_owned(), Credits::whole(10), BTreeMap::new(), true);
                 add(
                     &mut account,
                     created,

@@ -175,6 +175,9 @@ impl Taker<'_> {
                 if all_named && self.account.closed.get(number).is_some_and(over) {
                     self.account.closed.remove(number);
                     self.account.marks.remove(number);
+                    for lot in self.account.lots.values_mut() {
+                        lot.used.remove(number);
+                    }
                 }
             }
         }
@@ -253,8 +256,7 @@ impl Taker<'_> {
             // The next cycle begins with what goes on.
             let mut granted = Granted::default();
             granted.add(GrantKind::Carried, Amount::Limited(carried));
-            for lot in self.account.lots.values_mut().filter(|lot| lot.begun && lot.credit_type == credit_type) {
-                lot.used = Credits::ZERO;
+            for lot in self.account.lots.values().filter(|lot| lot.begun && lot.credit_type == credit_type) {
                 granted.add(lot.kind, Amount::Limited(lot.left));
             }
             let Amount::Limited(moved) = granted.total() else { unreachable!("lots are limited") };

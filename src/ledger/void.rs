@@ -6,8 +6,8 @@
 //! before its event waits for it, and the event then takes nothing. The ledger topic tells of each that gave something back, and
 //! of each that found nothing charged: that may wait for ever.
 //!
-//! What comes back to the open cycle covers overage first, then it is again in what burns last. A closed cycle lets it expire,
-//! and its statement is restated.
+//! What comes back covers overage first, then it is again in what it was taken from, first in what burns last. A closed cycle lets
+//! expire what was its own, and its statement is restated.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,6 @@ use super::account::Life;
 use super::alerts::Moved;
 use super::apply::{Unjudged, named};
 use super::call::{ApplyCall, CallEvent, Group, OutboxEntry, Output};
-use super::catalogue::Amount;
 use super::credits::Credits;
 use super::event::{Class, Days};
 use super::members::give_back;
@@ -183,17 +182,22 @@ impl Shard {
             return Verdict::Voided;
         }
         let account = self.accounts.get_mut(&group.account).expect("an unknown account was refused");
-        let is_open = account.life != Life::Closed && account.cycle.number == charge.cycle;
-        let remaining = if is_open {
+        let lives = account.life != Life::Closed;
+        let remaining = |account: &Account| {
+            let counter = account.counters.get(&charge.credit_type).copied().unwrap_or_default();
+            counter.remaining().filter(|_| lives)
+        };
+        if lives {
             messages.extend(account.alerts_after_use(group, unjudged));
-            let (before, after) = account.refund_now(&charge.credit_type, charge.cost);
-            Some((before, after))
+        }
+        let before = remaining(account);
+        if lives && account.cycle.number == charge.cycle {
+            account.refund(&charge.credit_type, charge.cost);
         } else {
             account.refund_late(charge.cycle, &charge.credit_type, charge.cost);
-            None
-        };
+        }
+        let after = remaining(account);
         let or_null = |amount: Option<Credits>| amount.map_or("null".to_owned(), |amount| amount.to_string());
-        let (before, after) = remaining.unwrap_or_default();
         let data = format!(
             "\"credit_type\":\"{}\",\"amount\":{},\"cycle\":{},\"before\":{},\"after\":{}",
             charge.credit_type,
@@ -203,7 +207,7 @@ impl Shard {
             or_null(after),
         );
         messages.push(line(call, group, event, "refund", "credits.ledger.refund.v1", &data));
-        if let Some((before, after)) = remaining {
+        if lives {
             let risen = before.is_some_and(|before| after.is_none_or(|after| after > before));
             let moved = Moved::Changed { risen };
             messages.extend(account.judge_alerts(&group.account, &charge.credit_type, &group.thresholds, moved));
@@ -244,26 +248,6 @@ fn line(call: &ApplyCall, group: &Group, event: &CallEvent, kind: &str, event_ty
 impl Account {
     fn keeps(&self, cycle: i32) -> bool {
         self.life != Life::Closed && self.cycle.number == cycle || self.closed.contains_key(&cycle)
-    }
-
-    /// Gives back what was charged to the open cycle; what remained before, and remains now.
-    fn refund_now(&mut self, credit_type: &str, amount: Credits) -> super::shard::Remaining {
-        let before = self.counters.get(credit_type).copied().unwrap_or_default();
-        self.refund(credit_type, amount);
-        (before.remaining(), self.counters[credit_type].remaining())
-    }
-
-    /// Gives back what was charged to a closed cycle: what exceeds its overage expires there, for late use to take.
-    fn refund_late(&mut self, number: i32, credit_type: &str, amount: Credits) {
-        let closed = self.closed.get_mut(&number).expect("the call was refused if it is kept no more");
-        let counter = closed.counters.entry(credit_type.to_owned()).or_default();
-        let covered = amount - amount.min(counter.overage());
-        counter.charged = counter.charged - amount;
-        if let Amount::Limited(_) = counter.granted.total() {
-            counter.expired += covered;
-            counter.spare += covered;
-        }
-        closed.restate = true;
     }
 }
 

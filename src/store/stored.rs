@@ -100,15 +100,18 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
     let (mut pools, mut lots, mut closed) = (BTreeMap::new(), Lots::new(), BTreeMap::new());
     let mut closed_counters = Vec::new();
     let mut pending = BTreeMap::new();
-    let (mut lot_ids, mut terms) = (Vec::new(), Vec::new());
+    let (mut lot_ids, mut lots_used, mut terms) = (Vec::new(), Vec::new(), Vec::new());
     for (name, value) in fields {
         let broken = || StoreError::Broken(format!("`{name}` is `{value}`"));
         if let Some(name) = name.strip_prefix(PENDING) {
             pending.insert(name.to_owned(), value.clone());
         } else if let Some(name) = name.strip_prefix("lot:") {
-            match name.strip_suffix(":id") {
+            match name.split_once(':') {
                 None => drop(lots.insert(number(name)?, Lot::parse(value).ok_or_else(broken)?)),
-                Some(created) => lot_ids.push((number::<i64>(created)?, value)),
+                Some((created, "used")) => {
+                    lots_used.push((number::<i64>(created)?, Lot::parse_used(value).ok_or_else(broken)?));
+                }
+                Some((created, _)) => lot_ids.push((number::<i64>(created)?, value)),
             }
         } else if let Some(of) = name.strip_prefix("terms:") {
             terms.push((number::<i32>(of)?, value));
@@ -129,6 +132,10 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
     for (created, id) in lot_ids {
         let lot = lots.get_mut(&created).ok_or_else(|| StoreError::Broken(format!("there is no lot {created}")))?;
         lot.command_id.clone_from(id);
+    }
+    for (created, used) in lots_used {
+        let lot = lots.get_mut(&created).ok_or_else(|| StoreError::Broken(format!("there is no lot {created}")))?;
+        lot.used = used;
     }
     for (of, text) in terms {
         let cycle = closed.get_mut(&of).ok_or_else(|| StoreError::Broken(format!("there is no cycle {of}")))?;

@@ -9,6 +9,9 @@ mod counts;
 /// Calls as large as they come.
 #[path = "lua_vs_ledger/large.rs"]
 mod large;
+/// What top-ups gave, and voids of it.
+#[path = "lua_vs_ledger/lots.rs"]
+mod lots;
 /// Events and commands of a history.
 #[path = "lua_vs_ledger/made_up.rs"]
 mod made_up;
@@ -157,6 +160,8 @@ async fn scripts_and_ledger_agree_on_random_histories() {
         "void_leaves_usage",
         "void_refunds",
         "void_refunds_a_closed_cycle",
+        "void_refunds_a_lot",
+        "void_refunds_a_lot_late",
         "unentitled_beside_others",
         "member_limit",
         "member_limit_late",
@@ -229,6 +234,7 @@ struct History<'a> {
     dead: DeadNotes,
     positions: BTreeMap<Partition, i64>,
     sent: Vec<Arc<UsageEvent>>,
+    of_top_ups: Vec<Arc<UsageEvent>>,
     commands: Vec<Command>,
     last: Option<Call>,
     published: Vec<String>,
@@ -281,6 +287,7 @@ impl<'a> History<'a> {
             dead: DeadNotes::new(),
             positions,
             sent: Vec::new(),
+            of_top_ups: Vec::new(),
             commands: Vec::new(),
             last: None,
             published: Vec::new(),
@@ -299,9 +306,19 @@ impl<'a> History<'a> {
                 self.submit(vec![record]).await;
             }
         }
+        if self.rng.random_bool(0.5) {
+            self.use_a_top_up(MIDNIGHT_MS - 11 * MINUTE_MS).await;
+        }
     }
 
     async fn step(&mut self, connection: &mut redis::aio::MultiplexedConnection) {
+        if self.rng.random_bool(0.03) {
+            self.use_a_top_up(MIDNIGHT_MS).await;
+        }
+        if self.rng.random_bool(0.1) && !self.of_top_ups.is_empty() {
+            let voids = self.voids_of_top_ups();
+            self.submit(voids).await;
+        }
         match self.rng.random_range(0..100) {
             0..27 => {
                 let command = self.command();

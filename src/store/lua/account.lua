@@ -162,15 +162,34 @@ local function lot_from(line)
   local list = words(line)
   return {
     kind = list[1], credit_type = list[2], left = tonumber(list[3]), priority = tonumber(list[4]),
-    effective = tonumber(list[5]), expires = tonumber(list[6]), begun = list[7] == 'begun', used = tonumber(list[8] or 0),
+    effective = tonumber(list[5]), expires = tonumber(list[6]), begun = list[7] == 'begun', used = {},
   }
 end
 
 local function lot_text(lot)
   return table.concat({
     lot.kind, lot.credit_type, text(lot.left), text(lot.priority), text(lot.effective),
-    lot.expires and text(lot.expires) or '-', lot.begun and 'begun' or 'waits', lot.used > 0 and text(lot.used) or nil,
+    lot.expires and text(lot.expires) or '-', lot.begun and 'begun' or 'waits',
   }, ' ')
+end
+
+-- What each cycle took from a lot, in their order; nil: none did.
+local function used_text(used)
+  local cycles = {}
+  for cycle in pairs(used) do
+    cycles[#cycles + 1] = cycle
+  end
+  table.sort(cycles)
+  for i, cycle in ipairs(cycles) do
+    cycles[i] = text(cycle) .. ':' .. text(used[cycle])
+  end
+  return cycles[1] and table.concat(cycles, ' ')
+end
+
+-- Counts what a cycle takes from a lot; below zero, what comes back to it.
+local function take_from(lot, cycle, amount)
+  local used = (lot.used[cycle] or 0) + amount
+  lot.left, lot.used[cycle] = lot.left - amount, used > 0 and used or nil
 end
 
 local function closed_counter_from(line)
@@ -331,13 +350,13 @@ local function read_account(key, name)
     key = key, name = name, fields = {}, set = {}, cleared = {}, exists = #shown > 0,
     counters = {}, pools = {}, lots = {}, denied = {}, alarms = {}, closed = {},
   }
-  local fields, ids = account.fields, {}
+  local fields, ids, used = account.fields, {}, {}
   for i = 1, #shown, 2 do
     local field, value = shown[i], shown[i + 1]
     fields[field] = value
     local credit_type, part = string.match(field, '^([%l%d_]+)%.(%l+)$')
     local number, closed_type = string.match(field, '^closed:(%-?%d+):?(.*)$')
-    local created, is_id = string.match(field, '^lot:(%d+)(:?)')
+    local created, lot_part = string.match(field, '^lot:(%d+):?(%l*)$')
     local judged = string.match(field, '^terms:(%-?%d+)$')
     if part == 'g' then
       counter_of(account, credit_type).granted = tonumber(value)
@@ -351,8 +370,10 @@ local function read_account(key, name)
       account.alarms[credit_type] = alarm_from(value)
     elseif part == 'd' then
       account.denied[credit_type] = tonumber(value)
-    elseif is_id == ':' then
+    elseif lot_part == 'id' then
       ids[tonumber(created)] = value
+    elseif lot_part == 'used' then
+      used[tonumber(created)] = value
     elseif created then
       account.lots[tonumber(created)] = lot_from(value)
     elseif judged then
@@ -370,6 +391,9 @@ local function read_account(key, name)
   end
   for created, lot in pairs(account.lots) do
     lot.id = ids[created]
+    for cycle, amount in string.gmatch(used[created] or '', '(%-?%d+):(%d+)') do
+      lot.used[tonumber(cycle)] = tonumber(amount)
+    end
   end
   account.version = tonumber(fields.version or '0')
   account.life = fields.life or 'open'
@@ -424,8 +448,11 @@ local function settle(account, credit_type)
   local open = c.charged - (c.granted - c.expired - left)
   for _, source in ipairs(order) do
     local taken = math.min(open, source[6].left)
-    source[6].left = source[6].left - taken
-    source[6].used = source[6].used and source[6].used + taken
+    if source[6].used then
+      take_from(source[6], account.number, taken)
+    else
+      source[6].left = source[6].left - taken
+    end
     open = open - taken
   end
 end
@@ -511,6 +538,10 @@ local function fields_of(account)
   for created, lot in pairs(account.lots) do
     put('lot:' .. text(created), lot_text(lot))
     put('lot:' .. text(created) .. ':id', lot.id)
+    local used = used_text(lot.used)
+    if used then
+      put('lot:' .. text(created) .. ':used', used)
+    end
   end
   put('cycle', text(account.number) .. ' ' .. text(account.from) .. ' ' .. text(account.to))
   if account.life ~= 'open' then

@@ -24,11 +24,13 @@ local function reason_of(class, left, charged, over, overage, limit, over_limit)
   return over + cost - left > limit and 3 or nil, 0
 end
 
--- Credits of a lot that had gone on from a closed cycle are used there after all.
-local function move_back(account, number, credit_type, kind, taken)
+-- A closed cycle takes credits of a lot that had gone on from it; below zero, gives them back.
+local function take_late(account, number, lot, taken)
   if taken == 0 then
     return
   end
+  local credit_type, kind = lot.credit_type, lot.kind
+  take_from(lot, number, taken)
   for other, closed in pairs(account.closed) do
     if other >= number then
       local c = closed_counter_of(closed, credit_type)
@@ -77,8 +79,8 @@ local function use_late(account, class, credit_type, dated, over_limit)
     local open = cost - spare
     for _, lot in ipairs(lots) do
       local taken = math.min(open, lot.left)
-      open, lot.left = open - taken, lot.left - taken
-      move_back(account, number, credit_type, lot.kind, taken)
+      open = open - taken
+      take_late(account, number, lot, taken)
     end
   else
     c.denied = c.denied + 1

@@ -154,24 +154,42 @@ function charges.refund_now(group, c, credit_type, cost)
   back = math.max(0, back)
   for i = #order, 1, -1 do
     local source = order[i][6]
-    local given = math.min(back, source.used or math.max(0, own_total(pool.granted) - pool.left))
-    source.left, back = source.left + given, back - given
-    source.used = source.used and source.used - given
+    local given
+    if source.used then
+      given = math.min(back, source.used[account.number] or 0)
+      take_from(source, account.number, -given)
+    else
+      given = math.min(back, math.max(0, own_total(pool.granted) - pool.left))
+      pool.left = pool.left + given
+    end
+    back = back - given
   end
   pool.left = pool.left + back
 end
 
--- What exceeds the overage of a closed cycle expires there, for late use to take.
+-- What exceeds the overage of a closed cycle is again in the lots that it was taken from, as far as they live; the rest expires
+-- there, for late use to take. Mirrors ledger/closed.rs.
 function charges.refund_late(account, number, credit_type, cost)
   local closed = account.closed[number]
   local c = closed_counter_of(closed, credit_type)
   local granted = total(c.granted)
   local over = granted and c.charged - math.min(c.charged, granted - c.expired - c.moved) or 0
-  local covered = cost - math.min(cost, over)
+  local back = cost - math.min(cost, over)
   c.charged, closed.restate = c.charged - cost, true
-  if granted then
-    c.expired, c.spare = c.expired + covered, c.spare + covered
+  if not granted then
+    return
   end
+  settle(account, credit_type)
+  local order = burn_order(account, credit_type)
+  for i = #order, 1, -1 do
+    local lot = order[i][6]
+    if lot.used and lot.used[number] then
+      local given = fitting(account, credit_type, math.min(back, lot.used[number]))
+      back = back - given
+      take_late(account, number, lot, -given)
+    end
+  end
+  c.expired, c.spare = c.expired + back, c.spare + back
 end
 
 -- What the ledger topic says of a void.
@@ -217,11 +235,18 @@ function charges.take_back(group, e, class, counter, rows, row, range, line)
   end
   local account, number = whole_account(group), tonumber(cycle)
   local t, c, before, after
-  if account.life ~= 'closed' and account.number == number then
+  if account.life ~= 'closed' then
     t, c = charges.counter_in_hand(group, counter, credit_type)
     alerts_after_use(group, counter)
     before = remaining(c)
-    charges.refund_now(group, c, credit_type, cost)
+    if account.number == number then
+      charges.refund_now(group, c, credit_type, cost)
+    else
+      local open = counter_of(account, credit_type)
+      open.charged = c.charged
+      charges.refund_late(account, number, credit_type, cost)
+      c.granted, c.usable = open.granted, open.granted and open.granted - open.expired
+    end
     after = remaining(c)
   else
     charges.refund_late(account, number, credit_type, cost)

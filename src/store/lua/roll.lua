@@ -159,7 +159,6 @@ local function close(account, cycle_text, plan, overage, carry_over, opens)
     local moved = carried
     for _, lot in pairs(account.lots) do
       if lot.begun and lot.credit_type == credit_type then
-        lot.used = 0
         granted[lot.kind] = granted[lot.kind] + lot.left
         moved = moved + lot.left
       end
@@ -268,6 +267,9 @@ function STEPS.forget(account)
   local closed = account.closed[number]
   if closed and not closed.restate and closed.to <= floor and forget_marks(account, number, layout, sets) then
     account.closed[number] = nil
+    for _, lot in pairs(account.lots) do
+      lot.used[number] = nil
+    end
     account.gone[#account.gone + 1] = members
   end
 end

@@ -17,12 +17,20 @@ pub struct Held {
     usage: Credits,
     open: Credits,
     closed: Credits,
+    lots_open: Credits,
+    lots_closed: Credits,
 }
 
 impl Held {
     pub fn by(shard: &Shard) -> Held {
         let sum = |sum: Credits, more: Credits| sum + more;
         let accounts = || shard.accounts.values();
+        let lots = |open: bool| {
+            let used =
+                accounts().flat_map(|account| account.lots.values().map(|lot| (account.cycle.number, &lot.used)));
+            let used = used.flat_map(|(own, used)| used.iter().filter(move |(cycle, _)| (**cycle == own) == open));
+            used.map(|(_, used)| *used).fold(Credits::ZERO, sum)
+        };
         Held {
             marks: shard.marks.values().flat_map(|cycle| cycle.sets.values()).map(|set| set.len()).sum(),
             members: shard.members.values().flat_map(|cycle| cycle.values()).copied().fold(Credits::ZERO, sum),
@@ -36,6 +44,8 @@ impl Held {
                 .flat_map(|closed| closed.counters.values())
                 .map(|counter| counter.charged)
                 .fold(Credits::ZERO, sum),
+            lots_open: lots(true),
+            lots_closed: lots(false),
         }
     }
 }
@@ -50,6 +60,8 @@ impl History<'_> {
             ("void_leaves_usage", after.usage < before.usage),
             ("void_refunds", after.open < before.open),
             ("void_refunds_a_closed_cycle", after.closed < before.closed),
+            ("void_refunds_a_lot", after.lots_open < before.lots_open),
+            ("void_refunds_a_lot_late", after.lots_closed < before.lots_closed),
         ] {
             *self.replies.entry(kind).or_insert(0) += u64::from(less);
         }

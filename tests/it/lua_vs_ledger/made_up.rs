@@ -177,7 +177,7 @@ impl History<'_> {
     }
 
     /// Takes an event back, by what it says of it.
-    fn void(&mut self, event: &UsageEvent) -> Arc<UsageEvent> {
+    pub fn void(&mut self, event: &UsageEvent) -> Arc<UsageEvent> {
         let rng = &mut self.rng;
         let id = format!("void-{}", rng.random_range(0..10_000));
         let mut void = UsageEvent {
