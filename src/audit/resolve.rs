@@ -168,7 +168,7 @@ impl<'a> Resolver<'a> {
     /// Commands and usage come from different partitions: whether a record was judged before or after a command that put
     /// another plan within its cycle, nobody knows afterwards. So each plan of the cycle counts, for each record by itself;
     /// that those of one partition were judged in their order is not looked at. The likeliest is the plan in force when it
-    /// was appended.
+    /// was appended. And a record that is dated after its account's end, and is no dead letter, was judged before it was closed.
     fn price(
         &mut self,
         folded: &Folded,
@@ -177,8 +177,13 @@ impl<'a> Resolver<'a> {
         classes: &mut Vec<u32>,
     ) -> Result<(), DeadReason> {
         classes.clear();
-        let view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
+        let mut view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
         let dated_ms = kept.dated_ms();
+        let longer;
+        if terms_at(view, dated_ms) == Err(DeadReason::AccountClosed) {
+            longer = with_no_end(view);
+            view = &longer;
+        }
         let cycle = terms_at(view, dated_ms).map(|(_, cycle)| cycle);
         let number = cycle.map(|cycle| cycle.unwrap_or(view.cycle.number));
         let earlier = number.ok().and_then(|number| folded.commanded.earlier.get(&number));
@@ -250,6 +255,15 @@ impl Priced {
     pub fn by(&self, decided: Option<u32>) -> Priced {
         Priced { class: decided.unwrap_or(self.class), ..*self }
     }
+}
+
+/// A closed account as it was before, in its last cycle.
+fn with_no_end(view: &AccountView) -> AccountView {
+    let mut view = view.clone();
+    if let Some(last) = view.closed.get_mut(&view.cycle.number) {
+        last.end_ms = i64::MAX;
+    }
+    view
 }
 
 /// The account as it was while its cycle (`None`: the open one) had another plan.

@@ -71,6 +71,52 @@ async fn accounts(topics: &Topics) {
     }
 }
 
+/// The clock of whoever closes it is behind, or the command was on its way while it was used.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_charged_after_an_account_was_closed_and_before_that_was_applied_agrees() {
+    let topics = Topics::create("audit-close", 1).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    topics.command(&put("small", "starter")).await;
+    topics.send("usage", &reveal("small", "before", 3)).await;
+    meter.caught_up(&topics).await;
+    let close = json!({
+        "specversion": "1.0", "id": "close", "source": "test", "type": "credits.account.close.v1", "subject": "small",
+        "time": (chrono::Utc::now() - chrono::TimeDelta::minutes(1)).to_rfc3339(), "data": {},
+    });
+    topics.command(&close).await;
+    meter.caught_up(&topics).await;
+    topics.send("usage", &reveal("small", "after", 5)).await; // a dead letter
+    meter.caught_up(&topics).await;
+    meter.published().await;
+    meter.audit();
+    let from = (chrono::Utc::now() - chrono::TimeDelta::days(1)).to_rfc3339();
+    let events = meter.json(&["events", "small", "--from", &from, "--json"]);
+    assert_eq!(events["outcomes"], json!({ "charged": 1, "dead_lettered": 1 }), "{events}");
+    assert_eq!(events["used"]["email"], 3);
+
+    // What is in Redis and was not charged is found as ever.
+    let Store::Redis(store) = &meter.store else { unreachable!("the tests use a real redis") };
+    let key = store.keys().spell(Key::Account("small"));
+    let mut connection = shared().await;
+    let fields: std::collections::BTreeMap<String, String> =
+        redis::cmd("HGETALL").arg(&key).query_async(&mut connection).await.expect("redis answers");
+    let (field, text) =
+        fields.iter().find(|(name, _)| name.starts_with("closed:") && name.ends_with(":email")).expect("one");
+    let mut numbers: Vec<&str> = text.split(' ').collect();
+    assert_eq!(numbers[6], "3000", "what was charged: {text}");
+    numbers[6] = "4000";
+    let _: i64 = redis::cmd("HSET")
+        .arg(&key)
+        .arg(field)
+        .arg(numbers.join(" "))
+        .query_async(&mut connection)
+        .await
+        .expect("redis answers");
+    assert!(!meter.run(&["audit"]).status.success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_and_redis_agree_while_the_meter_goes_on() {
     let topics = Arc::new(Topics::create("audit", PARTITIONS).await);
