@@ -92,7 +92,13 @@ impl Shard {
                     outbox: &mut outbox,
                 };
                 let closed: Vec<i32> = taker.account.closed.keys().copied().collect();
-                roll.steps.iter().for_each(|step| taker.step(step, &roll.thresholds));
+                let mut thresholds = &roll.thresholds;
+                for step in &roll.steps {
+                    taker.step(step, thresholds);
+                    if let Step::Renew { opens: Some(opens), .. } = step {
+                        thresholds = &opens.thresholds;
+                    }
+                }
                 forgotten.extend(closed.into_iter().filter(|cycle| !taker.account.closed.contains_key(cycle)));
             }
             self.outbox.extend(outbox);

@@ -72,6 +72,7 @@ actions = ["reveal_email", "reveal_phone", "enrich", "verify", "export"]
 interval = "monthly"
 allowance = { email = 10 }
 carry_over_max = { email = 3 }
+thresholds = ["remaining 12"]
 actions = ["reveal_email", "enrich"]
 [plans.yearly]
 interval = "annual"

@@ -215,6 +215,7 @@ local function open(account)
   tell('cycles', 'opened/' .. account.name .. '/' .. text(number), 'credits.cycle.opened.v1', account,
     '{"cycle":' .. cycle_text .. ',"plan":"' .. plan .. '","granted":{' .. table.concat(granted, ',') .. '}}')
   judge_account(entries, account, types, levels)
+  account.levels = levels
 end
 
 -- Forgets a cycle's marks, if they are as the worker believes.

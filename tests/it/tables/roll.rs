@@ -27,6 +27,8 @@ pub const STEPS: &[Row] = &[
     ("put acme small; grant acme email 5 promo from=+1d until=+2d; @+3d tick; sweep", "took lots lots", "email 15/0/5/10/0, lots 0"),
     ("put acme small; grant acme email 5 topup until=+90d; @+22d tick; sweep", "took renew", "email 15/0/0/15/0, lots 1, closed0.email 15/0/10/5/0"),
     ("put acme small; grant acme email 5 topup; @+22d tick; sweep", "took renew", "email 10/0/0/10/0, lots 0, closed0.email 15/0/15/0/0"),
+    // After a renewal alerts go by the plan that it brought.
+    ("put acme large; put acme saver; grant acme email 5 promo until=+25d; @+26d tick; sweep", "took renew lots", "plan saver, email 15/0/5/10/0, said.low 1"),
     // A statement that late use has changed is restated; one that nothing can change any more is forgotten.
     ("put acme small; @+22d tick; sweep; @+21d11h use e1 reveal_email; @+23d tick; sweep", "took restate", "closed0.email 10/1/9/0/0, said.cycle.closed 2"),
     ("put acme small; @+22d tick; sweep; @+23d tick; sweep", "nothing", "closed 1"),
