@@ -9,7 +9,7 @@ use super::fold::{Folded, Kept, Kinds};
 use super::members::Members;
 use super::once::{WAYS_MAX, Way};
 use super::recorded::{Decision, Denials, Told};
-use crate::ledger::account::AccountView;
+use crate::ledger::account::{AccountView, Life};
 use crate::ledger::call::Partition;
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
@@ -180,7 +180,7 @@ impl<'a> Resolver<'a> {
         let mut view = folded.commanded.view.as_ref().ok_or(DeadReason::UnknownAccount)?;
         let dated_ms = kept.dated_ms();
         let longer;
-        if terms_at(view, dated_ms) == Err(DeadReason::AccountClosed) {
+        if view.life != Life::Open && dated_ms >= view.cycle.end_ms {
             longer = with_no_end(view);
             view = &longer;
         }
@@ -260,6 +260,9 @@ impl Priced {
 /// A closed account as it was before, in its last cycle.
 fn with_no_end(view: &AccountView) -> AccountView {
     let mut view = view.clone();
+    if view.life == Life::Closing {
+        view.cycle.end_ms = i64::MAX;
+    }
     if let Some(last) = view.closed.get_mut(&view.cycle.number) {
         last.end_ms = i64::MAX;
     }

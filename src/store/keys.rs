@@ -58,7 +58,7 @@ pub enum Key<'a> {
     ///   granted by these four, top-ups and promos, without zeros at the end; `<type>.d` events denied; `<type>.a` `arming levels`:
     ///   those that it is below (`p80`, `r10000`, `x`); absent = `0` and none
     /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command;
-    ///   `lot:<offset>:used` `<cycle>:<thousandths>` for each cycle, open or kept, that took from it
+    ///   `used:<offset>` `<cycle>:<thousandths>` for each cycle, open or kept, that took from it
     /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;
     ///   `closed:<number>:<type>` granted as above, with all zeros, then charged, expired, moved on, spare, denied: until nothing can be
     ///   charged to it any more

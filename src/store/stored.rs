@@ -106,13 +106,12 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
         if let Some(name) = name.strip_prefix(PENDING) {
             pending.insert(name.to_owned(), value.clone());
         } else if let Some(name) = name.strip_prefix("lot:") {
-            match name.split_once(':') {
+            match name.strip_suffix(":id") {
                 None => drop(lots.insert(number(name)?, Lot::parse(value).ok_or_else(broken)?)),
-                Some((created, "used")) => {
-                    lots_used.push((number::<i64>(created)?, Lot::parse_used(value).ok_or_else(broken)?));
-                }
-                Some((created, _)) => lot_ids.push((number::<i64>(created)?, value)),
+                Some(created) => lot_ids.push((number::<i64>(created)?, value)),
             }
+        } else if let Some(created) = name.strip_prefix("used:") {
+            lots_used.push((number::<i64>(created)?, Lot::parse_used(value).ok_or_else(broken)?));
         } else if let Some(of) = name.strip_prefix("terms:") {
             terms.push((number::<i32>(of)?, value));
         } else if let Some(name) = name.strip_prefix("closed:") {
@@ -134,8 +133,8 @@ pub fn parse_view(fields: &BTreeMap<String, String>) -> Result<AccountView, Stor
         lot.command_id.clone_from(id);
     }
     for (created, used) in lots_used {
-        let lot = lots.get_mut(&created).ok_or_else(|| StoreError::Broken(format!("there is no lot {created}")))?;
-        lot.used = used;
+        // A program that does not know of it leaves it behind when a lot ends.
+        lots.entry(created).and_modify(|lot| lot.used = used);
     }
     for (of, text) in terms {
         let cycle = closed.get_mut(&of).ok_or_else(|| StoreError::Broken(format!("there is no cycle {of}")))?;

@@ -87,6 +87,7 @@ async fn what_was_charged_after_an_account_was_closed_and_before_that_was_applie
     });
     topics.command(&close).await;
     meter.caught_up(&topics).await;
+    meter.audit();
     topics.send("usage", &reveal("small", "after", 5)).await; // a dead letter
     meter.caught_up(&topics).await;
     meter.published().await;

@@ -356,7 +356,8 @@ local function read_account(key, name)
     fields[field] = value
     local credit_type, part = string.match(field, '^([%l%d_]+)%.(%l+)$')
     local number, closed_type = string.match(field, '^closed:(%-?%d+):?(.*)$')
-    local created, lot_part = string.match(field, '^lot:(%d+):?(%l*)$')
+    local created, is_id = string.match(field, '^lot:(%d+)(:?)')
+    local used_of = string.match(field, '^used:(%d+)$')
     local judged = string.match(field, '^terms:(%-?%d+)$')
     if part == 'g' then
       counter_of(account, credit_type).granted = tonumber(value)
@@ -370,10 +371,10 @@ local function read_account(key, name)
       account.alarms[credit_type] = alarm_from(value)
     elseif part == 'd' then
       account.denied[credit_type] = tonumber(value)
-    elseif lot_part == 'id' then
+    elseif is_id == ':' then
       ids[tonumber(created)] = value
-    elseif lot_part == 'used' then
-      used[tonumber(created)] = value
+    elseif used_of then
+      used[tonumber(used_of)] = value
     elseif created then
       account.lots[tonumber(created)] = lot_from(value)
     elseif judged then
@@ -540,7 +541,7 @@ local function fields_of(account)
     put('lot:' .. text(created) .. ':id', lot.id)
     local used = used_text(lot.used)
     if used then
-      put('lot:' .. text(created) .. ':used', used)
+      put('used:' .. text(created), used)
     end
   end
   put('cycle', text(account.number) .. ' ' .. text(account.from) .. ' ' .. text(account.to))
@@ -561,8 +562,8 @@ local function fields_of(account)
   end
   -- The configuration, as it was or as it is set.
   for name, value in pairs(account.fields) do
-    local managed = string.find(name, '.', 1, true) or string.find(name, '^lot:') or string.find(name, '^closed:')
-      or string.find(name, '^terms:') or name == 'life'
+    local managed = string.find(name, '.', 1, true) or string.find(name, '^lot:') or string.find(name, '^used:')
+      or string.find(name, '^closed:') or string.find(name, '^terms:') or name == 'life'
     if not managed and not values[name] and not account.cleared[name] then
       put(name, value)
     end

@@ -84,12 +84,11 @@ end
 
 -- Judges a credit type that usage or a void has moved.
 local alerts = {}
-function charges.judge_type(group, t, c, risen, denied)
+function charges.judge_type(group, t, c, risen, denied, at)
   local credit_type = type_name[t]
   local stored = redis.call('HMGET', group.key, 'cycle', credit_type .. '.a')
   local cycle, start = match(stored[1], '^(%-?%d+) (%-?%d+)')
   local before = c.alarm or stored[2]
-  local at = not risen and tonumber(group.latest) or nil
   local alarm = judge_alerts(alerts, group.account, tonumber(cycle), credit_type, c, before and alarm_from(before),
     group.levels, risen, denied, tonumber(start), at)
   if before or #alarm.fired > 0 then
@@ -109,7 +108,7 @@ local function alerts_after_use(group, counter)
         judges = judges or below(code, c.granted, used, left)
       end
       if judges then
-        charges.judge_type(group, t, c, false, c.starved)
+        charges.judge_type(group, t, c, false, c.starved, tonumber(group.latest))
       end
       c.judged, c.starved = c.charged, nil
     end
@@ -127,7 +126,7 @@ function charges.counter_in_hand(group, counter, credit_type)
     type_name[t] = credit_type
   end
   if not counter[t] then
-    local c = counter_of(whole_account(group), credit_type)
+    local c = whole_account(group).counters[credit_type] or { granted = 0, charged = 0, expired = 0 }
     counter[t] = {
       charged = c.charged, was = c.charged, judged = c.charged, expired = c.expired, granted = c.granted,
       usable = c.granted and c.granted - c.expired, unlimited = not c.granted,
@@ -242,9 +241,10 @@ function charges.take_back(group, e, class, counter, rows, row, range, line)
     if account.number == number then
       charges.refund_now(group, c, credit_type, cost)
     else
-      local open = counter_of(account, credit_type)
+      local open = account.counters[credit_type] or {}
       open.charged = c.charged
       charges.refund_late(account, number, credit_type, cost)
+      open = account.counters[credit_type] or c
       c.granted, c.usable = open.granted, open.granted and open.granted - open.expired
     end
     after = remaining(c)
