@@ -52,6 +52,8 @@ pub const OUTCOMES: &[Row] = &[
     // Voided.
     ("put acme small; use e1 reveal_email x=3 user=ada; void e1", "voided", "email 10/0/0/10/0, usage.ada 0/0/0/0, said.ledger.refund 1, said.ledger.void-waits 0"),
     ("put acme small; void e1 action=reveal_email; use e1 reveal_email", "voided", "email 10/0/0/10/0, total.voided 2"),
+    // What late use took from the top-up is judged by the void of overage in the closed cycle, which brings nothing back.
+    ("put acme small overage=3; use e1 reveal_email x=10; @+20d12h grant acme email 20 topup until=+90d; @+22d tick; sweep; @+22d use e2 reveal_email x=16; @+20d use e3 reveal_email x=3; @+21d use e4 reveal_email x=10; @+22d use e5 reveal_phone outcome=not_found + @+20d void e3", "free, voided", "email 20/16/0/4/0, said.low 2, said.restored 2"),
     // One that finds nothing charged says so: its event was denied, comes later or never, or has another time.
     ("put acme small; use e1 reveal_email; void e2", "voided", "email 10/1/0/9/0, said.ledger.refund 0, said.ledger.void-waits 1"),
     ("put acme small; void e1; @+1d void e1", "voided", "total.voided 2, said.ledger.void-waits 2"),
