@@ -123,9 +123,7 @@ impl Pipeline {
             }
             Reply::OtherGeneration(stored) => self.other_generation(shard, stored, effects),
             Reply::Torn { begun, ended } => self.torn(shard, begun, ended, effects),
-            Reply::AccountLost(account) => {
-                self.halt(shard, effects, account_lost(&account, shard));
-            }
+            Reply::AccountLost(account) => self.halt(shard, effects, account_lost(&account, shard)),
             // This worker's catalogue was changed while the call was on its way.
             Reply::OtherCatalogue(stored) if stored == self.stamp.catalogue => self.send(now_ms, shard, batch, effects),
             Reply::OtherCatalogue(stored) => {
