@@ -296,7 +296,8 @@ impl Account {
             let given = match source {
                 Source::Pool => {
                     let pool = self.pools.entry(credit_type.to_owned()).or_default();
-                    let given = back.min(pool.granted.own() - pool.left.min(pool.granted.own()));
+                    let own = pool.granted.own();
+                    let given = back.min(own - own.min(pool.left));
                     pool.left += given;
                     given
                 }
