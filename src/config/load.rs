@@ -3,7 +3,8 @@
 //! A variable `CREDIT_METER__KAFKA__BROKERS` sets `kafka.brokers`: two underscores go one level down. Below
 //! `kafka.properties` every underscore is a dot: `CREDIT_METER__KAFKA__PROPERTIES__SECURITY_PROTOCOL` sets
 //! `security.protocol`. With `_FILE` at its end a variable names a file that holds the value, for secrets. An empty
-//! variable counts as not set.
+//! variable counts as not set. One that would set a key had it two underscores is refused; others with the name of this program
+//! are Kubernetes' or somebody else's.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use crate::ledger::catalogue::Catalogue;
 /// Read where no other file is named, if it exists.
 const DEFAULT_FILE: &str = "config/meter.toml";
 const PREFIX: &str = "CREDIT_METER__";
+const NEARLY_PREFIX: &str = "CREDIT_METER_";
 const FILE_SUFFIX: &str = "_FILE";
 
 /// Why there is no configuration, or no catalogue.
@@ -43,8 +45,13 @@ impl Config {
             Some(path) => Layers::of_file(path)?,
         };
         for (name, value) in environment {
-            if let Some(key) = name.strip_prefix(PREFIX).filter(|_| !value.is_empty()) {
+            if value.is_empty() {
+                continue;
+            }
+            if let Some(key) = name.strip_prefix(PREFIX) {
                 layers.set_variable(name, key, value, environment)?;
+            } else if let Some(meant) = name.strip_prefix(NEARLY_PREFIX).and_then(|key| layers.meant(key)) {
+                return Err(refused(name.clone(), format!("it is not read: write {meant}")));
             }
         }
         for (key, value) in overrides {
@@ -112,6 +119,21 @@ impl Layers {
         let secret = std::fs::read_to_string(value)
             .map_err(|error| refused(name.to_owned(), format!("cannot read {value}: {error}")))?;
         self.set(&path_of_variable(key), secret.trim(), name)
+    }
+
+    /// The variable that was meant by one with a single underscore where two should be, if it would set a key.
+    fn meant(&self, key: &str) -> Option<String> {
+        let (key, suffix) = key.strip_suffix(FILE_SUFFIX).map_or((key, ""), |key| (key, FILE_SUFFIX));
+        let key = key.replace("__", "_");
+        let (section, rest) = key.split_once('_')?;
+        let deeper = rest.split_once('_').map(|(table, rest)| format!("{section}__{table}__{rest}"));
+        let known = |key: &String| {
+            let why_not =
+                self.with(&path_of_variable(key), toml::Value::String(String::new())).err().unwrap_or_default();
+            !["unknown field", "there are no keys below it", "type: map"].iter().any(|words| why_not.contains(words))
+        };
+        let meant = [Some(format!("{section}__{rest}")), deeper].into_iter().flatten().find(known)?;
+        Some(format!("{PREFIX}{meant}{suffix}"))
     }
 
     /// Sets one key. What was there before was good, so that whatever is wrong now is wrong with this key.
@@ -197,14 +219,18 @@ fn collect_places(table: &DeTable, above: &str, found: &mut impl FnMut(String, u
     }
 }
 
-/// The variables that are meant for this program.
+/// The variables that are meant for this program, or may be.
 fn own_variables(
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut own = BTreeMap::new();
     for (name, value) in variables {
-        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
-        let value = value.into_string().map_err(|_| refused(name.to_owned(), "it is not UTF-8 text".to_owned()))?;
+        let Some(name) = name.to_str().filter(|name| name.starts_with(NEARLY_PREFIX)) else { continue };
+        let value = match value.into_string() {
+            Ok(value) => value,
+            Err(value) if !name.starts_with(PREFIX) => value.to_string_lossy().into_owned(),
+            Err(_) => return Err(refused(name.to_owned(), "it is not UTF-8 text".to_owned())),
+        };
         own.insert(name.to_owned(), value);
     }
     Ok(own)
@@ -275,6 +301,8 @@ mod tests {
             ("CREDIT_METER__KAFKA__PROPERTIES__FETCH_MIN_BYTES", "1"),
             ("CREDIT_METER__EVENTS__AGE_FROM", "create"),
             ("CREDIT_METER_FILE", "not one of ours"),
+            ("CREDIT_METER_REDIS_PORT_6379_TCP_ADDR", "a Service of Kubernetes"),
+            ("CREDIT_METER_REDIS_URL", ""),
             ("CREDIT_METER__", ""),
         ];
         let flags = [("redis.shards", "3"), ("kafka.properties.ssl.ca.location", "/ca.pem"), ("log.format", "json")];
@@ -346,6 +374,20 @@ mod tests {
         variable("CREDIT_METER__EVENTS__LATE_AFTER", "3", "`3` is no duration");
         variable("CREDIT_METER__EVENTS__AGE_FROM", "birth", "unknown variant `birth`, expected `append` or `create`");
         variable("CREDIT_METER__REDIS__URL_FILE", "/does/not/exist", "cannot read /does/not/exist");
+        for (nearly, meant) in [
+            ("KAFKA_BROKERS", "KAFKA__BROKERS"),
+            ("REDIS_SHARDS", "REDIS__SHARDS"),
+            ("REDIS_URL_FILE", "REDIS__URL_FILE"),
+            ("EVENTS_LATE_AFTER", "EVENTS__LATE_AFTER"),
+            ("KAFKA_TOPICS__DEAD_LETTER", "KAFKA__TOPICS__DEAD_LETTER"),
+            ("KAFKA_PROPERTIES_SASL_PASSWORD", "KAFKA__PROPERTIES__SASL_PASSWORD"),
+        ] {
+            let name = format!("CREDIT_METER_{nearly}");
+            variable(&name, "hush", &format!("it is not read: write CREDIT_METER__{meant}"));
+        }
+        for other in ["REDIS_PORT", "REDIS_URLS", "REDIS_SHARDS_MORE", "KAFKA_SERVICE_HOST", "VENV"] {
+            load("", &[(&format!("CREDIT_METER_{other}"), "x")], &[]).unwrap();
+        }
         flag("redis.shard", "1", "unknown field `shard`");
         flag("http.listen", "9464", "http.listen is `9464`");
         flag("kafka.properties.group.id", "x", "set kafka.group instead");
@@ -372,6 +414,7 @@ mod tests {
         let broken = || OsString::from_vec(vec![0xff]);
         let own = |name: &str| own_variables([(broken(), broken()), (OsString::from(name), broken())].into_iter());
         assert_eq!(own("PATH").unwrap(), BTreeMap::new());
+        assert!(own("CREDIT_METER_PORT").is_ok());
         let said = own("CREDIT_METER__REDIS__URL").unwrap_err().to_string();
         assert_eq!(said, "CREDIT_METER__REDIS__URL: it is not UTF-8 text");
     }
