@@ -44,8 +44,10 @@ impl Level {
             Level::Exhausted => remaining == Credits::ZERO,
             Level::Threshold(Threshold::Remaining(least)) => remaining <= least,
             Level::Threshold(Threshold::PercentUsed(percent)) => {
-                let (used, granted) = (i128::from(balance.used.thousandths()), i128::from(granted.thousandths()));
-                used * 100 >= granted * i128::from(percent)
+                // Of what can still be used: what has expired makes nothing fuller.
+                let usable = granted - balance.expired;
+                let (used, usable) = (i128::from(balance.used.thousandths()), i128::from(usable.thousandths()));
+                used * 100 >= usable * i128::from(percent)
             }
         }
     }

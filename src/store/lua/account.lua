@@ -218,7 +218,7 @@ local function closed_counter_of(closed, credit_type)
   return c
 end
 
--- Levels are codes: 'p80' of the granted credits are used, 'r10000' thousandths remain, 'x' nothing does.
+-- Levels are codes: 'p80' of what was granted and has not expired is used, 'r10000' thousandths remain, 'x' nothing does.
 local function codes_from(line)
   local codes = {}
   for code in string.gmatch(line, '[^,]+') do
@@ -241,7 +241,7 @@ local function code_before(a, b)
 end
 
 -- Whether a balance is below a level. One to which nothing was granted is below nothing.
-local function below(code, granted, used, left)
+local function below(code, granted, usable, used, left)
   if not granted or granted == 0 then
     return false
   elseif code == 'x' then
@@ -251,9 +251,9 @@ local function below(code, granted, used, left)
   if string.sub(code, 1, 1) == 'r' then
     return left <= number
   end
-  -- used * 100 >= granted * number, without a product beyond 2^53.
-  local beyond = used - number * math.floor(granted / 100)
-  return beyond >= 100 or beyond * 100 >= number * (granted % 100)
+  -- used * 100 >= usable * number, without a product beyond 2^53.
+  local beyond = used - number * math.floor(usable / 100)
+  return beyond >= 100 or beyond * 100 >= number * (usable % 100)
 end
 
 local function level_name(code)
@@ -304,7 +304,7 @@ local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels,
         .. (kind == 'low' and ',"runs_out":' .. runs_out(used, left, cycle_start, at) or '') .. '}' }
   end
   for _, code in ipairs(alarm.fired) do
-    if risen and not below(code, c.granted, used, left) then
+    if risen and not below(code, c.granted, usable, used, left) then
       tell('restored', code)
     else
       fired[#fired + 1], has_fired[code] = code, true
@@ -314,7 +314,7 @@ local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels,
     arming = arming + 1
   end
   for _, code in ipairs(levels) do
-    if not has_fired[code] and (below(code, c.granted, used, left) or code == 'x' and denied) then
+    if not has_fired[code] and (below(code, c.granted, usable, used, left) or code == 'x' and denied) then
       fired[#fired + 1], has_fired[code] = code, true
       tell(code == 'x' and 'exhausted' or 'low', code)
     end

@@ -105,7 +105,7 @@ local function alerts_after_use(group, counter)
       local used, left = not c.unlimited and math.min(c.charged, c.usable), remaining(c)
       local judges = c.starved
       for _, code in ipairs(group.levels) do
-        judges = judges or below(code, c.granted, used, left)
+        judges = judges or below(code, c.granted, c.usable, used, left)
       end
       if judges then
         charges.judge_type(group, t, c, false, c.starved, tonumber(group.latest))

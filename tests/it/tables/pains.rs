@@ -111,6 +111,7 @@ pub const PAINS: &[(&str, &[Row])] = &[
     ]),
     ("an alert does not come, or comes with every event", &[
         ("put acme small; use e1 reveal_email x=7", "charged", "said.low 0"),
+        ("put acme small; use e1 reveal_email x=8; grant acme email 5 promo from=+1d until=+2d; @+3d tick; sweep", "took lots lots", "email 15/8/5/2/0, said.low 2, said.restored 1, said.exhausted 0"),
         ("put acme small; use e1 reveal_email x=7; use e2 reveal_email; use e3 reveal_email", "charged", "said.low 1, said.exhausted 0"),
         ("put acme small; use e1 reveal_email x=10; use e2 reveal_email; use e3 reveal_email", "denied insufficient_credits", "said.exhausted 1"),
         ("put acme small; use e1 reveal_email x=8; @+22d use e2 reveal_email; @+22d use e3 reveal_email x=7", "charged", "said.low 2"), // once a cycle
