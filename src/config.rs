@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::ledger::time::moment;
+
 /// Bounds of values.
 mod check;
 /// The layers: file, environment, flags.
@@ -66,9 +68,9 @@ impl std::str::FromStr for StartFrom {
         match text {
             "earliest" => Ok(StartFrom::Earliest),
             "latest" => Ok(StartFrom::Latest),
-            time => chrono::DateTime::parse_from_rfc3339(time)
-                .map(|time| StartFrom::Time(time.timestamp_millis()))
-                .map_err(|_| format!("`{text}` is none of earliest, latest and a time like 2026-01-31T12:00:00Z")),
+            time => moment(time).map(StartFrom::Time).ok_or_else(|| {
+                format!("`{text}` is none of earliest, latest, a date (in UTC) and a time like 2026-01-31T12:00:00Z")
+            }),
         }
     }
 }

@@ -32,7 +32,8 @@ pub struct AlertsArgs {
     /// Stay, and print alerts as they come
     #[arg(short, long)]
     pub follow: bool,
-    /// Where to begin: earliest, latest or a time like 2026-01-31T12:00:00Z [default: earliest; with --follow latest]
+    /// Where to begin: earliest, latest, a date (in UTC) or a time like 2026-01-31T12:00:00Z
+    /// [default: earliest; with --follow latest]
     #[arg(long, value_name = "TIME")]
     pub from: Option<StartFrom>,
     /// Only this account's

@@ -40,7 +40,7 @@ pub struct Wanted {
     /// Only those whose key is this account
     #[arg(long, value_name = "ACCOUNT", value_parser = values::name)]
     pub account: Option<String>,
-    /// Only those since: earliest or a time like 2026-01-31T12:00:00Z [default: earliest]
+    /// Only those since: earliest, a date (in UTC) or a time like 2026-01-31T12:00:00Z [default: earliest]
     #[arg(long, value_name = "TIME")]
     pub from: Option<StartFrom>,
 }

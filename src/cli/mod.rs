@@ -90,7 +90,7 @@ pub struct Global {
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Where a first start begins to read usage: earliest, latest or a time like 2026-01-31T12:00:00Z
+    /// Where a first start begins to read usage: earliest, latest, a date (in UTC) or a time like 2026-01-31T12:00:00Z
     #[arg(long)]
     start_from: Option<StartFrom>,
 }

@@ -11,6 +11,7 @@ use crate::ledger::credits::Credits;
 use crate::ledger::cycle::Interval;
 use crate::ledger::grants::GrantKind;
 use crate::ledger::members::MemberLimit;
+use crate::ledger::time::moment;
 
 /// As long as the meter takes a subject or an id.
 const NAME_BYTES_MAX: usize = 256;
@@ -124,10 +125,7 @@ pub fn timezone(text: &str) -> Result<Tz, String> {
 
 /// A date, which is its first moment in UTC, or an RFC 3339 time; in ms.
 pub fn time(text: &str) -> Result<i64, String> {
-    let date = text.parse::<chrono::NaiveDate>().map(|date| date.and_time(chrono::NaiveTime::MIN).and_utc());
-    let time = date.or_else(|_| chrono::DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()));
-    time.map(|time| time.timestamp_millis())
-        .map_err(|_| "it must look like 2027-01-01 or 2027-01-01T12:00:00Z".to_owned())
+    moment(text).ok_or_else(|| "it must look like 2027-01-01 or 2027-01-01T12:00:00Z".to_owned())
 }
 
 /// What a grant by hand can be.
@@ -211,6 +209,17 @@ mod tests {
         assert_eq!(instant("2026-01-31T01:00:00+01:00"), Ok("2026-01-31T00:00:00Z".to_owned()));
         for wrong in ["2026-01-31", "soon", "1969-12-31T00:00:00Z", "2026-02-30T00:00:00Z"] {
             assert!(instant(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_its_first_moment_in_utc() {
+        use crate::config::StartFrom;
+        for (text, ms) in [("1970-01-02", 86_400_000), ("1970-01-01T01:00:00.5+01:00", 500)] {
+            assert_eq!((time(text), text.parse()), (Ok(ms), Ok(StartFrom::Time(ms))));
+        }
+        for wrong in ["1970-01-32", "1970-01-01T00:00:00", "yesterday", ""] {
+            assert!(time(wrong).is_err() && wrong.parse::<StartFrom>().is_err(), "{wrong}");
         }
     }
 

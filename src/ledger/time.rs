@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, NaiveDate, NaiveTime, SecondsFormat};
 
 use super::call::Partition;
 use super::day::Layout;
@@ -106,6 +106,12 @@ impl Shard {
         }
         Some(changed)
     }
+}
+
+/// A date, which is its first moment in UTC, or an RFC 3339 time; in ms.
+pub fn moment(text: &str) -> Option<i64> {
+    let date = text.parse::<NaiveDate>().ok().map(|date| date.and_time(NaiveTime::MIN).and_utc().timestamp_millis());
+    date.or_else(|| Some(DateTime::parse_from_rfc3339(text).ok()?.timestamp_millis()))
 }
 
 /// As times are written in messages.
