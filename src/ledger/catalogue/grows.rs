@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::entitled::first_difference;
+use super::entitled::{Entitlement, first_difference};
 use super::{Action, Catalogue, CatalogueError, Line, Plan, Price};
 use crate::ledger::time::rfc3339;
 
@@ -91,7 +91,42 @@ impl Catalogue {
             let Some(now) = self.plans.get(name) else { return gone("plan", name) };
             same_plan(name, before, now, old, &mut growth)?;
         }
+        self.same_upgrades(old, &mut growth)?;
         Ok(growth)
+    }
+
+    /// Nobody has judged an event with an action that is new, but commands were: an account changed at once to a plan that allowed
+    /// all that its own did. A plan that has more from the beginning would take that back.
+    fn same_upgrades(&self, old: &Catalogue, growth: &mut Growth) -> Result<(), CatalogueError> {
+        for (from_name, from) in &old.plans {
+            let now = &self.plans[from_name];
+            for (to_name, to) in old.plans.iter().filter(|(_, to)| to.may_give_all_of(from)) {
+                let differs =
+                    |at_ms: i64| to.may_do_all_of(from, at_ms) && !self.plans[to_name].may_do_all_of(now, at_ms);
+                let entries = || now.actions.values().chain(self.plans[to_name].actions.values()).flatten();
+                let bounds: BTreeSet<i64> = entries().flat_map(Entitlement::bounds).collect();
+                if differs(i64::MIN) {
+                    let reason = format!(
+                        "plan `{from_name}`: it has a new action from the beginning that plan `{to_name}` has not, so that whoever \
+                         was upgraded to that one would not have been: list the action with effective_from"
+                    );
+                    return Err(Catalogue::refuse(now.line, reason));
+                }
+                if let Some(first_ms) = bounds.into_iter().find(|at_ms| differs(*at_ms)) {
+                    let entry = entries().find(|each| each.bounds().any(|bound_ms| bound_ms == first_ms));
+                    growth.add(first_ms, entry.map_or(now.line, |entry| entry.line));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Whether it gives all that another plan gives, in cycles of some time.
+    fn may_give_all_of(&self, other: &Plan) -> bool {
+        let starts = self.allowances.iter().chain(&other.allowances).map(|each| each.from_ms.unwrap_or(i64::MIN));
+        starts.into_iter().any(|start_ms| self.gives_all_of(other, start_ms))
     }
 }
 

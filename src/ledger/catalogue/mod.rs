@@ -188,6 +188,10 @@ impl Catalogue {
 impl Plan {
     /// Whether nobody loses anything who changes to it from another plan at a time, in a cycle that starts at another.
     pub fn allows_all_of(&self, other: &Plan, start_ms: i64, at_ms: i64) -> bool {
+        self.gives_all_of(other, start_ms) && self.may_do_all_of(other, at_ms)
+    }
+
+    fn gives_all_of(&self, other: &Plan, start_ms: i64) -> bool {
         let own = self.allowance_at(start_ms);
         let at_least = |(credit_type, amount): (&String, &Amount)| match (own.get(credit_type), amount) {
             (Some(Amount::Unlimited), _) => true,
@@ -195,8 +199,11 @@ impl Plan {
             (None, Amount::Limited(other)) => *other == Credits::ZERO,
             (_, Amount::Unlimited) => false,
         };
-        let allowed = other.allowance_at(start_ms).iter().all(at_least);
-        allowed && other.entitled_at(at_ms).all(|action| self.is_entitled(action, at_ms))
+        other.allowance_at(start_ms).iter().all(at_least)
+    }
+
+    fn may_do_all_of(&self, other: &Plan, at_ms: i64) -> bool {
+        other.entitled_at(at_ms).all(|action| self.is_entitled(action, at_ms))
     }
 
     /// The actions that it may do at a time.

@@ -425,11 +425,22 @@ fn a_higher_version_only_grows() {
     assert!(told.contains("less than a minute after"), "{told}");
     let told = soon.check_in_time(start_ms).unwrap_err().reason;
     assert!(told.contains("priced already"), "{told}");
-    let both =
-        "[actions.more]\nprices = [{ credit_type = \"phone\", credits = 1 }]\n[plans.basic]\nprices = { more = 2 }";
-    let both = change(&change(RICH, "[plans.basic]", both), "actions = [\"reveal", "actions = [\"more\", \"reveal");
-    let both = parse(&change(&both, "version = 7", "version = 8"));
-    assert_eq!(both.grows_from(&old).expect("what is new was never judged").starts_ms(), None);
+    // An action that is new was never judged.
+    let action = "[actions.more]\nprices = [{ credit_type = \"phone\", credits = 1 }]\n[plans.basic]";
+    let more = change(&change(RICH, "[plans.basic]", action), "version = 7", "version = 8");
+    let priced = change(&more, "[plans.basic]", "[plans.basic]\nprices = { more = 2 }");
+    let everywhere = parse(&priced.replace("actions = [", "actions = [\"more\", "));
+    assert_eq!(everywhere.grows_from(&old).unwrap().starts_ms(), None);
+    let only_in = |plan: &str, entry: &str| {
+        let (head, tail) = more.split_once(plan).expect("the plan is there");
+        parse(&format!("{head}{plan}{}", tail.replacen("actions = [", &format!("actions = [{entry}, "), 1)))
+    };
+    // No other plan allows as much; but whoever changed from the second one to another was upgraded.
+    assert_eq!(only_in("[plans.organization]", "\"more\"").grows_from(&old).unwrap().starts_ms(), None);
+    let told = only_in("[plans.basic]", "\"more\"").grows_from(&old).unwrap_err();
+    assert!(told.line == 22 && told.reason.contains("plan `basic`: it has a new action from the beginning"), "{told}");
+    let dated = only_in("[plans.basic]", "{ action = \"more\", effective_from = \"2027-03-01T00:00:00Z\" }");
+    assert_eq!(dated.grows_from(&old).unwrap().starts_ms(), Some(ms("2027-03-01T00:00:00Z")));
     assert_eq!(old.grows_from(&old), Ok(Growth::default()));
 
     let refused = |from: &str, to: &str, line: usize, reason: &str| {
