@@ -9,6 +9,7 @@ use super::output::{self, Output, quoted};
 use super::source::now_ms;
 use super::{Ended, in_order, usage_error, values};
 use crate::config::{Config, read_catalogue};
+use crate::note;
 use crate::report::usage::{self, By, Days, Shown, distinct};
 use crate::report::{state, unknown};
 
@@ -58,6 +59,9 @@ pub async fn run(args: UsageArgs, config: &Config, output: Output) -> anyhow::Re
     progress.finish_and_clear();
     let shown = shown?;
     if args.csv {
+        if let Some(deleted) = shown.deleted() {
+            note!("{deleted}");
+        }
         output.lines(&shown.csv(&by))?;
     } else {
         output.answer(&shown, || shown.text(&by, config))?;
@@ -74,6 +78,10 @@ impl Shown<'_> {
         let line = |cells: Vec<String>| cells.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(",");
         let head = columns(by).join(",");
         std::iter::once(head).chain(self.usage.iter().map(|row| line(row.cells(by)))).collect()
+    }
+
+    fn deleted(&self) -> Option<String> {
+        self.deleted_before.map(|day| format!("usage before {day} has been deleted: see usage.keep"))
     }
 
     fn text(&self, by: &[By], config: &Config) -> String {
@@ -95,6 +103,7 @@ impl Shown<'_> {
             }
             lines.push(table.to_string());
         }
+        lines.extend(self.deleted());
         let forecasts = self.forecast.iter().flatten();
         lines.extend(forecasts.map(|(credit_type, forecast)| forecast.text(credit_type)));
         lines.join("\n")

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::forecast::{Forecast, WEEK_DAYS, forecasts};
 use crate::ledger::catalogue::Catalogue;
 use crate::ledger::credits::Credits;
-use crate::ledger::usage::{DayUsage, Used};
+use crate::ledger::usage::{DayUsage, Used, local_day};
 use crate::store::{AccountState, RedisStore, StoreError};
 
 /// What rows are told apart by, beside credit types.
@@ -173,6 +173,9 @@ pub struct Shown<'a> {
     pub timezone: &'static str,
     pub from: NaiveDate,
     pub to: NaiveDate,
+    /// Where the days begin that are kept, if the account had earlier ones that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted_before: Option<NaiveDate>,
     pub usage: Vec<Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forecast: Option<BTreeMap<String, Forecast>>,
@@ -188,6 +191,9 @@ pub async fn shown<'a>(
     each: impl Fn(),
 ) -> Result<Shown<'a>, StoreError> {
     let read = read(store, account, (days.from, days.to), each).await?;
+    let begun = local_day(state.view.since_ms, state.view.config.timezone).max(days.from);
+    // After the days: what is deleted meanwhile is told of.
+    let kept_from = store.shard_state(store.keys().shard_of(account)).await?.usage_from;
     let forecast = match forecast_at {
         Some(now_ms) => {
             let week = read_week(store, account, days, &read).await?;
@@ -200,6 +206,7 @@ pub async fn shown<'a>(
         timezone: state.view.config.timezone.name(),
         from: days.from,
         to: days.to,
+        deleted_before: kept_from.filter(|first| begun < *first),
         usage: rows(&read, by, catalogue),
         forecast,
     })

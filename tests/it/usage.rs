@@ -3,6 +3,7 @@
 use chrono::{DateTime, Days, NaiveTime, SecondsFormat, TimeZone, Utc};
 use serde_json::{Value, json};
 
+use crate::cycles::Past;
 use crate::support::kafka::{Outgoing, Topics};
 use crate::support::meter::Meter;
 use crate::support::until;
@@ -109,4 +110,44 @@ async fn usage_is_told_by_day_of_the_accounts_zone_member_and_action() {
     // The last day that is surely past in every zone is three days old: nothing of this was.
     assert_eq!(kept["usage"].as_array().map(Vec::len), Some(2), "{kept}");
     assert_eq!(meter.audit()["mismatches"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn days_that_were_deleted_are_told_of() {
+    let mut past = Past::new("usage-kept").await;
+    past.meter.set("USAGE__KEEP", "10days");
+    let _running = past.start().await;
+    for (account, since) in [("old", "2026-01-02T00:00:00Z"), ("young", "2026-02-05T00:00:00Z")] {
+        let data = json!({"plan": "starter", "anchor": "2026-01-01"});
+        past.command(account, "account.put", &format!("put-{account}"), since, data).await;
+    }
+    past.reveal("old", "e1", 2, "2026-01-05T00:00:00Z", 0).await;
+    past.reveal("old", "e2", 3, "2026-02-10T00:00:00Z", 0).await;
+    past.reveal("young", "e3", 4, "2026-02-10T00:00:00Z", 0).await;
+    past.tick("2026-02-11T00:00:00Z").await;
+    past.meter.caught_up(&past.topics).await;
+    let kept_from = until("january is deleted", || async {
+        let from: Vec<_> = past.meter.states().await.into_iter().map(|state| state.usage_from).collect();
+        from[0].filter(|first| {
+            first.to_string().as_str() > "2026-01-05" && from.iter().all(|other| *other == Some(*first))
+        })
+    })
+    .await;
+
+    let usage = |account: &str, from: &str| {
+        past.meter.json(&["usage", account, "--from", from, "--to", "2026-02-20", "--by", "day", "--json"])
+    };
+    let row = |credits: f64| row(json!({"day": "2026-02-10", "credit_type": "email"}), [1.0, credits, 0.0, 0.0]);
+    let told = usage("old", "2026-01-01");
+    assert_eq!((&told["usage"], &told["deleted_before"]), (&json!([row(3.0)]), &json!(kept_from)), "{told}");
+    for whole in [usage("old", &kept_from.to_string()), usage("young", "2026-01-01")] {
+        assert!(whole.get("deleted_before").is_none(), "{whole}");
+    }
+    let text = past.meter.run(&["usage", "old", "--from", "2026-01-01", "--to", "2026-01-10"]);
+    let text = String::from_utf8(text.stdout).expect("text");
+    assert!(
+        text.contains("no usage") && text.contains(&format!("usage before {kept_from} has been deleted")),
+        "{text}"
+    );
+    past.meter.audit();
 }
