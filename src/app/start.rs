@@ -349,7 +349,7 @@ pub async fn take_over(store: &Store, root: &Root, state_name: &str) -> Result<(
         if name != root.generation && !is_being_rebuilt(&name, &root.generation) {
             return Err(StartError::Torn { shard, stored: name });
         }
-        name_anew(store, shard, &name, state_name).await?;
+        name_anew(store, shard, &name, state_name, None).await?;
     }
     Ok(())
 }
@@ -360,7 +360,7 @@ pub async fn give_up(store: &Store, root: &Root) -> Result<u32, StartError> {
     for shard in 0..root.shards {
         let name = store.shard_state(shard).await?.generation;
         if let Some(name) = name.filter(|name| is_being_rebuilt(name, &root.generation)) {
-            name_anew(store, shard, &name, &root.generation).await?;
+            name_anew(store, shard, &name, &root.generation, Some(now_s())).await?;
             given += 1;
         }
     }
@@ -370,16 +370,21 @@ pub async fn give_up(store: &Store, root: &Root) -> Result<u32, StartError> {
 /// Gives all shards the name of their state again.
 pub async fn give_back(store: &Store, root: &Root, state_name: &str) -> Result<(), StartError> {
     for shard in 0..root.shards {
-        name_anew(store, shard, state_name, &root.generation).await?;
+        name_anew(store, shard, state_name, &root.generation, Some(now_s())).await?;
     }
     Ok(())
 }
 
+/// By the clock of who rebuilds: no other tells how often a state was made that is gone.
+fn now_s() -> u32 {
+    chrono::Utc::now().timestamp().try_into().unwrap_or_default()
+}
+
 /// Waits for a Redis that does not answer.
-async fn name_anew(store: &Store, shard: u32, from: &str, to: &str) -> Result<(), StartError> {
+async fn name_anew(store: &Store, shard: u32, from: &str, to: &str, rebuilt_s: Option<u32>) -> Result<(), StartError> {
     let mut unanswered = false;
     loop {
-        match store.name(shard, from, to).await {
+        match store.name(shard, from, to, rebuilt_s).await {
             Ok(NameReply::Named) => return Ok(()),
             // The call whose answer got lost was done.
             Ok(NameReply::OtherGeneration(Some(stored))) if unanswered && stored == to => return Ok(()),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{NaiveDate, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, SecondsFormat, TimeDelta, Utc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -393,12 +393,29 @@ impl Ticker {
         }
     }
 
+    /// The first day of which a shard may have usage, in whichever zone.
+    async fn first_day(&self, shard: u32) -> Result<Option<NaiveDate>, StoreError> {
+        let (mut oldest, mut cursor) = (None, 0);
+        loop {
+            let (next, since_ms) = self.store.oldest(shard, cursor, FORGET_ACCOUNTS).await?;
+            oldest = [oldest, since_ms].into_iter().flatten().min();
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        Ok(oldest.and_then(DateTime::from_timestamp_millis).map(|since| since.date_naive() - TimeDelta::days(1)))
+    }
+
     /// Goes through a shard's accounts when another day of usage is past.
     async fn forget_usage(&self, shard: u32, meter_time_ms: i64, from: Option<NaiveDate>) -> Result<(), TickError> {
         let keep_ms = self.config.usage.keep.as_millis() as i64;
         let Some(last) = last_past(keep_ms, meter_time_ms) else { return Ok(()) };
-        // A shard that has never forgotten any was made less than so long before.
-        let from = from.unwrap_or(last - TimeDelta::days(FORGET_USAGE_DAYS));
+        // A shard that has never forgotten any may hold years: a log of before was read anew, or loaded.
+        let from = match from {
+            Some(from) => from,
+            None => self.first_day(shard).await?.map_or(last, |first| first.min(last)),
+        };
         let mut days = from.iter_days().take_while(|day| *day <= last).collect::<Vec<_>>();
         days.truncate(FORGET_USAGE_DAYS as usize);
         let Some(done) = days.last().copied() else { return Ok(()) };

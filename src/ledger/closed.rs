@@ -24,6 +24,8 @@ pub struct ClosedCycle {
     /// By which late events are priced.
     pub plan: String,
     pub overage: Overage,
+    /// 1, and one more for each change since the close: the same for the same events, where Redis falls back and they are read
+    /// again. After a rebuild see [`super::shard::Fence::rebuilt_s`].
     pub revision: u32,
     /// In meter time.
     pub stated_ms: i64,
@@ -62,6 +64,11 @@ impl ClosedCycle {
         self.start_ms <= time_ms && time_ms < self.end_ms
     }
 
+    fn change(&mut self) {
+        self.revision += 1;
+        self.restate = true;
+    }
+
     /// When something is to be done about it, in meter time.
     pub fn due_ms(&self) -> i64 {
         if self.restate { self.stated_ms + RESTATE_EVERY_MS } else { self.keep_ms }
@@ -91,7 +98,7 @@ impl Account {
             Verdict::Denied(_) => {
                 let closed = self.closed.get_mut(&number).expect("it was read above");
                 closed.counters.entry(credit_type.clone()).or_default().denied += 1;
-                closed.restate = true;
+                closed.change();
             }
             Verdict::Free | Verdict::Duplicate | Verdict::Voided => {}
         }
@@ -105,7 +112,7 @@ impl Account {
         counter.charged += cost;
         counter.spare = counter.spare - spare;
         counter.expired = counter.expired - spare;
-        closed.restate = true;
+        closed.change();
         let mut open = cost - spare;
         for created in lots {
             let taken = open.min(self.lots[created].left);
@@ -118,7 +125,7 @@ impl Account {
     /// far as they live; the rest expires there, for late use to take.
     pub fn refund_late(&mut self, number: i32, credit_type: &str, amount: Credits) {
         let closed = self.closed.get_mut(&number).expect("the call was refused if it is kept no more");
-        closed.restate = true;
+        closed.change();
         let counter = closed.counters.entry(credit_type.to_owned()).or_default();
         let mut back = amount - amount.min(counter.overage());
         counter.charged = counter.charged - amount;
@@ -158,7 +165,7 @@ impl Account {
             counter.moved = counter.moved - taken;
             if other > number {
                 counter.granted.take(kind, taken);
-                closed.restate = true;
+                closed.change();
             }
         }
         let pool = self.pools.entry(credit_type.to_owned()).or_default();

@@ -78,6 +78,7 @@ impl Shard {
             return refused;
         }
         let meter = MeterTime { now_ms: fence.meter_time_ms, floor_ms: fence.floor_ms };
+        let rebuilt_s = fence.rebuilt_s;
         let mut shown = Vec::new();
         for roll in &call.accounts {
             let (mut outbox, mut forgotten) = (Vec::new(), Vec::new());
@@ -88,6 +89,7 @@ impl Shard {
                     name: &roll.account,
                     account,
                     meter,
+                    rebuilt_s,
                     late_after_ms: call.late_after_ms,
                     outbox: &mut outbox,
                 };
@@ -118,6 +120,7 @@ struct Taker<'a> {
     name: &'a str,
     account: &'a mut Account,
     meter: MeterTime,
+    rebuilt_s: u32,
     late_after_ms: i64,
     outbox: &'a mut Vec<OutboxEntry>,
 }
@@ -331,8 +334,10 @@ impl Taker<'_> {
         let due = |closed: &&mut ClosedCycle| closed.restate && closed.due_ms() <= self.meter.now_ms;
         let Some(closed) = self.account.closed.get_mut(&number).filter(due) else { return };
         closed.restate = false;
-        closed.revision += 1;
         closed.stated_ms = self.meter.now_ms;
+        if closed.end_ms <= i64::from(self.rebuilt_s) * 1000 && closed.revision < self.rebuilt_s {
+            closed.revision += self.rebuilt_s;
+        }
         let entry = statement(self.name, number, closed);
         self.outbox.push(entry);
     }

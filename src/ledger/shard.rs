@@ -61,6 +61,9 @@ pub struct Fence {
     pub restamp_tolerance_ms: i64,
     /// Usage of earlier days was forgotten.
     pub usage_from: Option<NaiveDate>,
+    /// When it was last counted anew, in seconds since 1970; 0: never. Statements of cycles that ended before go on from this
+    /// number once something changes them: what was published of them before may have had other numbers.
+    pub rebuilt_s: u32,
     /// The next offset to apply. A partition that is not here starts at 0.
     pub positions: BTreeMap<Partition, i64>,
     /// The last record below each position, by which a topic that was made anew is told.
@@ -222,10 +225,11 @@ pub enum InitReply {
 
 impl Shard {
     /// Gives the state another name: who works under the old one is refused from then on.
-    pub fn name(&mut self, from: &str, to: &str) -> NameReply {
+    pub fn name(&mut self, from: &str, to: &str, rebuilt_s: Option<u32>) -> NameReply {
         match &mut self.fence {
             Some(fence) if fence.generation == from => {
                 to.clone_into(&mut fence.generation);
+                fence.rebuilt_s = rebuilt_s.unwrap_or(fence.rebuilt_s);
                 NameReply::Named
             }
             fence => NameReply::OtherGeneration(fence.as_ref().map(|fence| fence.generation.clone())),
@@ -247,6 +251,7 @@ impl Shard {
                 floor_ms: 0,
                 restamp_tolerance_ms: 0,
                 usage_from: None,
+                rebuilt_s: 0,
                 positions: call.starts.iter().copied().collect(),
                 anchors: BTreeMap::new(),
                 reached: BTreeMap::new(),

@@ -25,6 +25,7 @@ pub enum Key<'a> {
     ///   `catalogue_version`, `catalogue_hash`
     /// - `meter_time_ms`, `floor_ms` (events dated below are too late), `restamp_tolerance_ms` (largest ever used)
     /// - `begun`, `ended`: how many writes of `apply`, `command`, `roll` and `fold_usage` were; they differ = Redis ran half of one
+    /// - `rebuilt` s, when the shard was last counted anew; absent = never
     /// - `usage_from` `20261125`: usage of earlier days was forgotten; absent = none was
     /// - `position:<input>:<partition>` next offset to apply; absent = 0
     /// - `anchor:<input>:<partition>` `offset:fingerprint` of the last record below it; absent = none was read

@@ -77,6 +77,10 @@ impl MemoryStore {
         (0, accounts.collect())
     }
 
+    pub fn oldest(&self, shard: u32, _: u64, _: usize) -> (u64, Option<i64>) {
+        (0, self.shard(shard).accounts.values().map(|account| account.since_ms).min())
+    }
+
     pub fn due_by(&self, shard: u32, time_ms: i64, skip: usize, count: usize) -> Vec<Arc<str>> {
         let shard = self.shard(shard);
         let due = shard.accounts.iter().map(|(name, account)| (account.due_ms(), name.clone()));
@@ -108,8 +112,8 @@ impl MemoryStore {
         *self.shard(shard) != Shard::default()
     }
 
-    pub fn name(&self, shard: u32, from: &str, to: &str) -> NameReply {
-        self.shard(shard).name(from, to)
+    pub fn name(&self, shard: u32, from: &str, to: &str, rebuilt_s: Option<u32>) -> NameReply {
+        self.shard(shard).name(from, to, rebuilt_s)
     }
 
     pub fn wipe_fence(&self, shard: u32) -> u64 {

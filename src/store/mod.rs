@@ -262,6 +262,11 @@ impl Store {
         either!(self, store => store.days(shard, cursor, count))
     }
 
+    /// Since when the oldest of some accounts has been there.
+    pub async fn oldest(&self, shard: u32, cursor: u64, count: usize) -> Result<(u64, Option<i64>), StoreError> {
+        either!(self, store => store.oldest(shard, cursor, count))
+    }
+
     /// The accounts of a shard that time has something for up to a time, the longest due first.
     pub async fn due_by(
         &self,
@@ -295,8 +300,14 @@ impl Store {
     }
 
     /// Names a shard's state anew: who works under the old name is refused from then on.
-    pub async fn name(&self, shard: u32, from: &str, to: &str) -> Result<NameReply, StoreError> {
-        either!(self, store => store.name(shard, from, to))
+    pub async fn name(
+        &self,
+        shard: u32,
+        from: &str,
+        to: &str,
+        rebuilt_s: Option<u32>,
+    ) -> Result<NameReply, StoreError> {
+        either!(self, store => store.name(shard, from, to, rebuilt_s))
     }
 
     /// Deletes a shard's fence: no call fits any more, and what is left of it must be wiped.

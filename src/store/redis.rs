@@ -142,6 +142,19 @@ impl RedisStore {
         Ok((next, accounts))
     }
 
+    /// Since when the oldest of about so many accounts has been there, from a cursor on, and where to go on: 0 at the end.
+    pub async fn oldest(&self, shard: u32, cursor: u64, count: usize) -> Result<(u64, Option<i64>), StoreError> {
+        let (next, accounts) = self.names(shard, cursor, count).await?;
+        let mut oldest: Option<i64> = None;
+        for account in accounts {
+            let key = self.shared.keys.spell(Key::Account(&account));
+            let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
+            let since_ms = parse_view(&fields)?.since_ms;
+            oldest = Some(oldest.map_or(since_ms, |oldest| oldest.min(since_ms)));
+        }
+        Ok((next, oldest))
+    }
+
     pub async fn due_by(
         &self,
         shard: u32,
@@ -169,8 +182,14 @@ impl RedisStore {
         }
     }
 
-    pub async fn name(&self, shard: u32, from: &str, to: &str) -> Result<NameReply, StoreError> {
-        let reply = self.run(&NameScript { shard, from, to }).await?;
+    pub async fn name(
+        &self,
+        shard: u32,
+        from: &str,
+        to: &str,
+        rebuilt_s: Option<u32>,
+    ) -> Result<NameReply, StoreError> {
+        let reply = self.run(&NameScript { shard, from, to, rebuilt_s }).await?;
         failpoint::reached(Failpoint::AfterName);
         Ok(reply)
     }

@@ -457,6 +457,7 @@ pub struct NameScript<'a> {
     pub shard: u32,
     pub from: &'a str,
     pub to: &'a str,
+    pub rebuilt_s: Option<u32>,
 }
 
 impl Script for NameScript<'_> {
@@ -469,6 +470,7 @@ impl Script for NameScript<'_> {
         input.key(keys, Key::Shard(self.shard));
         input.text(self.from);
         input.text(self.to);
+        input.text(self.rebuilt_s.map(|seconds| seconds.to_string()).unwrap_or_default());
         input
     }
 

@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 use rdkafka::Message;
 use serde_json::{Value, json};
 
+use crate::support::dump;
 use crate::support::kafka::{Outgoing, Topics, data};
 use crate::support::meter::{Meter, Running, SHARDS};
 use crate::support::redis::shared;
@@ -192,12 +193,31 @@ async fn cycles_that_were_missed_close_once_and_in_order_and_late_use_goes_to_it
     until("March is stated again", || async { (past.statements("busy").await.len() == 4).then_some(()) }).await;
     let statements = past.statements("busy").await;
     let again = &statements[3];
-    assert_eq!((&again["cycle"]["number"], &again["revision"]), (&json!(2), &json!(2)));
+    // A charge and a denial have changed it.
+    assert_eq!((&again["cycle"]["number"], &again["revision"]), (&json!(2), &json!(3)));
     let march = &again["balances"]["email"];
     assert_eq!(sums(march), (&json!(35), &json!(20), &json!(15), &json!(0), &json!(0)));
     assert_eq!(march["denied"], 1);
     assert_eq!(sums(&past.email("busy")), (&json!(35), &json!(11), &json!(0), &json!(24), &json!(0)));
     assert_eq!(past.meter.audit()["accounts_checked"], 2);
+
+    // A rebuild finds both events in time, since they were stamped in March. Another change has a later number than all that was
+    // told before.
+    assert!(running.terminate().await.success());
+    let keys = dump::keys(&mut shared().await, &past.meter.prefix).await;
+    let _: () = redis::cmd("DEL").arg(keys).query_async(&mut shared().await).await.expect("redis answers");
+    past.meter.json(&["rebuild", "--json"]);
+    let running = past.start().await;
+    past.reveal("busy", "c2", 5, "2026-03-31T23:57:00Z", 1).await;
+    past.tick("2026-04-01T00:04:00Z").await;
+    past.meter_time("2026-04-01T00:04:00Z").await;
+    until("March is stated with the new event", || async {
+        let told = past.statements("busy").await;
+        let of_march = told.iter().filter(|each| each["cycle"]["number"] == 2);
+        let last = of_march.max_by_key(|each| each["revision"].as_u64()).expect("it was stated");
+        (last["balances"]["email"]["used"] == 25).then_some(())
+    })
+    .await;
 
     // Once the floor has passed it, March is forgotten, and nothing is charged to it any more.
     past.tick("2026-04-05T00:00:00Z").await;

@@ -139,7 +139,7 @@ async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
     let generation = meter.store.stored_root().await.expect("redis answers").expect("a state").generation;
     let name = name_of_rebuild(&generation, Uuid::now_v7());
     for shard in 0..SHARDS {
-        let named = meter.store.name(shard, &generation, &name).await;
+        let named = meter.store.name(shard, &generation, &name, None).await;
         assert_eq!(named.expect("redis answers"), NameReply::Named);
     }
     topics.send("usage", &reveal("acme", "one-more", 1)).await;
@@ -173,7 +173,7 @@ async fn a_rebuild_is_alone_and_workers_wait_for_one_that_was_interrupted() {
 
     // One that cannot go on is given up: workers apply what is left.
     for shard in 0..SHARDS {
-        meter.store.name(shard, &generation, &name).await.expect("redis answers");
+        meter.store.name(shard, &generation, &name, None).await.expect("redis answers");
     }
     let given = meter.json(&["rebuild", "--give-up", "--json"]);
     assert_eq!(given["given"], SHARDS, "{given}");

@@ -37,7 +37,7 @@ local function take_late(account, number, lot, taken)
       c.moved = c.moved - taken
       if other > number then
         c.granted[kind] = c.granted[kind] - taken
-        closed.restate = true
+        change_closed(closed)
       end
     end
   end
@@ -71,7 +71,8 @@ local function use_late(account, class, credit_type, dated, over_limit)
     overage, limit = 'allow', tonumber(string.sub(overage, 7))
   end
   local reason, uncovered = reason_of(class, left, c.charged, over, overage, limit, over_limit)
-  closed.counters[credit_type], closed.restate = c, true
+  closed.counters[credit_type] = c
+  change_closed(closed)
   if not reason or reason == 4 then
     local cost = class_cost[class] - uncovered
     local spare = math.min(cost, c.spare)

@@ -174,7 +174,8 @@ function charges.refund_late(account, number, credit_type, cost)
   local granted = total(c.granted)
   local over = granted and c.charged - math.min(c.charged, granted - c.expired - c.moved) or 0
   local back = cost - math.min(cost, over)
-  c.charged, closed.restate = c.charged - cost, true
+  c.charged = c.charged - cost
+  change_closed(closed)
   if not granted then
     return
   end

@@ -21,7 +21,7 @@
 -- Read and check.
 local generation, catalogue_version, catalogue_hash = take(), take(), take()
 local fence = redis.call('HMGET', KEYS[1], 'generation', 'catalogue_version', 'catalogue_hash', 'meter_time_ms', 'floor_ms',
-  'position:commands:0', 'begun', 'ended')
+  'position:commands:0', 'begun', 'ended', 'rebuilt')
 if fence[1] ~= generation then
   return { 'other_generation', fence[1] or '' }
 end
@@ -46,7 +46,7 @@ if outbox_entries >= outbox_max then
   return { 'outbox_full', text(outbox_entries) }
 end
 redis.call('ZCARD', KEYS[3]) -- an error if it is no sorted set: it is written last, and must not fail then
-local meter_time, floor = tonumber(fence[4]), tonumber(fence[5])
+local meter_time, floor, rebuilt = tonumber(fence[4]), tonumber(fence[5]), tonumber(fence[9] or '0')
 local types, is_type = {}, {}
 for i = 1, take_number() do
   types[i] = take()
@@ -253,7 +253,10 @@ function STEPS.restate(account)
   local number, cycle_text = take_number(), take()
   local closed = account.closed[number]
   if closed and closed.restate and closed.stated + RESTATE_EVERY <= meter_time then
-    closed.restate, closed.revision, closed.stated = false, closed.revision + 1, meter_time
+    closed.restate, closed.stated = false, meter_time
+    if closed.to <= rebuilt * 1000 and closed.revision < rebuilt then
+      closed.revision = closed.revision + rebuilt
+    end
     statement(account, number, cycle_text, closed)
   end
 end

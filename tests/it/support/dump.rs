@@ -203,6 +203,7 @@ fn fence(fields: &BTreeMap<String, String>) -> Fence {
         floor_ms: number("floor_ms"),
         restamp_tolerance_ms: number("restamp_tolerance_ms"),
         usage_from: fields.get("usage_from").map(|text| day_of_number(text.parse().expect("a number")).expect("a day")),
+        rebuilt_s: fields.get("rebuilt").map_or(0, |text| text.parse().expect("a number")),
         positions,
         anchors,
         reached,

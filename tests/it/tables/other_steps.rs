@@ -45,7 +45,10 @@ impl World<'_> {
             "take" => self.take(has("other")).await?,
             "root" => self.root(&words.plain[1..]).await,
             "init" => self.init(words, generation).await?,
-            "name" => self.name(words.plain[1], words.plain[2]).await?,
+            "name" => {
+                let rebuilt_s = words.get("rebuilt").map(|at| (time(at) / 1000) as u32);
+                self.name(words.plain[1], words.plain[2], rebuilt_s).await?
+            }
             "wipe" => {
                 let wiped = self.store.wipe(0).await.expect(REDIS_ANSWERS);
                 self.shard = Shard::default();
@@ -90,9 +93,9 @@ impl World<'_> {
         format!("root {}", answers.join(" "))
     }
 
-    async fn name(&mut self, from: &str, to: &str) -> Result<String, String> {
-        let redis = self.store.name(0, from, to).await.expect(REDIS_ANSWERS);
-        Ok(match same(redis, self.shard.name(from, to))? {
+    async fn name(&mut self, from: &str, to: &str, rebuilt_s: Option<u32>) -> Result<String, String> {
+        let redis = self.store.name(0, from, to, rebuilt_s).await.expect(REDIS_ANSWERS);
+        Ok(match same(redis, self.shard.name(from, to, rebuilt_s))? {
             NameReply::Named => "named".to_owned(),
             NameReply::OtherGeneration(stored) => format!("other_generation {}", stored.as_deref().unwrap_or("-")),
         })

@@ -30,6 +30,8 @@ pub const STEPS: &[Row] = &[
     // After a renewal alerts go by the plan that it brought.
     ("put acme large; put acme saver; grant acme email 5 promo until=+25d; @+26d tick; sweep", "took renew lots", "plan saver, email 15/0/5/10/0, said.low 1"),
     // A statement that late use has changed is restated; one that nothing can change any more is forgotten.
+    ("put acme small; @+22d tick; sweep; @+21d11h use e1 reveal_email; name g1 g1 rebuilt=+22d; @+23d tick; sweep; void e1; @+24d tick; sweep", "took restate", "closed0.email 10/0/10/0/0, said.cycle.closed 3"),
+    ("put acme small; name g1 g1 rebuilt=+20d; @+22d tick; sweep; @+21d11h use e1 reveal_email; @+23d tick; sweep", "took restate", "closed0.email 10/1/9/0/0, said.cycle.closed 2"),
     ("put acme small; @+22d tick; sweep; @+21d11h use e1 reveal_email; @+23d tick; sweep", "took restate", "closed0.email 10/1/9/0/0, said.cycle.closed 2"),
     ("put acme small; @+22d tick; sweep; @+23d tick; sweep", "nothing", "closed 1"),
     ("put acme small; @+22d tick; sweep; @+25d tick; sweep", "took forget", "closed 0"),
