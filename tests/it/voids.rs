@@ -15,7 +15,7 @@ use crate::support::kafka::{Outgoing, Topics, data, header, kind};
 use crate::support::meter::Meter;
 use crate::support::redis::shared;
 use crate::support::until;
-use crate::walk::put;
+use crate::walk::{outgoing, put};
 
 const CATALOGUE: &str = "tests/data/catalogue-voids.toml";
 
@@ -29,7 +29,7 @@ fn event(account: &str, id: &str, action: &str, more: Value) -> Value {
 }
 
 /// The void of an event, with all that the event says.
-fn void(event: &Value, id: &str) -> Value {
+pub fn void(event: &Value, id: &str) -> Value {
     let mut data = event["data"].clone();
     for name in ["source", "id", "time"] {
         data[name] = event[name].clone();
@@ -41,10 +41,7 @@ fn void(event: &Value, id: &str) -> Value {
 }
 
 async fn send(topics: &Topics, partition: i32, event: &Value) {
-    let key = event["subject"].as_str().expect("an account");
-    let value = Some(event.to_string().into_bytes());
-    let record = Outgoing { partition, key: Some(key.into()), value, ..Outgoing::default() };
-    topics.send("usage", &record).await;
+    topics.send("usage", &Outgoing { partition, ..outgoing(event) }).await;
 }
 
 fn used(meter: &Meter, account: &str, credit_type: &str) -> Value {

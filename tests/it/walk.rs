@@ -89,6 +89,11 @@ pub fn reveal_event(account: &str, id: &str, quantity: u64) -> serde_json::Value
 }
 
 pub fn reveal(account: &str, id: &str, quantity: u64) -> Outgoing {
-    let value = reveal_event(account, id, quantity).to_string().into_bytes();
-    Outgoing { key: Some(account.into()), value: Some(value), ..Outgoing::default() }
+    outgoing(&reveal_event(account, id, quantity))
+}
+
+/// An event keyed by its account.
+pub fn outgoing(event: &serde_json::Value) -> Outgoing {
+    let key = event["subject"].as_str().expect("an account");
+    Outgoing { key: Some(key.into()), value: Some(event.to_string().into_bytes()), ..Outgoing::default() }
 }

@@ -2,7 +2,8 @@
 //! meter but the price list.
 //!
 //! Accounts that can run dry keep to one partition, so that the log alone decides; the others are unlimited, and
-//! their events come again in other partitions.
+//! their events come again in other partitions. Some have top-ups that burn first, and voids of what is charged once for a
+//! contact, all of it in one partition too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use tokio::task::JoinHandle;
 use super::kafka::{Outgoing, Topics, data, header, kind};
 use super::meter::Meter;
 use super::until;
-use crate::walk::{put, reveal, reveal_event};
+use crate::voids::void;
+use crate::walk::{outgoing, put, reveal, reveal_event};
 
 /// Events a second, until another pace is asked for.
 pub const PACE: u64 = 3_000;
@@ -29,6 +31,16 @@ const EVENTS_AN_ACCOUNT: u64 = 15;
 /// How much later an event comes again, in events.
 const AGAIN_AFTER_MAX: u64 = 3_000;
 const NOT_JSON: &str = "not json";
+const RETURNING_ACCOUNTS: u64 = 6;
+const TOP_UPS: u64 = 5;
+const TOP_UP: u64 = 40;
+/// What each adjustment gives.
+const ADJUSTMENT: u64 = 3;
+/// Events before the next of those accounts takes its turn, and the contacts that a tenth of them is about.
+const EVENTS_A_TURN: u64 = 300;
+const CONTACTS_A_TURN: u64 = 15;
+/// How much later a void comes than its event, in events.
+const VOID_AFTER_MAX: u64 = 100;
 
 pub struct Traffic {
     stop: Arc<AtomicBool>,
@@ -42,6 +54,10 @@ pub struct Traffic {
 pub struct Table {
     /// By the event's id.
     events: HashMap<String, Sent>,
+    /// By the void's id the event that it takes back.
+    voids: HashMap<String, String>,
+    /// What came to a returning account's allowance.
+    bought: HashMap<String, u64>,
     /// The accounts that were put, with their plan.
     accounts: BTreeMap<String, Plan>,
     /// The partition of an account that keeps to one.
@@ -56,6 +72,8 @@ struct Sent {
     account: String,
     quantity: u64,
     dead: Option<&'static str>,
+    /// The contact that is charged once.
+    contact: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +83,14 @@ enum Plan {
     Reject(u64),
     /// What does not fit takes what is left.
     Cap(u64),
+    /// It never runs dry; some of what it was charged is given back.
+    Returning,
 }
 
 /// As tests/data/catalogue-independent.toml has them.
 const TIGHT: Plan = Plan::Reject(30);
 const CAPPED: Plan = Plan::Cap(50);
+const RETURNING_ALLOWANCE: u64 = 1_000_000;
 
 impl Plan {
     fn name(self) -> &'static str {
@@ -77,6 +98,7 @@ impl Plan {
             Plan::Unlimited => "organization",
             Plan::Reject(_) => "starter",
             Plan::Cap(_) => "capped",
+            Plan::Returning => "returning",
         }
     }
 }
@@ -85,7 +107,7 @@ impl Plan {
     /// The edges that an account has passed once so much is used, or an event was denied.
     fn alerts(self, account: &str, used: u64, denied: bool) -> Vec<(String, String, String)> {
         let (granted, thresholds): (u64, &[u64]) = match self {
-            Plan::Unlimited => return Vec::new(),
+            Plan::Unlimited | Plan::Returning => return Vec::new(),
             Plan::Reject(granted) => (granted, &[80]),
             Plan::Cap(granted) => (granted, &[80, 95]),
         };
@@ -187,6 +209,9 @@ impl Sender {
         for account in 0..WIDE_ACCOUNTS {
             self.put(format!("wide-{account}"), Plan::Unlimited).await;
         }
+        for account in 0..RETURNING_ACCOUNTS {
+            self.put_returning(format!("returning-{account}")).await;
+        }
         for number in 0..accounts {
             self.put(format!("tight-{number}"), TIGHT).await;
             self.put(format!("cap-{number}"), CAPPED).await;
@@ -222,6 +247,8 @@ impl Sender {
             207 => return self.send_not_json(anywhere),
             each if each % 10 == 1 => self.dry("tight", TIGHT, 5).await,
             each if each % 10 == 2 => self.dry("cap", CAPPED, 8).await,
+            13 => return self.adjust().await,
+            each if each % 10 == 3 => return self.returning(id),
             _ => (format!("wide-{}", self.rng.random_range(0..WIDE_ACCOUNTS)), 1, None),
         };
         let wide = account.starts_with("wide");
@@ -235,7 +262,7 @@ impl Sender {
             record.value = Some(event.to_string().into_bytes());
         }
         record.partition = anywhere;
-        self.table.events.insert(id, Sent { account, quantity, dead });
+        self.table.events.insert(id, Sent { account, quantity, dead, contact: None });
         if self.rng.random_bool(0.1) {
             let mut copy = record.clone();
             if wide {
@@ -244,6 +271,64 @@ impl Sender {
             self.again.push((number + self.rng.random_range(0..AGAIN_AFTER_MAX), copy));
         }
         self.send(record);
+    }
+
+    /// A returning account's event, which is charged once for its contact. Some come again, some are taken back, once or twice
+    /// and a few before they come.
+    fn returning(&mut self, id: String) {
+        let turn = self.number / EVENTS_A_TURN;
+        let account = self.whose_turn();
+        let quantity = self.rng.random_range(1..=3);
+        let contact = format!("{turn}-{}", self.rng.random_range(0..CONTACTS_A_TURN));
+        let mut event = reveal_event(&account, &id, quantity);
+        event["data"]["action"] = json!("reveal_direct");
+        event["data"]["contact"] = json!(contact);
+        let anywhere = self.rng.random_range(0..self.topics.partitions.load(Ordering::Relaxed));
+        let partition = *self.table.homes.entry(account.clone()).or_insert(anywhere);
+        let of = |event: &Value| Outgoing { partition, ..outgoing(event) };
+        let record = of(&event);
+        if self.rng.random_bool(0.1) {
+            self.again.push((self.number + self.rng.random_range(0..AGAIN_AFTER_MAX), record.clone()));
+        }
+        let voids = [0.05, 0.4, 0.1].map(|odds| self.rng.random_bool(odds));
+        for (index, _) in voids.into_iter().enumerate().filter(|(_, sent)| *sent) {
+            let void_id = format!("v{index}-{id}");
+            let record = of(&void(&event, &void_id));
+            self.table.voids.insert(void_id, id.clone());
+            match index {
+                0 => self.send(record),
+                _ => self.again.push((self.number + self.rng.random_range(1..VOID_AFTER_MAX), record)),
+            }
+        }
+        self.table.events.insert(id, Sent { account, quantity, dead: None, contact: Some(contact) });
+        self.send(record);
+    }
+
+    fn whose_turn(&self) -> String {
+        format!("returning-{}", self.number / EVENTS_A_TURN % RETURNING_ACCOUNTS)
+    }
+
+    /// Gives some credits in between, so that what was used before is settled.
+    async fn adjust(&mut self) {
+        let account = self.whose_turn();
+        let given = json!({ "credit_type": "email", "amount": ADJUSTMENT, "reason": "goodwill" });
+        self.buy(&account, "credits.adjust.v1", ADJUSTMENT, &format!("adjust-{}", self.number), given).await;
+    }
+
+    async fn put_returning(&mut self, account: String) {
+        self.put(account.clone(), Plan::Returning).await;
+        for top_up in 0..TOP_UPS {
+            // They burn before the allowance.
+            let given = json!({ "credit_type": "email", "amount": TOP_UP, "kind": "topup", "priority": top_up });
+            self.buy(&account, "credits.grant.v1", TOP_UP, &format!("top-up-{top_up}-{account}"), given).await;
+        }
+    }
+
+    async fn buy(&mut self, account: &str, kind: &str, amount: u64, id: &str, given: Value) {
+        let mut command = put(account, "");
+        (command["id"], command["type"], command["data"]) = (json!(id), json!(kind), given);
+        self.topics.command(&command).await;
+        *self.table.bought.entry(account.to_owned()).or_insert(0) += amount;
     }
 
     /// The account whose turn it is; a new one is put before its first event.
@@ -318,9 +403,15 @@ impl Table {
         for (account, plan) in &self.accounts {
             let state = meter.store.account(account).await.expect("redis answers");
             let state = state.unwrap_or_else(|| panic!("{account} was put"));
-            let email = state.counters.iter().find(|(name, _)| name == "email").map(|(_, counter)| counter.charged);
+            let counter = state.counters.iter().find(|(name, _)| name == "email").map(|(_, counter)| *counter);
+            let counter = counter.unwrap_or_default();
             let used = expected.used.get(account).copied().unwrap_or(0);
-            assert_eq!(email.map_or("0".to_owned(), |used| used.to_string()), used.to_string(), "{account} ({plan:?})");
+            assert_eq!(counter.charged.to_string(), used.to_string(), "{account} ({plan:?})");
+            if *plan == Plan::Returning {
+                let granted = RETURNING_ALLOWANCE + self.bought[account];
+                let left = counter.remaining().expect("it is limited");
+                assert_eq!(left.to_string(), (granted - used).to_string(), "{account}, {granted} granted");
+            }
         }
         // What people see is the same.
         let balance = meter.json(&["balance", "wide-0", "--json"]);
@@ -353,6 +444,9 @@ impl Table {
     fn fold(&self, topics: &Topics) -> Expected {
         let mut expected = Expected::default();
         let mut seen = BTreeSet::new();
+        let (mut charges, mut voided) = (HashMap::new(), HashMap::new());
+        // The event that was charged for a contact.
+        let mut marks: HashMap<String, String> = HashMap::new();
         let mut not_json = 0;
         for message in topics.read("usage", topics.partitions.load(Ordering::Relaxed)) {
             let at = (message.partition(), message.offset());
@@ -366,7 +460,22 @@ impl Table {
             }
             let event: Value = serde_json::from_slice(value).expect("JSON");
             let id = event["id"].as_str().expect("an id").to_owned();
-            let Sent { account, quantity, dead } = self.events.get(&id).expect("it was sent").clone();
+            if let Some(event_id) = self.voids.get(&id) {
+                if voided.contains_key(event_id) {
+                    count("duplicate");
+                    continue;
+                }
+                count("voided");
+                let charge = charges.remove(event_id);
+                voided.insert(event_id.clone(), charge.is_some());
+                if let Some(charge) = charge {
+                    let Sent { account, contact, .. } = &self.events[event_id];
+                    *expected.used.get_mut(account).expect("it was charged") -= charge;
+                    marks.remove(contact.as_ref().expect("a contact"));
+                }
+                continue;
+            }
+            let Sent { account, quantity, dead, contact } = self.events.get(&id).expect("it was sent").clone();
             if let Some(reason) = dead {
                 count("dead_lettered");
                 expected.dead.insert(at, reason.to_owned());
@@ -375,6 +484,19 @@ impl Table {
             }
             if !seen.insert(id.clone()) {
                 count("duplicate");
+                continue;
+            }
+            if let Some(contact) = contact {
+                if marks.contains_key(&contact) {
+                    count("free");
+                } else if voided.get(&id) == Some(&false) {
+                    count("voided");
+                } else {
+                    count("charged");
+                    *expected.used.entry(account).or_insert(0) += quantity;
+                    charges.insert(id.clone(), quantity);
+                    marks.insert(contact, id);
+                }
                 continue;
             }
             let used = expected.used.entry(account.clone()).or_insert(0);
@@ -392,7 +514,7 @@ impl Table {
                     expected.denied.insert(id.clone(), denial("capped", remaining, Some(quantity - remaining)));
                     *used = granted;
                 }
-                Plan::Unlimited | Plan::Reject(_) | Plan::Cap(_) => {
+                Plan::Unlimited | Plan::Reject(_) | Plan::Cap(_) | Plan::Returning => {
                     count("charged");
                     *used += quantity;
                 }
@@ -407,7 +529,7 @@ impl Table {
         }
         assert_eq!(seen.len(), self.events.len(), "kafka holds every event that it has acknowledged");
         assert!(not_json >= self.not_json, "and every record that is none");
-        let outcomes = if self.clean { 4 } else { 5 };
+        let outcomes = if self.clean { 6 } else { 7 };
         assert!(expected.outcomes.len() >= outcomes, "every outcome is there: {:?}", expected.outcomes);
         expected
     }
