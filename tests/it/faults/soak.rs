@@ -78,15 +78,16 @@ const FAULTS: [(Fault, &str); 15] = [
     (Calm, "nothing"),
 ];
 
+/// In the order in which they end: workers say how they are before their servers go.
 struct Soak {
+    /// Lives through it all.
+    survivor: Running,
+    other: Running,
+    traffic: Traffic,
     topics: Arc<Topics>,
     meter: Meter,
     kafka: OwnKafka,
     redis: Servers,
-    traffic: Traffic,
-    /// Lives through it all.
-    survivor: Running,
-    other: Running,
     rng: SmallRng,
 }
 

@@ -445,8 +445,8 @@ impl Table {
         let mut expected = Expected::default();
         let mut seen = BTreeSet::new();
         let (mut charges, mut voided) = (HashMap::new(), HashMap::new());
-        // The event that was charged for a contact.
-        let mut marks: HashMap<String, String> = HashMap::new();
+        // Contacts that were charged for.
+        let mut marked = BTreeSet::new();
         let mut not_json = 0;
         for message in topics.read("usage", topics.partitions.load(Ordering::Relaxed)) {
             let at = (message.partition(), message.offset());
@@ -471,7 +471,7 @@ impl Table {
                 if let Some(charge) = charge {
                     let Sent { account, contact, .. } = &self.events[event_id];
                     *expected.used.get_mut(account).expect("it was charged") -= charge;
-                    marks.remove(contact.as_ref().expect("a contact"));
+                    marked.remove(contact.as_ref().expect("a contact"));
                 }
                 continue;
             }
@@ -487,7 +487,7 @@ impl Table {
                 continue;
             }
             if let Some(contact) = contact {
-                if marks.contains_key(&contact) {
+                if marked.contains(&contact) {
                     count("free");
                 } else if voided.get(&id) == Some(&false) {
                     count("voided");
@@ -495,7 +495,7 @@ impl Table {
                     count("charged");
                     *expected.used.entry(account).or_insert(0) += quantity;
                     charges.insert(id.clone(), quantity);
-                    marks.insert(contact, id);
+                    marked.insert(contact);
                 }
                 continue;
             }
