@@ -1,7 +1,7 @@
 //! What every Kafka client of the meter has in common: its settings, why it fails, and a look at the cluster.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -126,10 +126,36 @@ pub fn place_within(kafka: &Kafka) -> Duration {
     interval.map_or(MAX_POLL_INTERVAL_DEFAULT, Duration::from_millis) + kafka.session_timeout
 }
 
-/// Whether there is a broker that the client could connect to. Once it knows none, it never learns of one again, not even of
-/// `kafka.brokers`: a broker that has just started may answer that there are none (librdkafka's issue 5301, open).
-pub fn knows_brokers(statistics: &Statistics) -> bool {
-    statistics.brokers.values().any(|broker| matches!(broker.source.as_str(), "learned" | "configured"))
+/// Whether a client has given up: no connection stands, and it tries to make none. It never comes back from there, though the
+/// brokers do. A broker that has just started may answer that there are no brokers, and then the client knows none, not even
+/// `kafka.brokers` (librdkafka's issue 5301, open); or it knows them, and waits for a connection that it takes to be there.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    made: i64,
+    idle: u32,
+}
+
+impl Attempts {
+    /// Takes the next statistics; how many there were in a row without a connection or an attempt to make one. They are counted,
+    /// and not time: a process that was stopped has missed nothing.
+    pub fn look(&mut self, statistics: &Statistics) -> u32 {
+        let brokers = || statistics.brokers.values();
+        let made = brokers().filter_map(|broker| broker.connects).sum();
+        let goes_on = made != self.made || brokers().any(|broker| broker.state == "UP");
+        self.idle = if goes_on { 0 } else { self.idle + 1 };
+        self.made = made;
+        self.idle
+    }
+}
+
+const RECONNECT_MAX: &str = "reconnect.backoff.max.ms";
+/// The client's own.
+const RECONNECT_MAX_DEFAULT: Duration = Duration::from_secs(10);
+
+/// A client that goes on makes its next attempt by then: it waits up to half as long again as it is told to.
+pub fn attempt_within(kafka: &Kafka) -> Duration {
+    let most = reader_settings(kafka, &[], &[]).get(RECONNECT_MAX).and_then(|ms| ms.parse().ok());
+    most.map_or(RECONNECT_MAX_DEFAULT, Duration::from_millis) * 2
 }
 
 /// The name of an input topic.
@@ -140,11 +166,11 @@ pub fn topic_of(topics: &Topics, input: Input) -> &str {
     }
 }
 
-/// What a client reports of itself, and how often: [`Reasons`] notices by it that the client has lost sight of all brokers.
+/// What a client reports of itself, and how often: [`Reasons`] notices by it that the client has given up.
 pub const STATISTICS: (&str, &str) = ("statistics.interval.ms", "5000");
 
-/// Statistics in a row without any broker that the client knows: it will not find one again.
-const WITHOUT_BROKERS_MAX: u32 = 3;
+/// So many [`STATISTICS`] without an attempt are longer than the client waits for the next one.
+const IDLE_MAX: u32 = 4;
 
 /// A client repeats an error with every attempt, up to ten times a second: how often the log has it.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
@@ -209,7 +235,8 @@ pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 pub struct Reasons {
     pub faults: Reported,
     pub damage: Damage,
-    without_brokers: AtomicU32,
+    attempts: Mutex<Attempts>,
+    given_up: AtomicBool,
 }
 
 impl Reasons {
@@ -218,9 +245,9 @@ impl Reasons {
         self.faults.lately().unwrap_or_else(|| error.into())
     }
 
-    /// Whether the client is of no use any more, see [`knows_brokers`]. Only one with [`STATISTICS`] can tell.
-    pub fn has_lost_brokers(&self) -> bool {
-        self.without_brokers.load(Ordering::Relaxed) >= WITHOUT_BROKERS_MAX
+    /// Whether the client is of no use any more, see [`Attempts`]. Only one with [`STATISTICS`] can tell.
+    pub fn has_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 }
 
@@ -249,11 +276,8 @@ impl ClientContext for Reasons {
     }
 
     fn stats(&self, statistics: Statistics) {
-        if knows_brokers(&statistics) {
-            self.without_brokers.store(0, Ordering::Relaxed);
-        } else {
-            self.without_brokers.fetch_add(1, Ordering::Relaxed);
-        }
+        let idle = self.attempts.lock().unwrap_or_else(PoisonError::into_inner).look(&statistics);
+        self.given_up.store(idle >= IDLE_MAX, Ordering::Relaxed);
     }
 }
 
@@ -284,7 +308,7 @@ pub struct ClusterView {
 
 /// A client that only asks. Its thread takes what the client reports while a question waits: that is why there is no answer.
 ///
-/// One that has failed is not asked again: it may have lost sight of all brokers for good.
+/// One that has failed is not asked again: it may have given up, see [`Attempts`].
 #[derive(Clone)]
 pub struct Cluster {
     client: Arc<Mutex<Arc<Asking>>>,
@@ -376,6 +400,34 @@ fn view_of(topic: &MetadataTopic) -> TopicView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_tries_no_broker_any_more_has_given_up() {
+        use rdkafka::statistics::Broker;
+        let statistics = |brokers: &[(&str, i64)]| {
+            let broker = |(state, connects): &(&str, i64)| {
+                let broker = Broker { state: (*state).to_owned(), connects: Some(*connects), ..Broker::default() };
+                (format!("{state}-{connects}"), broker)
+            };
+            Statistics { brokers: brokers.iter().map(broker).collect(), ..Statistics::default() }
+        };
+        let mut attempts = Attempts::default();
+        let mut look = |brokers: &[(&str, i64)]| attempts.look(&statistics(brokers));
+        assert_eq!(look(&[("INIT", 0), ("TRY_CONNECT", 1)]), 0);
+        assert_eq!(look(&[("INIT", 0), ("TRY_CONNECT", 1)]), 1);
+        assert_eq!(look(&[("INIT", 0), ("TRY_CONNECT", 2)]), 0, "another attempt");
+        assert_eq!((look(&[("INIT", 0), ("DOWN", 2)]), look(&[("INIT", 0), ("DOWN", 2)])), (1, 2));
+        assert_eq!(
+            (look(&[("INIT", 0), ("UP", 2)]), look(&[("INIT", 0), ("UP", 2)])),
+            (0, 0),
+            "who is connected need not try"
+        );
+        assert_eq!((look(&[]), look(&[]), look(&[])), (0, 1, 2), "it knows none");
+        assert_eq!(attempt_within(&Kafka::default()), Duration::from_secs(20));
+        let longer =
+            Kafka { properties: [("reconnect.backoff.max.ms".into(), "60000".into())].into(), ..Kafka::default() };
+        assert_eq!(attempt_within(&longer), Duration::from_secs(120));
+    }
 
     #[test]
     fn an_error_that_comes_again_is_told_at_once_and_then_every_half_minute_with_how_often_it_came() {

@@ -175,7 +175,6 @@ pub fn spawn(settings: Settings, events: UnboundedSender<FromKafka>) -> Result<H
         complained_at: None,
         joined_again: None,
         outside: 0,
-        without_brokers: 0,
         statistics_since_change: 0,
     };
     let thread = std::thread::Builder::new()
@@ -211,8 +210,6 @@ struct Thread {
     joined_again: Option<Instant>,
     /// Statistics in a row that find it in no group, though brokers answer.
     outside: u32,
-    /// Statistics in a row without a broker that its client knows.
-    without_brokers: u32,
     /// Statistics seen since the last pause or assignment.
     statistics_since_change: u32,
 }

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::{Broker, Statistics};
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::{self, Damage, topic_of};
+use super::client::{self, Attempts, Damage, topic_of};
 use super::fault::{Fault, Reported};
 use super::silence::{Line, Silence};
 use crate::config::Topics;
@@ -32,6 +32,7 @@ struct Shared {
     rebalances: Vec<Rebalance>,
     statistics: Option<View>,
     silence: Silence,
+    attempts: Attempts,
     /// Since when no broker is connected.
     down_since: Option<Instant>,
 }
@@ -73,8 +74,8 @@ pub struct View {
     pub connection: Connection,
     /// Brokers that answer and have told their number; the addresses of `kafka.brokers` and the coordinator come on top.
     pub brokers_up: usize,
-    /// See [`client::knows_brokers`].
-    pub knows_brokers: bool,
+    /// Statistics in a row without a connection or an attempt to make one.
+    pub idle: u32,
     /// Whether the group's coordinator is connected and this worker has its place in the group.
     pub in_group: bool,
     pub partitions: Vec<PartitionView>,
@@ -99,8 +100,13 @@ pub struct PartitionView {
 impl Group {
     /// `fetch_wait`: for how long a broker may keep a fetch unanswered where there is nothing new.
     pub fn new(topics: Topics, fetch_wait: Duration) -> Group {
-        let shared =
-            Shared { rebalances: Vec::new(), statistics: None, silence: Silence::new(fetch_wait), down_since: None };
+        let shared = Shared {
+            rebalances: Vec::new(),
+            statistics: None,
+            silence: Silence::new(fetch_wait),
+            attempts: Attempts::default(),
+            down_since: None,
+        };
         Group {
             topics,
             shared: Mutex::new(shared),
@@ -173,11 +179,11 @@ impl ClientContext for Group {
                 tracing::info!(after_seconds = since.elapsed().as_secs(), "kafka is back");
             }
         }
-        let knows_brokers = client::knows_brokers(&statistics);
+        let idle = shared.attempts.look(&statistics);
         let answers = |broker: &&&Broker| broker.nodeid >= 0 && !shared.silence.is_silent(&broker.name);
         let brokers_up = up.iter().filter(answers).count();
         let in_group = statistics.cgrp.is_some_and(|group| group.state == "up" && group.join_state == "steady");
-        shared.statistics = Some(View { connection, brokers_up, knows_brokers, in_group, partitions: views });
+        shared.statistics = Some(View { connection, brokers_up, idle, in_group, partitions: views });
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

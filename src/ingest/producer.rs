@@ -122,27 +122,27 @@ impl Producer {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes another client for one that has lost sight of all brokers: whoever waits for its acknowledgements would not notice.
+    /// Takes another client for one that has given up: whoever waits for its acknowledgements would not notice.
     pub fn replace_lost(&self) {
         let client = self.current();
-        if client.context().reasons.has_lost_brokers()
+        if client.context().reasons.has_given_up()
             && let Err(error) = self.replace(client)
         {
-            tracing::warn!(%error, "the kafka producer that has lost sight of all brokers is not replaced");
+            tracing::warn!(%error, "the kafka producer that tries no broker any more is not replaced");
         }
     }
 
-    /// An idempotent client that lost track of its sequence refuses everything; one that lost sight of its brokers sends nothing.
+    /// An idempotent client that lost track of its sequence refuses everything; one that has given up sends nothing.
     /// What it still held ends as an error.
     fn replace(&self, broken: Arc<ThreadedProducer<Reports>>) -> Result<(), BrokerError> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&client, &broken) {
             return Ok(());
         }
-        let reason = broken
-            .client()
-            .fatal_error()
-            .map_or_else(|| "it has lost sight of all brokers".into(), |(_, reason)| reason);
+        let reason = broken.client().fatal_error().map_or_else(
+            || "it has no connection to a broker, and does not try to make one".into(),
+            |(_, reason)| reason,
+        );
         tracing::warn!(reason, "the kafka producer is replaced");
         *client = Arc::new(connect(&self.settings)?);
         drop(client);
@@ -319,8 +319,8 @@ mod tests {
         let record = Outgoing { topic: "t", value: Some(b"{}"), ..Outgoing::default() };
         let mut held = producer.enqueue(record).await.unwrap();
         let lost = producer.current();
-        for _ in 0..3 {
-            assert!(!lost.context().reasons.has_lost_brokers());
+        for _ in 0..4 {
+            assert!(!lost.context().reasons.has_given_up());
             lost.context().stats(Statistics::default());
         }
         drop(lost);

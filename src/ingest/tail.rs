@@ -149,13 +149,13 @@ impl Tail {
     }
 
     /// Adds partitions that were made meanwhile, from their beginning; one that has no answer is asked for again. Takes another
-    /// client for one that has lost sight of all brokers.
+    /// client for one that has given up.
     async fn look(&mut self) -> Result<(), BrokerError> {
         self.looked = Instant::now();
-        if self.consumer.context().has_lost_brokers() {
+        if self.consumer.context().has_given_up() {
             tracing::warn!(
                 topic = self.topic,
-                "the client has lost sight of all brokers; another goes on where it was"
+                "the client has no connection to a broker, and does not try to make one; another goes on where it was"
             );
             let consumer = read(&self.kafka, &self.topic, &self.next)?;
             let lost = std::mem::replace(&mut self.consumer, consumer);

@@ -17,7 +17,7 @@ impl Thread {
         let brokers_answer = matches!(statistics.connection, Connection::Answers);
         self.tell(FromKafka::Connection(statistics.connection));
         self.in_group = statistics.in_group;
-        self.look_for_its_place(statistics.in_group, brokers_answer, statistics.knows_brokers);
+        self.look_for_its_place(statistics.in_group, brokers_answer, statistics.idle);
         self.commit();
         if self.unreadable.named < self.unreadable.told {
             self.name_unreadable();

@@ -37,9 +37,6 @@ const FIXED: [(&str, &str); 8] = [
 /// Who has lost its place again so soon has not lost it by an accident: another has the same name.
 const LOST_AGAIN: Duration = Duration::from_secs(300);
 
-/// Statistics without any broker that the client knows: it needs none to begin again with `kafka.brokers`.
-const WITHOUT_BROKERS_MAX: u32 = 10;
-
 /// A client that joins the group.
 pub(super) fn join(kafka: &Kafka) -> Result<BaseConsumer<Group>, BrokerError> {
     let mut config = client::reader_settings(kafka, &DEFAULTS, &FIXED);
@@ -84,13 +81,12 @@ impl Thread {
     }
 
     /// Takes a client for another that would never be of use again. It counts statistics, which come once a second, and not
-    /// time: a process that was stopped has missed nothing.
-    pub(super) fn look_for_its_place(&mut self, in_group: bool, brokers_answer: bool, knows_brokers: bool) {
-        self.without_brokers = if knows_brokers { 0 } else { self.without_brokers + 1 };
+    /// time: a process that was stopped has missed nothing. `idle`: so many without a connection or an attempt to make one.
+    pub(super) fn look_for_its_place(&mut self, in_group: bool, brokers_answer: bool, idle: u32) {
         self.outside = if in_group || !brokers_answer { 0 } else { self.outside + 1 };
         let most = client::place_within(&self.settings.kafka);
-        if self.without_brokers > WITHOUT_BROKERS_MAX {
-            self.join_again("the client has lost sight of all brokers");
+        if u64::from(idle) > client::attempt_within(&self.settings.kafka).as_secs() {
+            self.join_again("the client has no connection to a broker, and does not try to make one");
         } else if u64::from(self.outside) > most.as_secs() {
             let (group, most) = (&self.settings.kafka.group, humantime::format_duration(most));
             let reason = format!("the brokers answer, but group {group} has had no place for this worker for {most}");
@@ -109,7 +105,7 @@ impl Thread {
         };
         // It may wait for what it has asked of brokers that are silent.
         std::thread::Builder::new().name("lost".into()).spawn(move || drop(lost)).expect("a thread starts");
-        (self.outside, self.without_brokers) = (0, 0);
+        self.outside = 0;
         self.forget_assignment();
         self.tell(FromKafka::Revoked { assignment: self.assignment, reason });
     }

@@ -159,7 +159,7 @@ impl Topics {
         .await
     }
 
-    /// For one that may have lost sight of all brokers.
+    /// For one that may have given up.
     pub fn take_another_producer(&self) {
         *self.producer.lock().expect("nobody panics with it") = producer(&self.brokers);
     }
