@@ -40,7 +40,8 @@ pub async fn run(args: StatementArgs, config: &Config, output: Output) -> anyhow
     let published = published(config, &account).await?;
     // After the log: a cycle that closes meanwhile is then at least among the closed ones here.
     let stored = store.account(&account).await?.with_context(|| unknown(&account))?;
-    let mut statements = all(&account, published, &stored);
+    let rebuilt_s = store.shard_state(store.keys().shard_of(&account)).await?.rebuilt_s;
+    let mut statements = all(&account, published, &stored, rebuilt_s);
     if let Some(number) = cycle {
         statements.retain(|statement| statement.cycle.number == number);
         if statements.is_empty() {
@@ -70,13 +71,19 @@ async fn published(config: &Config, account: &str) -> anyhow::Result<BTreeMap<i3
 }
 
 /// The published statements, those that the meter has not published yet, and the open cycle.
-fn all<'a>(account: &'a str, published: BTreeMap<i32, Statement>, stored: &AccountState) -> Vec<StatementShown<'a>> {
+fn all<'a>(
+    account: &'a str,
+    published: BTreeMap<i32, Statement>,
+    stored: &AccountState,
+    rebuilt_s: u32,
+) -> Vec<StatementShown<'a>> {
     let view = &stored.view;
     let mut shown: BTreeMap<i32, StatementShown> =
         published.into_iter().map(|(number, statement)| (number, of_published(account, statement))).collect();
     for (number, closed) in &view.closed {
-        if shown.get(number).is_none_or(|known| known.revision < closed.revision) {
-            shown.insert(*number, of_closed(account, *number, closed));
+        let revision = closed.number(rebuilt_s);
+        if shown.get(number).is_none_or(|known| known.revision < revision) {
+            shown.insert(*number, StatementShown { revision, ..of_closed(account, *number, closed) });
         }
     }
     if view.life != Life::Closed {
@@ -95,7 +102,7 @@ struct StatementShown<'a> {
     account: &'a str,
     plan: String,
     cycle: CycleShown,
-    /// Rises with each restatement; 0 while the cycle is open.
+    /// Rises with each change; 0 while the cycle is open.
     revision: u32,
     open: bool,
     balances: BTreeMap<String, BalanceShown>,
@@ -277,6 +284,7 @@ mod tests {
             plan: "starter".into(),
             overage: Overage::Reject,
             revision: 2,
+            told: 1,
             stated_ms: 0,
             restate: false,
             keep_ms: 0,
@@ -308,7 +316,7 @@ mod tests {
     fn json_is_as_agreed() {
         let mut state = stored();
         state.view.closed.clear();
-        let shown = Shown { statements: all("acme", BTreeMap::new(), &state) };
+        let shown = Shown { statements: all("acme", BTreeMap::new(), &state, 0) };
         let none = r#""granted_by":{"addon":0,"adjusted":0,"carried":0,"plan":0,"promo":0,"topup":0}"#;
         let json = [
             r#"{"statements":[{"account":"acme","plan":"basic","cycle":{"number":1,"start":"2026-02-28T00:00:00Z","#,
@@ -325,14 +333,21 @@ mod tests {
     fn what_is_closed_and_not_published_yet_is_told_from_redis() {
         let revisions = |published: BTreeMap<i32, Statement>| {
             let state = stored();
-            let all = all("acme", published, &state);
+            let all = all("acme", published, &state, 0);
             all.iter().map(|each| (each.cycle.number, each.revision, each.balances.len())).collect::<Vec<_>>()
         };
         assert_eq!(revisions(BTreeMap::new()), [(0, 2, 1), (1, 0, 2)]);
         assert_eq!(revisions(published(1)), [(0, 2, 1), (1, 0, 2)]);
         assert_eq!(revisions(published(2)), [(0, 2, 0), (1, 0, 2)], "what was published stands");
         let state = stored();
-        let shown = all("acme", BTreeMap::new(), &state);
+        let rebuilt_s = 1_796_000_000;
+        let anew = all("acme", published(40), &state, rebuilt_s);
+        assert_eq!(
+            (anew[0].revision, anew[0].balances.len()),
+            (rebuilt_s + 2, 1),
+            "counted anew since it was published"
+        );
+        let shown = all("acme", BTreeMap::new(), &state, 0);
         let email = &shown[0].balances["email"];
         assert_eq!((email.used, email.overage, email.denied), (Credits::whole(10), Credits::whole(2), 3));
     }

@@ -130,7 +130,9 @@ impl Layers {
         let known = |key: &String| {
             let why_not =
                 self.with(&path_of_variable(key), toml::Value::String(String::new())).err().unwrap_or_default();
-            !["unknown field", "there are no keys below it", "type: map"].iter().any(|words| why_not.contains(words))
+            !["unknown field", "there are no keys below it", "type: map", "expected struct", "expected a map"]
+                .iter()
+                .any(|words| why_not.contains(words))
         };
         let meant = [Some(format!("{section}__{rest}")), deeper].into_iter().flatten().find(known)?;
         Some(format!("{PREFIX}{meant}{suffix}"))
@@ -385,7 +387,15 @@ mod tests {
             let name = format!("CREDIT_METER_{nearly}");
             variable(&name, "hush", &format!("it is not read: write CREDIT_METER__{meant}"));
         }
-        for other in ["REDIS_PORT", "REDIS_URLS", "REDIS_SHARDS_MORE", "KAFKA_SERVICE_HOST", "VENV"] {
+        for other in [
+            "REDIS_TLS",
+            "KAFKA_PROPERTIES",
+            "REDIS_PORT",
+            "REDIS_URLS",
+            "REDIS_SHARDS_MORE",
+            "KAFKA_SERVICE_HOST",
+            "VENV",
+        ] {
             load("", &[(&format!("CREDIT_METER_{other}"), "x")], &[]).unwrap();
         }
         flag("redis.shard", "1", "unknown field `shard`");

@@ -1,7 +1,7 @@
 //! What every Kafka client of the meter has in common: its settings, why it fails, and a look at the cluster.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::groups::GroupInfo;
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Broker, Statistics};
 
 use super::fault::{Fault, Reported};
 use crate::config::{Kafka, Topics};
@@ -140,8 +140,10 @@ impl Attempts {
     /// and not time: a process that was stopped has missed nothing.
     pub fn look(&mut self, statistics: &Statistics) -> u32 {
         let brokers = || statistics.brokers.values();
-        let made = brokers().filter_map(|broker| broker.connects).sum();
-        let goes_on = made != self.made || brokers().any(|broker| broker.state == "UP");
+        // The coordinator's connection has an address only once another one has told it.
+        let made = brokers().filter(|broker| broker.source != "logical").filter_map(|broker| broker.connects).sum();
+        let stands_still = |broker: &Broker| matches!(broker.state.as_str(), "INIT" | "DOWN" | "TRY_CONNECT");
+        let goes_on = made != self.made || !brokers().all(stands_still);
         self.idle = if goes_on { 0 } else { self.idle + 1 };
         self.made = made;
         self.idle
@@ -152,10 +154,10 @@ const RECONNECT_MAX: &str = "reconnect.backoff.max.ms";
 /// The client's own.
 const RECONNECT_MAX_DEFAULT: Duration = Duration::from_secs(10);
 
-/// A client that goes on makes its next attempt by then: it waits up to half as long again as it is told to.
-pub fn attempt_within(kafka: &Kafka) -> Duration {
-    let most = reader_settings(kafka, &[], &[]).get(RECONNECT_MAX).and_then(|ms| ms.parse().ok());
-    most.map_or(RECONNECT_MAX_DEFAULT, Duration::from_millis) * 2
+/// A client that goes on makes its next attempt well before.
+pub fn attempt_within(settings: &ClientConfig) -> Duration {
+    let most = settings.get(RECONNECT_MAX).and_then(|ms| ms.parse().ok());
+    most.map_or(RECONNECT_MAX_DEFAULT, Duration::from_millis).max(RECONNECT_MAX_DEFAULT) * 2
 }
 
 /// The name of an input topic.
@@ -168,9 +170,7 @@ pub fn topic_of(topics: &Topics, input: Input) -> &str {
 
 /// What a client reports of itself, and how often: [`Reasons`] notices by it that the client has given up.
 pub const STATISTICS: (&str, &str) = ("statistics.interval.ms", "5000");
-
-/// So many [`STATISTICS`] without an attempt are longer than the client waits for the next one.
-const IDLE_MAX: u32 = 4;
+const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
 /// A client repeats an error with every attempt, up to ten times a second: how often the log has it.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
@@ -236,7 +236,7 @@ pub struct Reasons {
     pub faults: Reported,
     pub damage: Damage,
     attempts: Mutex<Attempts>,
-    given_up: AtomicBool,
+    idle: AtomicU32,
 }
 
 impl Reasons {
@@ -246,8 +246,8 @@ impl Reasons {
     }
 
     /// Whether the client is of no use any more, see [`Attempts`]. Only one with [`STATISTICS`] can tell.
-    pub fn has_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Relaxed)
+    pub fn has_given_up(&self, settings: &ClientConfig) -> bool {
+        STATISTICS_EVERY * self.idle.load(Ordering::Relaxed) >= attempt_within(settings)
     }
 }
 
@@ -277,7 +277,7 @@ impl ClientContext for Reasons {
 
     fn stats(&self, statistics: Statistics) {
         let idle = self.attempts.lock().unwrap_or_else(PoisonError::into_inner).look(&statistics);
-        self.given_up.store(idle >= IDLE_MAX, Ordering::Relaxed);
+        self.idle.store(idle, Ordering::Relaxed);
     }
 }
 
@@ -403,7 +403,6 @@ mod tests {
 
     #[test]
     fn who_tries_no_broker_any_more_has_given_up() {
-        use rdkafka::statistics::Broker;
         let statistics = |brokers: &[(&str, i64)]| {
             let broker = |(state, connects): &(&str, i64)| {
                 let broker = Broker { state: (*state).to_owned(), connects: Some(*connects), ..Broker::default() };
@@ -423,10 +422,14 @@ mod tests {
             "who is connected need not try"
         );
         assert_eq!((look(&[]), look(&[]), look(&[])), (0, 1, 2), "it knows none");
-        assert_eq!(attempt_within(&Kafka::default()), Duration::from_secs(20));
-        let longer =
-            Kafka { properties: [("reconnect.backoff.max.ms".into(), "60000".into())].into(), ..Kafka::default() };
-        assert_eq!(attempt_within(&longer), Duration::from_secs(120));
+        assert_eq!((look(&[("SSL_HANDSHAKE", 3)]), look(&[("SSL_HANDSHAKE", 3)])), (0, 0), "an attempt takes its time");
+        for (backoff_ms, seconds) in [(None, 20), (Some("100"), 20), (Some("60000"), 120)] {
+            let mut settings = ClientConfig::new();
+            if let Some(backoff_ms) = backoff_ms {
+                settings.set("reconnect.backoff.max.ms", backoff_ms);
+            }
+            assert_eq!(attempt_within(&settings), Duration::from_secs(seconds));
+        }
     }
 
     #[test]

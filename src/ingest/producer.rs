@@ -125,7 +125,7 @@ impl Producer {
     /// Takes another client for one that has given up: whoever waits for its acknowledgements would not notice.
     pub fn replace_lost(&self) {
         let client = self.current();
-        if client.context().reasons.has_given_up()
+        if client.context().reasons.has_given_up(&self.settings)
             && let Err(error) = self.replace(client)
         {
             tracing::warn!(%error, "the kafka producer that tries no broker any more is not replaced");
@@ -320,7 +320,7 @@ mod tests {
         let mut held = producer.enqueue(record).await.unwrap();
         let lost = producer.current();
         for _ in 0..4 {
-            assert!(!lost.context().reasons.has_given_up());
+            assert!(!lost.context().reasons.has_given_up(&producer.settings));
             lost.context().stats(Statistics::default());
         }
         drop(lost);

@@ -152,7 +152,7 @@ impl Tail {
     /// client for one that has given up.
     async fn look(&mut self) -> Result<(), BrokerError> {
         self.looked = Instant::now();
-        if self.consumer.context().has_given_up() {
+        if self.consumer.context().has_given_up(&client::settings(&self.kafka, &[], &[])) {
             tracing::warn!(
                 topic = self.topic,
                 "the client has no connection to a broker, and does not try to make one; another goes on where it was"

@@ -47,7 +47,7 @@ impl Level {
                 // Of what can still be used: what has expired makes nothing fuller.
                 let usable = granted - balance.expired;
                 let (used, usable) = (i128::from(balance.used.thousandths()), i128::from(usable.thousandths()));
-                used * 100 >= usable * i128::from(percent)
+                usable > 0 && used * 100 >= usable * i128::from(percent)
             }
         }
     }

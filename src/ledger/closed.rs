@@ -24,9 +24,10 @@ pub struct ClosedCycle {
     /// By which late events are priced.
     pub plan: String,
     pub overage: Overage,
-    /// 1, and one more for each change since the close: the same for the same events, where Redis falls back and they are read
-    /// again. After a rebuild see [`super::shard::Fence::rebuilt_s`].
+    /// 1, and one more for each change since the close.
     pub revision: u32,
+    /// The number of its last statement; 0: a program of before wrote it, which changes a cycle without counting.
+    pub told: u32,
     /// In meter time.
     pub stated_ms: i64,
     /// Whether it has changed since.
@@ -62,6 +63,16 @@ impl ClosedCounter {
 impl ClosedCycle {
     pub fn holds(&self, time_ms: i64) -> bool {
         self.start_ms <= time_ms && time_ms < self.end_ms
+    }
+
+    /// The number of a statement of it as it is. It counts from when the state was counted anew, if that was after its end: which
+    /// events had been late before depended on the order between partitions, and so did the numbers that were told.
+    pub fn number(&self, rebuilt_s: u32) -> u32 {
+        self.base(rebuilt_s) + self.revision
+    }
+
+    pub(super) fn base(&self, rebuilt_s: u32) -> u32 {
+        if self.end_ms <= i64::from(rebuilt_s) * 1000 { rebuilt_s } else { 0 }
     }
 
     fn change(&mut self) {

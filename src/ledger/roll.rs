@@ -177,11 +177,15 @@ impl Taker<'_> {
                 }
             }
             Step::Restate { number, .. } => self.restate(*number),
-            Step::Forget { number, marks } => {
+            Step::Forget { number, marks, .. } => {
                 let over = |closed: &ClosedCycle| !closed.restate && closed.end_ms <= self.meter.floor_ms;
                 // The marks go with it, so that the worker must know where all of them are.
                 let all_named = self.account.marks.get(number) == marks.as_ref();
-                if all_named && self.account.closed.get(number).is_some_and(over) {
+                if all_named && let Some(closed) = self.account.closed.get(number).filter(|closed| over(closed)) {
+                    // What was told before the state was counted anew may have been less.
+                    if closed.told < closed.base(self.rebuilt_s) {
+                        self.state(*number);
+                    }
                     self.account.closed.remove(number);
                     self.account.marks.remove(number);
                     for lot in self.account.lots.values_mut() {
@@ -288,14 +292,9 @@ impl Taker<'_> {
             }
         }
         self.account.denied.clear();
-        let closed = ClosedCycle {
-            stated_ms: self.meter.now_ms,
-            keep_ms: cycle.end_ms + self.late_after_ms,
-            counters,
-            ..ClosedCycle::of(closes)
-        };
-        self.outbox.push(statement(self.name, cycle.number, &closed));
-        self.account.closed.insert(cycle.number, closed);
+        let keep_ms = cycle.end_ms + self.late_after_ms;
+        self.account.closed.insert(cycle.number, ClosedCycle { keep_ms, counters, ..ClosedCycle::of(closes) });
+        self.state(cycle.number);
     }
 
     fn open(&mut self, opens: &Opens) {
@@ -333,11 +332,17 @@ impl Taker<'_> {
     fn restate(&mut self, number: i32) {
         let due = |closed: &&mut ClosedCycle| closed.restate && closed.due_ms() <= self.meter.now_ms;
         let Some(closed) = self.account.closed.get_mut(&number).filter(due) else { return };
+        if closed.told == 0 || closed.told >= closed.number(self.rebuilt_s) {
+            closed.revision += 1;
+        }
+        self.state(number);
+    }
+
+    fn state(&mut self, number: i32) {
+        let closed = self.account.closed.get_mut(&number).expect("the caller has seen it");
         closed.restate = false;
         closed.stated_ms = self.meter.now_ms;
-        if closed.end_ms <= i64::from(self.rebuilt_s) * 1000 && closed.revision < self.rebuilt_s {
-            closed.revision += self.rebuilt_s;
-        }
+        closed.told = closed.number(self.rebuilt_s);
         let entry = statement(self.name, number, closed);
         self.outbox.push(entry);
     }
@@ -349,14 +354,14 @@ fn statement(account: &str, number: i32, closed: &ClosedCycle) -> OutboxEntry {
     let balances: Vec<String> = closed.counters.iter().map(|(name, counter)| format!("\"{name}\":{counter}")).collect();
     OutboxEntry {
         output: Output::Cycles,
-        id: format!("closed/{account}/{number}/{}", closed.revision),
+        id: format!("closed/{account}/{number}/{}", closed.told),
         event_type: "credits.cycle.closed.v1".to_owned(),
         account: account.to_owned(),
         data: format!(
             "{{\"cycle\":{},\"plan\":\"{}\",\"revision\":{},\"balances\":{{{}}}}}",
             cycle_text(cycle),
             closed.plan,
-            closed.revision,
+            closed.told,
             balances.join(","),
         ),
     }

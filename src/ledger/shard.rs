@@ -61,8 +61,7 @@ pub struct Fence {
     pub restamp_tolerance_ms: i64,
     /// Usage of earlier days was forgotten.
     pub usage_from: Option<NaiveDate>,
-    /// When it was last counted anew, in seconds since 1970; 0: never. Statements of cycles that ended before go on from this
-    /// number once something changes them: what was published of them before may have had other numbers.
+    /// When its state was last counted anew, in seconds since 1970; 0: never. See [`super::closed::ClosedCycle::number`].
     pub rebuilt_s: u32,
     /// The next offset to apply. A partition that is not here starts at 0.
     pub positions: BTreeMap<Partition, i64>,

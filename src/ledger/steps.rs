@@ -25,7 +25,7 @@ pub enum Step {
     /// A closed cycle has changed: its statement is written anew.
     Restate { number: i32, cycle: Cycle },
     /// Nothing can be charged to a closed cycle any more; its marks and its members' counts go with it.
-    Forget { number: i32, marks: Option<Layout> },
+    Forget { number: i32, cycle: Cycle, marks: Option<Layout> },
 }
 
 impl Step {
@@ -68,11 +68,11 @@ pub fn steps_until(catalogue: &Catalogue, view: &AccountView, time_ms: i64, mete
     let mut view = view.clone();
     let mut steps = Vec::new();
     for (&number, closed) in &view.closed {
+        let cycle = Cycle { number, start_ms: closed.start_ms, end_ms: closed.end_ms };
         if closed.restate && closed.due_ms() <= meter.now_ms {
-            let cycle = Cycle { number, start_ms: closed.start_ms, end_ms: closed.end_ms };
             steps.push(Step::Restate { number, cycle });
         } else if !closed.restate && closed.keep_ms <= meter.now_ms && closed.end_ms <= meter.floor_ms {
-            steps.push(Step::Forget { number, marks: view.marks.get(&number).cloned() });
+            steps.push(Step::Forget { number, cycle, marks: view.marks.get(&number).cloned() });
         }
     }
     while steps.len() < STEPS_MAX
@@ -200,6 +200,7 @@ impl ClosedCycle {
             plan: closes.plan.clone(),
             overage: closes.overage,
             revision: 1,
+            told: 0,
             stated_ms: 0,
             restate: false,
             keep_ms: 0,

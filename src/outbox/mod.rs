@@ -101,8 +101,8 @@ impl Relay {
         }
     }
 
-    /// Tells how long messages have waited, and replaces a producer that has lost its brokers. A relay that waits for Kafka can do
-    /// neither itself.
+    /// Tells how long messages have waited, and replaces a producer that has given up. A relay that waits for Kafka can do neither
+    /// itself.
     pub fn watch(&self) {
         self.producer.replace_lost();
         metrics::set_outbox_oldest(self.known.oldest());

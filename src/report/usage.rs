@@ -192,7 +192,7 @@ pub async fn shown<'a>(
 ) -> Result<Shown<'a>, StoreError> {
     let read = read(store, account, (days.from, days.to), each).await?;
     let begun = local_day(state.view.since_ms, state.view.config.timezone).max(days.from);
-    // After the days: what is deleted meanwhile is told of.
+    // Told once all accounts of the shard are through: for a moment a day may be gone untold.
     let kept_from = store.shard_state(store.keys().shard_of(account)).await?.usage_from;
     let forecast = match forecast_at {
         Some(now_ms) => {

@@ -25,7 +25,7 @@ pub enum Key<'a> {
     ///   `catalogue_version`, `catalogue_hash`
     /// - `meter_time_ms`, `floor_ms` (events dated below are too late), `restamp_tolerance_ms` (largest ever used)
     /// - `begun`, `ended`: how many writes of `apply`, `command`, `roll` and `fold_usage` were; they differ = Redis ran half of one
-    /// - `rebuilt` s, when the shard was last counted anew; absent = never
+    /// - `rebuilt` s, when the state was last counted anew; absent = never
     /// - `usage_from` `20261125`: usage of earlier days was forgotten; absent = none was
     /// - `position:<input>:<partition>` next offset to apply; absent = 0
     /// - `anchor:<input>:<partition>` `offset:fingerprint` of the last record below it; absent = none was read
@@ -60,7 +60,7 @@ pub enum Key<'a> {
     ///   those that it is below (`p80`, `r10000`, `x`); absent = `0` and none
     /// - `lot:<offset>` a top-up or promo: `kind type left priority begins ends|- begun|waits`; `lot:<offset>:id` its command;
     ///   `used:<offset>` `<cycle>:<thousandths>` for each cycle, open or kept, that took from it
-    /// - `closed:<number>` `start end keep stated`; `terms:<number>` `restate revision overage plan`;
+    /// - `closed:<number>` `start end keep stated told`; `terms:<number>` `restate revision overage plan`;
     ///   `closed:<number>:<type>` granted as above, with all zeros, then charged, expired, moved on, spare, denied: until nothing can be
     ///   charged to it any more
     Account(&'a str),

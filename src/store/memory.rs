@@ -136,6 +136,7 @@ impl MemoryStore {
             totals: fence.totals.iter().map(|((partition, outcome), n)| (*partition, *outcome, *n)).collect(),
             anchors: fence.anchors.iter().map(|(partition, anchor)| (*partition, *anchor)).collect(),
             reached_ms: fence.reached.values().copied().max(),
+            rebuilt_s: fence.rebuilt_s,
             meter_time_ms: fence.meter_time_ms,
             floor_ms: fence.floor_ms,
             restamp_tolerance_ms: fence.restamp_tolerance_ms,

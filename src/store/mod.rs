@@ -179,6 +179,8 @@ pub struct ShardState {
     pub floor_ms: i64,
     /// The largest ever used.
     pub restamp_tolerance_ms: i64,
+    /// When it was last counted anew, in seconds since 1970; 0: never.
+    pub rebuilt_s: u32,
     /// Usage of earlier days was forgotten.
     pub usage_from: Option<NaiveDate>,
     pub catalogue: Option<CatalogueId>,

@@ -149,8 +149,9 @@ impl RedisStore {
         for account in accounts {
             let key = self.shared.keys.spell(Key::Account(&account));
             let fields: BTreeMap<String, String> = self.read(redis::cmd("HGETALL").arg(key)).await?;
-            let since_ms = parse_view(&fields)?.since_ms;
-            oldest = Some(oldest.map_or(since_ms, |oldest| oldest.min(since_ms)));
+            // What is not there or cannot be read is told where it is asked for.
+            let since_ms = parse_view(&fields).ok().map(|view| view.since_ms);
+            oldest = [oldest, since_ms].into_iter().flatten().min();
         }
         Ok((next, oldest))
     }

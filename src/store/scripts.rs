@@ -334,9 +334,10 @@ fn write_step(input: &mut Input, keys: &Keys, account: &str, step: &Step) {
             input.number(*number);
             input.text(cycle_text(*cycle));
         }
-        Step::Forget { number, marks } => {
+        Step::Forget { number, cycle, marks } => {
             input.text("forget");
             input.number(*number);
+            input.text(cycle_text(*cycle));
             input.text(marks.as_ref().map(Layout::to_string).unwrap_or_default());
             let sets: Vec<SetIndex> = marks.iter().flat_map(Layout::sets).collect();
             input.number(sets.len());

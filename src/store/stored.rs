@@ -52,6 +52,8 @@ pub fn parse_shard(fields: &BTreeMap<String, String>) -> Result<ShardState, Stor
             state.restamp_tolerance_ms = number(value)?;
         } else if let Some(side) = ["begun", "ended"].iter().position(|name| name == field) {
             state.writes[side] = number(value)?;
+        } else if field == "rebuilt" {
+            state.rebuilt_s = number(value)?;
         } else if field == "usage_from" {
             state.usage_from = day_of_number(number(value)?);
         } else if field == "catalogue_version" {
@@ -177,6 +179,7 @@ fn parse_closed(text: &str) -> Option<ClosedCycle> {
         end_ms: words.next()?.parse().ok()?,
         keep_ms: words.next()?.parse().ok()?,
         stated_ms: words.next()?.parse().ok()?,
+        told: words.next().unwrap_or("0").parse().ok()?,
         restate: false,
         revision: 0,
         overage: Overage::Reject,

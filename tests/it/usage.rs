@@ -127,7 +127,6 @@ async fn days_that_were_deleted_are_told_of() {
     past.tick("2026-04-11T00:00:00Z").await;
     past.meter.caught_up(&past.topics).await;
     // Time has passed all at once, as where a log of before is read anew.
-    // Time has passed all at once, as where a log of before is read anew.
     let kept_from = until("january to march are deleted", || async {
         let from: Vec<_> = past.meter.states().await.into_iter().map(|state| state.usage_from).collect();
         from[0].filter(|first| {

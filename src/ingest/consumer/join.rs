@@ -85,7 +85,8 @@ impl Thread {
     pub(super) fn look_for_its_place(&mut self, in_group: bool, brokers_answer: bool, idle: u32) {
         self.outside = if in_group || !brokers_answer { 0 } else { self.outside + 1 };
         let most = client::place_within(&self.settings.kafka);
-        if u64::from(idle) > client::attempt_within(&self.settings.kafka).as_secs() {
+        let attempt = client::attempt_within(&client::settings(&self.settings.kafka, &DEFAULTS, &FIXED));
+        if u64::from(idle) > attempt.as_secs() {
             self.join_again("the client has no connection to a broker, and does not try to make one");
         } else if u64::from(self.outside) > most.as_secs() {
             let (group, most) = (&self.settings.kafka.group, humantime::format_duration(most));

@@ -246,7 +246,7 @@ impl std::fmt::Display for Overage {
 }
 
 impl Threshold {
-    /// `80%` (of the granted credits used) or `remaining 100` (credits).
+    /// `80%` (used of the credits that have not expired) or `remaining 100` (credits).
     pub fn parse(text: &str) -> Option<Threshold> {
         if let Some(percent) = text.strip_suffix('%') {
             let percent: u8 = percent.trim().parse().ok()?;

@@ -138,7 +138,8 @@ fn events_that_share_a_call_cost_what_each_costs_alone() {
         let (start_ms, end_ms, plan) = (0, 50 * DAY_MS, then.to_owned());
         let (overage, revision, stated_ms, restate, keep_ms) = (Overage::Reject, 1, 0, false, 0);
         let counters = BTreeMap::new();
-        let closed = ClosedCycle { start_ms, end_ms, plan, overage, revision, stated_ms, restate, keep_ms, counters };
+        let closed =
+            ClosedCycle { start_ms, end_ms, plan, overage, revision, told: 0, stated_ms, restate, keep_ms, counters };
         view.closed.insert(-1, closed);
         accounts.insert(account.clone(), view);
     }

@@ -258,7 +258,7 @@ local function below(code, granted, usable, used, left)
   end
   -- used * 100 >= usable * number, without a product beyond 2^53.
   local beyond = used - number * math.floor(usable / 100)
-  return beyond >= 100 or beyond * 100 >= number * (usable % 100)
+  return usable > 0 and (beyond >= 100 or beyond * 100 >= number * (usable % 100))
 end
 
 local function level_name(code)
@@ -391,8 +391,8 @@ local function read_account(key, name)
     elseif number then
       local closed = closed_of(account, tonumber(number))
       local list = words(value)
-      closed.from, closed.to, closed.keep, closed.stated =
-        tonumber(list[1]), tonumber(list[2]), tonumber(list[3]), tonumber(list[4])
+      closed.from, closed.to, closed.keep, closed.stated, closed.told =
+        tonumber(list[1]), tonumber(list[2]), tonumber(list[3]), tonumber(list[4]), tonumber(list[5] or '0')
     end
   end
   for created, lot in pairs(account.lots) do
@@ -555,7 +555,9 @@ local function fields_of(account)
   end
   for number, closed in pairs(account.closed) do
     local name = 'closed:' .. text(number)
-    put(name, table.concat({ text(closed.from), text(closed.to), text(closed.keep), text(closed.stated) }, ' '))
+    put(name, table.concat({
+      text(closed.from), text(closed.to), text(closed.keep), text(closed.stated), text(closed.told),
+    }, ' '))
     put('terms:' .. text(number), table.concat({
       closed.restate and '1' or '0', text(closed.revision), closed.overage, closed.plan,
     }, ' '))

@@ -9,7 +9,8 @@
 --         commands that must be applied first ('' = any), meter time by which the steps were found ('' = usage asked),
 --         outbox bound, late_after in ms, types: n, then n x name in order,
 --         accounts: n, then n x (name, version, levels, steps: n, then n x
---           ('lots', at) | ('restate', number, cycle as JSON) | ('forget', number, layout of its marks, n sets of them)
+--           ('lots', at) | ('restate', number, cycle as JSON)
+--           | ('forget', number, cycle as JSON, layout of its marks, n sets of them)
 --           | ('renew', number, cycle as JSON, its plan, its overage, n, n x (type, most that is carried over),
 --              '1' if another opens, and then: number, from, to, cycle as JSON, plan, levels, n, n x (type, kind, amount),
 --              n, n x (field, value) to set, n, n x field to clear))
@@ -115,7 +116,13 @@ local function overage_of(c)
   return granted and c.charged - math.min(c.charged, granted - c.expired - c.moved) or 0
 end
 
-local function statement(account, number, cycle_text, closed)
+-- What a statement's number counts from, see ledger/closed.rs.
+local function base_of(closed)
+  return closed.to <= rebuilt * 1000 and rebuilt or 0
+end
+
+local function state(account, number, cycle_text, closed)
+  closed.restate, closed.stated, closed.told = false, meter_time, closed.revision + base_of(closed)
   local balances = {}
   for _, credit_type in ipairs(types) do
     local c = closed.counters[credit_type]
@@ -131,15 +138,15 @@ local function statement(account, number, cycle_text, closed)
         .. ',"denied":' .. text(c.denied) .. '}'
     end
   end
-  tell('cycles', 'closed/' .. account.name .. '/' .. text(number) .. '/' .. text(closed.revision),
+  tell('cycles', 'closed/' .. account.name .. '/' .. text(number) .. '/' .. text(closed.told),
     'credits.cycle.closed.v1', account, '{"cycle":' .. cycle_text .. ',"plan":"' .. closed.plan .. '","revision":'
-      .. text(closed.revision) .. ',"balances":{' .. table.concat(balances, ',') .. '}}')
+      .. text(closed.told) .. ',"balances":{' .. table.concat(balances, ',') .. '}}')
 end
 
 local function close(account, cycle_text, plan, overage, carry_over, opens)
   local closed = {
-    from = account.from, to = account.to, plan = plan, overage = overage, revision = 1, stated = meter_time,
-    restate = false, keep = account.to + late_after, counters = {},
+    from = account.from, to = account.to, plan = plan, overage = overage, revision = 1,
+    keep = account.to + late_after, counters = {},
   }
   local function ends(lot)
     return not opens or not lot.expires or lot.expires <= account.to
@@ -180,7 +187,7 @@ local function close(account, cycle_text, plan, overage, carry_over, opens)
     end
   end
   account.denied = {}
-  statement(account, account.number, cycle_text, closed)
+  state(account, account.number, cycle_text, closed)
   account.closed[account.number] = closed
 end
 
@@ -253,15 +260,15 @@ function STEPS.restate(account)
   local number, cycle_text = take_number(), take()
   local closed = account.closed[number]
   if closed and closed.restate and closed.stated + RESTATE_EVERY <= meter_time then
-    closed.restate, closed.stated = false, meter_time
-    if closed.to <= rebuilt * 1000 and closed.revision < rebuilt then
-      closed.revision = closed.revision + rebuilt
+    -- An older program changes a cycle without counting, and does not keep what was told.
+    if closed.told == 0 or closed.told >= closed.revision + base_of(closed) then
+      closed.revision = closed.revision + 1
     end
-    statement(account, number, cycle_text, closed)
+    state(account, number, cycle_text, closed)
   end
 end
 function STEPS.forget(account)
-  local number, layout, sets = take_number(), take(), {}
+  local number, cycle_text, layout, sets = take_number(), take(), take(), {}
   for s = 1, take_number() do
     key = key + 1
     sets[s] = KEYS[key]
@@ -270,6 +277,10 @@ function STEPS.forget(account)
   local members = KEYS[key]
   local closed = account.closed[number]
   if closed and not closed.restate and closed.to <= floor and forget_marks(account, number, layout, sets) then
+    -- What was told before the state was counted anew may have been less.
+    if closed.told < base_of(closed) then
+      state(account, number, cycle_text, closed)
+    end
     account.closed[number] = nil
     for _, lot in pairs(account.lots) do
       lot.used[number] = nil
@@ -309,7 +320,7 @@ function SKIP.restate()
   at = at + 2
 end
 function SKIP.forget()
-  at = at + 2
+  at = at + 3
   key = key + take_number() + 1
 end
 function SKIP.renew()

@@ -293,7 +293,7 @@ async fn the_old_primary_is_still_written_while_another_worker_uses_the_new_one(
     let mut meter = Meter::new(&topics, CATALOGUE);
     meter.set("LOG__FILTER", "warn");
     // All accounts are there before: the worker without the commands' partition would wait for new ones.
-    let traffic = Traffic::start_with_accounts(&topics, 28, 1_000);
+    let traffic = Traffic::start_with_accounts(&topics, 28, 3_000);
     until("traffic has begun", || async { (traffic.sent() > 0).then_some(()) }).await;
     let (front_a, front_b) = (Proxy::to(&primary.address()).await, Proxy::to(&primary.address()).await);
     meter.use_redis(&primary.url());

@@ -3,7 +3,7 @@
 //! | Fact | |
 //! |---|---|
 //! | `email 10/1/0/9/0` | granted/used/expired/remaining/overage of acme; `globex.email …` of another |
-//! | `closed0.email 10/1/9/0/0` | granted/used/expired/moved on/overage of a closed cycle |
+//! | `closed0.email 10/1/9/0/0`, `closed0.told 2` | granted/used/expired/moved on/overage of a closed cycle, its last statement's number |
 //! | `cycle 1`, `plan small`, `next large`, `life open`, `version 3`, `lots 1`, `marks 2` | of acme |
 //! | `ends 2026-04-01T00:00:00Z …` | of acme's closed cycles and its open one |
 //! | `usage.ada 2/3/1/0` | events charged/credits/events denied/free of a member, all days and actions |
@@ -89,6 +89,9 @@ fn fact_of(shard: &Shard, name: &str) -> String {
         (closed, credit_type) if closed.starts_with("closed") => of_account(&|account| {
             let number: i32 = closed["closed".len()..].parse().expect("a number");
             let Some(closed) = account.closed.get(&number) else { return "forgotten".into() };
+            if credit_type == "told" {
+                return closed.told.to_string();
+            }
             let counter = closed.counters.get(credit_type).copied().unwrap_or_default();
             let (overage, expired, moved) = (counter.overage(), counter.expired, counter.moved);
             let granted = match counter.granted.total() {

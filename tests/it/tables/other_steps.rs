@@ -66,6 +66,23 @@ impl World<'_> {
                 self.damage(redis::cmd("DEL").arg(key)).await;
                 return Ok(());
             }
+            // Changes a closed cycle as a program of before does: it does not count, and does not keep what was told.
+            "older" => {
+                let account = words.plain[1];
+                let closed = self.shard.accounts.get_mut(account).and_then(|account| account.closed.get_mut(&0));
+                let closed = closed.expect("a closed cycle");
+                (closed.restate, closed.told) = (true, 0);
+                let times = [closed.start_ms, closed.end_ms, closed.keep_ms, closed.stated_ms].map(|ms| ms.to_string());
+                let terms = format!("1 {} {} {}", closed.revision, closed.overage.to_stored(), closed.plan);
+                let mut set = redis::cmd("HSET");
+                set.arg(self.keys.spell(Key::Account(account)))
+                    .arg("closed:0")
+                    .arg(times.join(" "))
+                    .arg("terms:0")
+                    .arg(terms);
+                let _: () = set.query_async(&mut self.redis).await.expect(REDIS_ANSWERS);
+                return Ok(());
+            }
             "schema" => {
                 let schema = words.plain[1];
                 let mut set = redis::cmd("HSET");

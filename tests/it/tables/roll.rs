@@ -30,10 +30,16 @@ pub const STEPS: &[Row] = &[
     // After a renewal alerts go by the plan that it brought.
     ("put acme large; put acme saver; grant acme email 5 promo until=+25d; @+26d tick; sweep", "took renew lots", "plan saver, email 15/0/5/10/0, said.low 1"),
     // A statement that late use has changed is restated; one that nothing can change any more is forgotten.
-    ("put acme small; @+22d tick; sweep; @+21d11h use e1 reveal_email; name g1 g1 rebuilt=+22d; @+23d tick; sweep; void e1; @+24d tick; sweep", "took restate", "closed0.email 10/0/10/0/0, said.cycle.closed 3"),
-    ("put acme small; name g1 g1 rebuilt=+20d; @+22d tick; sweep; @+21d11h use e1 reveal_email; @+23d tick; sweep", "took restate", "closed0.email 10/1/9/0/0, said.cycle.closed 2"),
     ("put acme small; @+22d tick; sweep; @+21d11h use e1 reveal_email; @+23d tick; sweep", "took restate", "closed0.email 10/1/9/0/0, said.cycle.closed 2"),
     ("put acme small; @+22d tick; sweep; @+23d tick; sweep", "nothing", "closed 1"),
+    // Its number counts changes, from the second of a rebuild on that came after its end; then it is stated once more in any case.
+    ("put acme small; @+22d tick; sweep; @+21d11h use e1 reveal_email; @+21d11h use e2 reveal_email; @+23d tick; sweep", "took restate", "closed0.told 3, said.cycle.closed 2"),
+    ("put acme small; @+22d tick; sweep; @+21d11h use e1 reveal_email; name g1 g1 rebuilt=+22d; @+23d tick; sweep; void e1; @+24d tick; sweep", "took restate", "closed0.told 1775044803, said.cycle.closed 3"),
+    ("put acme small; name g1 g1 rebuilt=+20d; @+22d tick; sweep; @+21d11h use e1 reveal_email; @+23d tick; sweep", "took restate", "closed0.told 2, said.cycle.closed 2"),
+    ("put acme small; @+22d tick; sweep; name g1 g1 rebuilt=+22d; @+25d tick; sweep", "took forget", "closed 0, said.cycle.closed 2"),
+    ("put acme small; @+22d tick; sweep; name g1 g1 rebuilt=+22d; @+21d11h use e1 reveal_email; @+23d tick; sweep; @+25d tick; sweep", "took forget", "closed 0, said.cycle.closed 2"),
+    // An older program changes a cycle without counting.
+    ("put acme small; @+22d tick; sweep; older acme; @+23d tick; sweep", "took restate", "closed0.told 2, said.cycle.closed 2"),
     ("put acme small; @+22d tick; sweep; @+25d tick; sweep", "took forget", "closed 0"),
     ("put acme small; use e1 reveal_phone contact=c1; @+22d tick; sweep; @+25d tick; sweep", "took forget", "closed 0, marks 0"),
 ];
