@@ -202,9 +202,9 @@ impl OwnRedis {
         command.query_async(&mut connection).await.ok()
     }
 
-    /// A line of INFO.
+    /// A line of INFO, once it answers: who becomes a replica hangs up.
     pub async fn info(&self, field: &str) -> String {
-        let info: String = self.tell(&["INFO", "everything"]).await;
+        let info = until("redis tells of itself", || self.try_tell::<String>(&["INFO", "everything"])).await;
         let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("INFO has no {field}")).trim_end().to_owned()
     }
