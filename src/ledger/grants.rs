@@ -333,14 +333,14 @@ impl Account {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::ledger::account::AccountConfig;
     use crate::ledger::cycle::Cycle;
 
-    fn account() -> Account {
+    pub fn account() -> Account {
         let config = AccountConfig {
             plan: "basic".into(),
             anchor: "2026-01-01".parse().unwrap(),

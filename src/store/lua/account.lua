@@ -302,9 +302,11 @@ local function judge_alerts(entries, name, cycle, credit_type, c, alarm, levels,
   alarm = alarm or { arming = 0, fired = {} }
   local arming, fired, has_fired = alarm.arming, {}, {}
   local function tell(kind, code)
-    entries[#entries + 1] = { 'alerts', table.concat({ kind, name, credit_type, code, text(cycle), text(arming) }, '/'),
+    local granted = credits(c.granted)
+    local id = table.concat({ kind, name, credit_type, code, text(cycle), text(arming), granted }, '/')
+    entries[#entries + 1] = { 'alerts', id,
       'credits.' .. kind .. '.v1', name, '{"credit_type":"' .. credit_type .. '","threshold":"' .. level_name(code)
-        .. '","used":' .. credits(used) .. ',"granted":' .. credits(c.granted) .. ',"remaining":' .. credits(left)
+        .. '","used":' .. credits(used) .. ',"granted":' .. granted .. ',"remaining":' .. credits(left)
         .. ',"cycle":' .. text(cycle) .. ',"arming":' .. text(arming)
         .. (kind == 'low' and ',"runs_out":' .. runs_out(used, left, cycle_start, at) or '') .. '}' }
   end
