@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use credit_meter::ledger::call::Partition;
 use credit_meter::store::Store;
 use serde_json::json;
 
@@ -13,7 +14,7 @@ use crate::support::proxy::Proxy;
 use crate::support::redis::{OwnRedis, Server};
 use crate::support::report::{row, short_or_long};
 use crate::support::traffic::{PACE, Traffic};
-use crate::support::until;
+use crate::support::{until, until_reached};
 use crate::walk::{CATALOGUE, put, reveal};
 
 pub const REWINDS: &str = "credit_meter_rewinds_total";
@@ -292,8 +293,8 @@ async fn the_old_primary_is_still_written_while_another_worker_uses_the_new_one(
     let topics = Arc::new(Topics::create("split-brain", PARTITIONS).await);
     let mut meter = Meter::new(&topics, CATALOGUE);
     meter.set("LOG__FILTER", "warn");
-    // All accounts are there before: the worker without the commands' partition would wait for new ones.
-    let traffic = Traffic::start_with_accounts(&topics, 28, 3_000);
+    // All accounts are there before: the worker without the commands' partition would wait for one that is not.
+    let traffic = Traffic::start_clean(&topics, 28, 1_000);
     until("traffic has begun", || async { (traffic.sent() > 0).then_some(()) }).await;
     let (front_a, front_b) = (Proxy::to(&primary.address()).await, Proxy::to(&primary.address()).await);
     meter.use_redis(&primary.url());
@@ -304,6 +305,8 @@ async fn the_old_primary_is_still_written_while_another_worker_uses_the_new_one(
     let (a, b) = (start(&front_a), start(&front_b));
     a.ready().await;
     b.ready().await;
+    let puts = topics.ends("commands", 1)[0];
+    until_reached("the replica will have every account", puts, || meter.applied(Partition::COMMANDS)).await;
     meter.applies(500).await;
 
     link.refuse();
