@@ -1,7 +1,6 @@
 //! What every Kafka client of the meter has in common: its settings, why it fails, and a look at the cluster.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -236,7 +235,6 @@ pub struct Reasons {
     pub faults: Reported,
     pub damage: Damage,
     attempts: Mutex<Attempts>,
-    idle: AtomicU32,
 }
 
 impl Reasons {
@@ -247,7 +245,11 @@ impl Reasons {
 
     /// Whether the client is of no use any more, see [`Attempts`]. Only one with [`STATISTICS`] can tell.
     pub fn has_given_up(&self, settings: &ClientConfig) -> bool {
-        STATISTICS_EVERY * self.idle.load(Ordering::Relaxed) >= attempt_within(settings)
+        STATISTICS_EVERY * self.attempts().idle >= attempt_within(settings)
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -276,8 +278,7 @@ impl ClientContext for Reasons {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let idle = self.attempts.lock().unwrap_or_else(PoisonError::into_inner).look(&statistics);
-        self.idle.store(idle, Ordering::Relaxed);
+        self.attempts().look(&statistics);
     }
 }
 

@@ -332,6 +332,7 @@ impl Taker<'_> {
     fn restate(&mut self, number: i32) {
         let due = |closed: &&mut ClosedCycle| closed.restate && closed.due_ms() <= self.meter.now_ms;
         let Some(closed) = self.account.closed.get_mut(&number).filter(due) else { return };
+        // An older program changes a cycle without counting, and does not keep what was told.
         if closed.told == 0 || closed.told >= closed.number(self.rebuilt_s) {
             closed.revision += 1;
         }

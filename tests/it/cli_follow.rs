@@ -106,7 +106,7 @@ async fn alerts_come_as_they_are_published_and_a_program_runs_for_each() {
     stdout.read_exact(&mut [0; 10]).expect("it tells what there is");
     drop(stdout);
     let (_, lines) = channel();
-    let mut deaf = Following { child, lines };
+    let mut deaf = Following { child, lines, log: None };
     assert_eq!(deaf.ends("a closed pipe ends it").await, 0);
     assert!(running.terminate().await.success());
 }

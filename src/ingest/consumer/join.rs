@@ -85,7 +85,7 @@ impl Thread {
     pub(super) fn look_for_its_place(&mut self, in_group: bool, brokers_answer: bool, idle: u32) {
         self.outside = if in_group || !brokers_answer { 0 } else { self.outside + 1 };
         let most = client::place_within(&self.settings.kafka);
-        let attempt = client::attempt_within(&client::settings(&self.settings.kafka, &DEFAULTS, &FIXED));
+        let attempt = client::attempt_within(&client::settings(&self.settings.kafka, &[], &[]));
         if u64::from(idle) > attempt.as_secs() {
             self.join_again("the client has no connection to a broker, and does not try to make one");
         } else if u64::from(self.outside) > most.as_secs() {

@@ -96,13 +96,10 @@ async fn clients_that_a_broker_tells_of_no_broker_are_replaced() {
     let running = meter.start_telling(&[], &log);
     running.ready().await;
     let following_log = folder.path().join("following");
-    let told = std::fs::File::create(&following_log).expect("a file");
-    let following = Following::start_telling(&meter, &["alerts", "--follow", "--json"], told);
+    let following = Following::start_telling(&meter, &["alerts", "--follow", "--json"], &following_log);
     let traffic = Traffic::start(&topics, 52);
     meter.applies(1_000).await;
-    let first = following.lines.recv_timeout(Duration::from_secs(180)).unwrap_or_else(|_| {
-        panic!("it follows no more: {}", std::fs::read_to_string(&following_log).expect("it is text"))
-    });
+    let first = following.line();
     traffic.goes_at(0);
     meter.caught_up(&topics).await;
 

@@ -1,6 +1,8 @@
 //! A command that follows what a meter does.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -12,15 +14,22 @@ use super::until;
 pub struct Following {
     pub child: Child,
     pub lines: Receiver<String>,
+    /// Where it tells what it says on stderr, if not here.
+    pub log: Option<PathBuf>,
 }
 
 impl Following {
     pub fn start(meter: &Meter, arguments: &[&str]) -> Following {
-        Following::start_telling(meter, arguments, Stdio::inherit())
+        Following::start_with(meter, arguments, Stdio::inherit(), None)
     }
 
     /// What it says on stderr goes there.
-    pub fn start_telling(meter: &Meter, arguments: &[&str], told: impl Into<Stdio>) -> Following {
+    pub fn start_telling(meter: &Meter, arguments: &[&str], log: &Path) -> Following {
+        let told = File::create(log).expect("a file");
+        Following::start_with(meter, arguments, told.into(), Some(log.to_owned()))
+    }
+
+    fn start_with(meter: &Meter, arguments: &[&str], told: Stdio, log: Option<PathBuf>) -> Following {
         let mut command = meter.command();
         let spawned = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(told).spawn();
         let mut child = spawned.expect("the program starts");
@@ -33,11 +42,14 @@ impl Following {
                 }
             }
         });
-        Following { child, lines }
+        Following { child, lines, log }
     }
 
     pub fn line(&self) -> String {
-        self.lines.recv_timeout(Duration::from_secs(180)).expect("a line comes")
+        self.lines.recv_timeout(Duration::from_secs(180)).unwrap_or_else(|error| {
+            let told = self.log.as_ref().map(|log| std::fs::read_to_string(log).expect("it is text"));
+            panic!("no line comes: {error} {}", told.unwrap_or_default())
+        })
     }
 
     pub async fn ends(&mut self, why: &str) -> i32 {
