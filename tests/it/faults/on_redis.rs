@@ -293,7 +293,7 @@ async fn the_old_primary_is_still_written_while_another_worker_uses_the_new_one(
     let topics = Arc::new(Topics::create("split-brain", PARTITIONS).await);
     let mut meter = Meter::new(&topics, CATALOGUE);
     meter.set("LOG__FILTER", "warn");
-    // All accounts are there before: the worker without the commands' partition would wait for one that is not.
+    // No command comes later: the worker without the commands' partition would wait for it, since its Redis has fallen back.
     let traffic = Traffic::start_clean(&topics, 28, 1_000);
     until("traffic has begun", || async { (traffic.sent() > 0).then_some(()) }).await;
     let (front_a, front_b) = (Proxy::to(&primary.address()).await, Proxy::to(&primary.address()).await);
@@ -306,7 +306,7 @@ async fn the_old_primary_is_still_written_while_another_worker_uses_the_new_one(
     a.ready().await;
     b.ready().await;
     let puts = topics.ends("commands", 1)[0];
-    until_reached("the replica will have every account", puts, || meter.applied(Partition::COMMANDS)).await;
+    until_reached("the replica will have every command", puts, || meter.applied(Partition::COMMANDS)).await;
     meter.applies(500).await;
 
     link.refuse();

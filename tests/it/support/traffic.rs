@@ -63,7 +63,7 @@ pub struct Table {
     /// The partition of an account that keeps to one.
     homes: HashMap<String, i32>,
     not_json: u64,
-    /// Whether every record can be judged.
+    /// Whether every record can be judged, by commands that came before all of them.
     clean: bool,
 }
 
@@ -141,12 +141,13 @@ impl Traffic {
         Traffic::start_with_accounts(topics, seed, 0)
     }
 
-    /// Puts so many accounts of each kind beforehand, rather than each before its first event.
+    /// Puts so many accounts of each kind beforehand, rather than each before its first event, and puts none later: they
+    /// take their turns in a circle.
     pub fn start_with_accounts(topics: &Arc<Topics>, seed: u64, accounts: u64) -> Traffic {
         Traffic::start_from(topics, seed, accounts, 0)
     }
 
-    /// The same, and every record can be judged: none is a dead letter.
+    /// The same, and every record can be judged (none is a dead letter), by the commands that came before all of them.
     pub fn start_clean(topics: &Arc<Topics>, seed: u64, accounts: u64) -> Traffic {
         Traffic::start_as(topics, seed, accounts, 0, true)
     }
@@ -168,12 +169,13 @@ impl Traffic {
             rng: SmallRng::seed_from_u64(seed),
             table: Table { clean, ..Table::default() },
             number: first,
+            put_before: accounts,
             again: Vec::new(),
             in_flight: Arc::default(),
             sent: sent.clone(),
             pace: pace.clone(),
         };
-        Traffic { task: tokio::spawn(sender.run(stop.clone(), accounts)), stop, sent, pace }
+        Traffic { task: tokio::spawn(sender.run(stop.clone())), stop, sent, pace }
     }
 
     /// Records that Kafka has acknowledged.
@@ -197,6 +199,8 @@ struct Sender {
     rng: SmallRng,
     table: Table,
     number: u64,
+    /// How many accounts of each kind that can run dry were put beforehand; 0: each is put before its first event.
+    put_before: u64,
     /// Records to send once more, and before which event.
     again: Vec<(u64, Outgoing)>,
     in_flight: Arc<AtomicU64>,
@@ -205,14 +209,14 @@ struct Sender {
 }
 
 impl Sender {
-    async fn run(mut self, stop: Arc<AtomicBool>, accounts: u64) -> Table {
+    async fn run(mut self, stop: Arc<AtomicBool>) -> Table {
         for account in 0..WIDE_ACCOUNTS {
             self.put(format!("wide-{account}"), Plan::Unlimited).await;
         }
         for account in 0..RETURNING_ACCOUNTS {
             self.put_returning(format!("returning-{account}")).await;
         }
-        for number in 0..accounts {
+        for number in 0..self.put_before {
             self.put(format!("tight-{number}"), TIGHT).await;
             self.put(format!("cap-{number}"), CAPPED).await;
         }
@@ -247,7 +251,7 @@ impl Sender {
             207 => return self.send_not_json(anywhere),
             each if each % 10 == 1 => self.dry("tight", TIGHT, 5).await,
             each if each % 10 == 2 => self.dry("cap", CAPPED, 8).await,
-            13 => return self.adjust().await,
+            13 if !self.table.clean => return self.adjust().await,
             each if each % 10 == 3 => return self.returning(id),
             _ => (format!("wide-{}", self.rng.random_range(0..WIDE_ACCOUNTS)), 1, None),
         };
@@ -333,7 +337,8 @@ impl Sender {
 
     /// The account whose turn it is; a new one is put before its first event.
     async fn dry(&mut self, kind: &str, plan: Plan, quantity_max: u64) -> (String, u64, Option<&'static str>) {
-        let account = format!("{kind}-{}", self.number / (10 * EVENTS_AN_ACCOUNT));
+        let turn = self.number / (10 * EVENTS_AN_ACCOUNT);
+        let account = format!("{kind}-{}", turn.checked_rem(self.put_before).unwrap_or(turn));
         if !self.table.accounts.contains_key(&account) {
             self.put(account.clone(), plan).await;
         }
