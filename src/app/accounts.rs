@@ -51,7 +51,8 @@ impl FromRedis {
         let days = Days::of((asked.from, asked.to), DAYS_MAX, &state, now_ms).map_err(Refused::Invalid)?;
         let catalogue = self.catalogues.borrow().clone();
         let forecast_at = asked.forecast.then_some(now_ms);
-        let shown = usage::shown(store, &catalogue, (account, &state), (&days, &asked.by), forecast_at, || {}).await?;
+        let added_up = (&*catalogue, self.config.usage.breakdown);
+        let shown = usage::shown(store, added_up, (account, &state), (&days, &asked.by), forecast_at, || {}).await?;
         Ok(document(&shown))
     }
 }

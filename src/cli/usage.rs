@@ -54,17 +54,17 @@ pub async fn run(args: UsageArgs, config: &Config, output: Output) -> anyhow::Re
     let days = days.map_err(|wrong| usage_error("usage", format!("--{wrong}")))?;
     let progress = output::progress(days.count());
     let forecast_at = args.forecast.then_some(now_ms);
-    let of = (args.account.as_str(), &account);
-    let shown = usage::shown(&store, &catalogue, of, (&days, &by), forecast_at, || progress.inc(1)).await;
+    let (added_up, of) = ((&catalogue, config.usage.breakdown), (args.account.as_str(), &account));
+    let shown = usage::shown(&store, added_up, of, (&days, &by), forecast_at, || progress.inc(1)).await;
     progress.finish_and_clear();
     let shown = shown?;
     if args.csv {
-        if let Some(deleted) = shown.deleted() {
-            note!("{deleted}");
+        for missing in shown.missing() {
+            note!("{missing}");
         }
         output.lines(&shown.csv(&by))?;
     } else {
-        output.answer(&shown, || shown.text(&by, config))?;
+        output.answer(&shown, || shown.text(&by))?;
     }
     Ok(Ended::Well)
 }
@@ -80,17 +80,17 @@ impl Shown<'_> {
         std::iter::once(head).chain(self.usage.iter().map(|row| line(row.cells(by)))).collect()
     }
 
-    fn deleted(&self) -> Option<String> {
-        self.deleted_before.map(|day| format!("usage before {day} has been deleted: see usage.keep"))
+    /// Why there is less than was asked for.
+    fn missing(&self) -> Vec<String> {
+        let deleted = self.deleted_before.map(|day| format!("usage before {day} has been deleted: see usage.keep"));
+        let off = "usage.breakdown is off: no usage is added up now, and there is no forecast";
+        deleted.into_iter().chain((!self.breakdown).then(|| off.to_owned())).collect()
     }
 
-    fn text(&self, by: &[By], config: &Config) -> String {
+    fn text(&self, by: &[By]) -> String {
         let mut lines = vec![format!("{}: {} to {} ({})", self.account, self.from, self.to, self.timezone)];
         if self.usage.is_empty() {
             lines.push("no usage".to_owned());
-            if !config.usage.breakdown {
-                lines.push("usage.breakdown is off: the meter does not add usage up by day".to_owned());
-            }
         } else {
             let mut table = Table::new();
             table.load_preset(presets::NOTHING);
@@ -103,7 +103,7 @@ impl Shown<'_> {
             }
             lines.push(table.to_string());
         }
-        lines.extend(self.deleted());
+        lines.extend(self.missing());
         let forecasts = self.forecast.iter().flatten();
         lines.extend(forecasts.map(|(credit_type, forecast)| forecast.text(credit_type)));
         lines.join("\n")

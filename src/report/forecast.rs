@@ -36,7 +36,7 @@ pub struct Rate {
     pub before_renewal: bool,
 }
 
-/// For each type that the account holds. A younger account's week is as long as the account is old.
+/// For each type that the account holds. The week is as long as the account is old, if that is less.
 pub fn forecasts(
     account: &AccountState,
     catalogue: &Catalogue,

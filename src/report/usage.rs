@@ -176,7 +176,10 @@ pub struct Shown<'a> {
     /// Where the days begin that are kept, if the account had earlier ones that were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted_before: Option<NaiveDate>,
+    /// Whether usage is added up now (`usage.breakdown`).
+    pub breakdown: bool,
     pub usage: Vec<Row>,
+    /// None where usage is not added up: a rate of 0 would be none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forecast: Option<BTreeMap<String, Forecast>>,
 }
@@ -184,7 +187,7 @@ pub struct Shown<'a> {
 /// Reads what was used in some days. `forecast_at`: also tells when the credits will run out, as seen at that time.
 pub async fn shown<'a>(
     store: &RedisStore,
-    catalogue: &Catalogue,
+    (catalogue, breakdown): (&Catalogue, bool),
     (account, state): (&'a str, &AccountState),
     (days, by): (&Days, &[By]),
     forecast_at: Option<i64>,
@@ -194,7 +197,7 @@ pub async fn shown<'a>(
     let begun = local_day(state.view.since_ms, state.view.config.timezone).max(days.from);
     // Told once all accounts of the shard are through: for a moment a day may be gone untold.
     let kept_from = store.shard_state(store.keys().shard_of(account)).await?.usage_from;
-    let forecast = match forecast_at {
+    let forecast = match forecast_at.filter(|_| breakdown) {
         Some(now_ms) => {
             let week = read_week(store, account, days, &read).await?;
             Some(forecasts(state, catalogue, &week, days.today, now_ms))
@@ -207,6 +210,7 @@ pub async fn shown<'a>(
         from: days.from,
         to: days.to,
         deleted_before: kept_from.filter(|first| begun < *first),
+        breakdown,
         usage: rows(&read, by, catalogue),
         forecast,
     })

@@ -94,6 +94,11 @@ async fn usage_is_told_by_day_of_the_accounts_zone_member_and_action() {
     // 12 credits were used yesterday, and 17 are left.
     assert_eq!((&forecast["remaining"], &forecast["last_day"]["credits_per_day"]), (&json!(17), &json!(12)));
     assert_eq!(forecast["last_day"]["before_renewal"], true, "{forecast}");
+    // Where nothing is added up, a rate of 0 is not told for one.
+    let off = meter.json(&["usage", "acme", "--forecast", "--set", "usage.breakdown=false", "--json"]);
+    assert_eq!((&off["breakdown"], off.get("forecast")), (&json!(false), None), "{off}");
+    let off = meter.run(&["usage", "acme", "--forecast", "--set", "usage.breakdown=false"]);
+    assert!(String::from_utf8_lossy(&off.stdout).contains("usage.breakdown is off"), "{off:?}");
 
     // Kept for a day only, the day is deleted once meter time is far enough.
     drop(running);

@@ -229,6 +229,9 @@ impl Sender {
                 self.one().await;
             }
         }
+        for (_, record) in std::mem::take(&mut self.again) {
+            self.send(record);
+        }
         let in_flight = self.in_flight.clone();
         until("kafka has acknowledged all", || async { (in_flight.load(Ordering::Relaxed) == 0).then_some(()) }).await;
         self.table
@@ -449,7 +452,7 @@ impl Table {
     fn fold(&self, topics: &Topics) -> Expected {
         let mut expected = Expected::default();
         let mut seen = BTreeSet::new();
-        let (mut charges, mut voided) = (HashMap::new(), HashMap::new());
+        let (mut charges, mut voids, mut voided) = (HashMap::new(), BTreeSet::new(), HashMap::new());
         // Contacts that were charged for.
         let mut marked = BTreeSet::new();
         let mut not_json = 0;
@@ -466,6 +469,7 @@ impl Table {
             let event: Value = serde_json::from_slice(value).expect("JSON");
             let id = event["id"].as_str().expect("an id").to_owned();
             if let Some(event_id) = self.voids.get(&id) {
+                voids.insert(id);
                 if voided.contains_key(event_id) {
                     count("duplicate");
                     continue;
@@ -533,6 +537,7 @@ impl Table {
             expected.alerts.extend(alerts);
         }
         assert_eq!(seen.len(), self.events.len(), "kafka holds every event that it has acknowledged");
+        assert_eq!(voids.len(), self.voids.len(), "and every void");
         assert!(not_json >= self.not_json, "and every record that is none");
         let outcomes = if self.clean { 6 } else { 7 };
         assert!(expected.outcomes.len() >= outcomes, "every outcome is there: {:?}", expected.outcomes);
