@@ -15,6 +15,8 @@ pub mod config;
 pub mod demo;
 /// Where a test ends the process as if it were killed.
 pub mod failpoint;
+/// A file that is whole, or as it was before.
+pub mod file;
 /// /metrics, /livez and /readyz, and accounts where that is on.
 pub mod http;
 /// Kafka: reading, decoding, dead letters.

@@ -16,6 +16,7 @@ use super::point::{Base, ChecksumLine, End, EndLine, Header, day_of_floor};
 use super::point::{PointError, SavedAccount, SavedDenial, SavedRecord, SavedShard};
 use super::recorded::Denials;
 use super::resolve::{Priced, Sums};
+use crate::file;
 use crate::ledger::account::{AccountView, Life};
 use crate::ledger::call::Partition;
 use crate::ledger::catalogue::CatalogueId;
@@ -53,9 +54,7 @@ impl Saver {
         cut: Positions,
         format: u32,
     ) -> Result<Saver, PointError> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(format!(".partial-{}", std::process::id()));
-        let partial = PathBuf::from(partial);
+        let partial = file::partial(path);
         let file = File::create(&partial).map_err(|error| PointError::Io { path: partial.clone(), error })?;
         let shards = first.shards.iter().zip(&first.positions).map(|(state, positions)| SavedShard {
             positions: positions.usage().to_vec(),
@@ -172,10 +171,8 @@ impl Saver {
             return Err(error);
         }
         let Some(file) = self.file.take() else { return Ok(()) };
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&self.partial, &self.path)?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        let written = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file::replace(&written, &self.partial, &self.path)
     }
 }
 

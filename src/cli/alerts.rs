@@ -14,10 +14,12 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::exec::Program;
 use super::output::{self, Output, Reader};
+use super::resume::{Noted, Place};
 use super::{Ended, values};
 use crate::app;
 use crate::config::{Config, StartFrom};
 use crate::ingest::alerts::Alert;
+use crate::ingest::by_time::ByTime;
 use crate::ingest::clock;
 use crate::ingest::tail::{Step, Tail, TailRecord};
 use crate::note;
@@ -36,6 +38,9 @@ pub struct AlertsArgs {
     /// [default: earliest; with --follow latest]
     #[arg(long, value_name = "TIME")]
     pub from: Option<StartFrom>,
+    /// Go on from where this file says, and note there what was told; where there is no such file, from --from
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
     /// Only this account's
     #[arg(long, value_name = "ACCOUNT", value_parser = values::name)]
     pub account: Option<String>,
@@ -50,18 +55,30 @@ pub struct AlertsArgs {
 
 pub async fn run(args: AlertsArgs, config: &Config, output: Output) -> anyhow::Result<Ended> {
     let stop = CancellationToken::new();
-    let advice = "it has ended and is to be started again, with --from and the time of the last line";
+    let advice = "it has ended and is to be started again; with --resume it goes on from where it was";
     clock::watched(print(args, config, output, stop.clone()), stop, advice).await
 }
 
 async fn print(args: AlertsArgs, config: &Config, output: Output, stop: CancellationToken) -> anyhow::Result<Ended> {
     tokio::spawn(app::stop_on_signal(stop.clone()));
     let from = args.from.unwrap_or(if args.follow { StartFrom::Latest } else { StartFrom::Earliest });
-    let opening = Tail::open(&config.kafka, &config.kafka.topics.alerts, from);
-    let mut tail = tokio::select! {
+    let (topic, account) = (&config.kafka.topics.alerts, args.account.as_deref());
+    let read = |path: &PathBuf| Place::read(path, topic, account);
+    let place = args.resume.as_ref().map(read).transpose()?.flatten();
+    let opening = async {
+        match &place {
+            Some(place) => Tail::resume(&config.kafka, topic, &place.next).await,
+            None => Tail::open(&config.kafka, topic, from).await,
+        }
+    };
+    let tail = tokio::select! {
         tail = opening => tail?,
         () = stop.cancelled() => return Ok(Ended::Well),
     };
+    let begin =
+        |path| Noted::begin(path, Place { topic: topic.clone(), account: args.account.clone(), next: tail.places() });
+    let mut noted = args.resume.map(begin).transpose()?;
+    let mut tail = ByTime::new(tail);
     let mut teller = Teller {
         meter: config.redis.prefix.clone(),
         account: args.account,
@@ -77,23 +94,49 @@ async fn print(args: AlertsArgs, config: &Config, output: Output, stop: Cancella
             biased;
             () = stop.cancelled() => break,
             () = &mut gone => break,
+            noted = due(&mut noted) => {
+                noted.save();
+                continue;
+            }
             step = next(&mut tail, args.follow) => step?,
         };
         match step {
             Step::CaughtUp if args.follow => {}
             Step::CaughtUp => break,
             Step::Record(record) => {
-                if teller.tell(&record, &stop).await? == Reader::Gone {
+                let Told { reader, ran } = teller.tell(&record, &stop).await?;
+                if let Some(noted) = noted.as_mut().filter(|_| ran || reader == Reader::There) {
+                    noted.told(record.partition, record.offset);
+                    // What a program has done it does not do again; a line may come again.
+                    if ran {
+                        noted.save();
+                    }
+                }
+                if reader == Reader::Gone {
                     break;
                 }
             }
         }
     }
+    if let Some(noted) = &mut noted {
+        noted.save();
+    }
     Ok(teller.ended())
 }
 
+/// What is to be written, once it is.
+async fn due(noted: &mut Option<Noted>) -> &mut Noted {
+    match noted {
+        Some(noted) => {
+            noted.due().await;
+            noted
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// Who follows waits for a broker that is away, who does not wants an end.
-async fn next(tail: &mut Tail, follow: bool) -> anyhow::Result<Step> {
+async fn next(tail: &mut ByTime, follow: bool) -> anyhow::Result<Step> {
     if follow {
         return Ok(tail.next().await?);
     }
@@ -112,27 +155,34 @@ struct Teller {
     output: Output,
 }
 
+struct Told {
+    reader: Reader,
+    /// Whether the program was run for it.
+    ran: bool,
+}
+
 impl Teller {
-    async fn tell(&mut self, record: &TailRecord, stop: &CancellationToken) -> anyhow::Result<Reader> {
+    async fn tell(&mut self, record: &TailRecord, stop: &CancellationToken) -> anyhow::Result<Told> {
+        let nothing = Ok(Told { reader: Reader::There, ran: false });
         let alert = match Alert::read(record, &self.meter) {
             Ok(Some(alert)) => alert,
-            Ok(None) => return Ok(Reader::There),
+            Ok(None) => return nothing,
             Err(error) => {
                 self.unreadable += 1;
                 note!("the alert at {}@{} cannot be read: {error}", record.partition, record.offset);
-                return Ok(Reader::There);
+                return nothing;
             }
         };
         let wanted = self.account.as_ref().is_none_or(|account| *account == alert.account);
         if !wanted || !self.seen.is_new(&alert.id) {
-            return Ok(Reader::There);
+            return nothing;
         }
         let json = serde_json::to_string(&shown(&alert, &self.meter)).context("an alert as JSON")?;
         let reader = self.output.line(&if self.output.json { json.clone() } else { text(&alert) })?;
         if let Some(program) = &mut self.program {
             program.run(&alert, &json, stop).await;
         }
-        Ok(reader)
+        Ok(Told { reader, ran: self.program.is_some() })
     }
 
     fn ended(&self) -> Ended {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::output::{self, Output, Reader, time};
 use super::{Ended, values};
 use crate::config::{Config, StartFrom};
+use crate::ingest::by_time::ByTime;
 use crate::ingest::letter::{Letter, Place};
 use crate::ingest::producer::{Acknowledgement, Outgoing, Producer};
 use crate::ingest::tail::{Step, Tail};
@@ -94,7 +95,7 @@ pub async fn run(command: DeadLettersCommand, config: &Config, output: Output) -
 
 /// The letters of this meter that the topic held when it was opened.
 struct Letters {
-    tail: Tail,
+    tail: ByTime,
     topic: String,
     meter: String,
     progress: indicatif::ProgressBar,
@@ -106,7 +107,7 @@ impl Letters {
         let topic = config.kafka.topics.dead_letter.clone();
         let tail = Tail::open(&config.kafka, &topic, from.unwrap_or(StartFrom::Earliest)).await?;
         let progress = output::progress(tail.backlog);
-        Ok(Letters { tail, topic, meter: config.redis.prefix.clone(), progress, unreadable: 0 })
+        Ok(Letters { tail: ByTime::new(tail), topic, meter: config.redis.prefix.clone(), progress, unreadable: 0 })
     }
 
     async fn next(&mut self) -> anyhow::Result<Option<Letter>> {

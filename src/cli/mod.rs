@@ -36,6 +36,8 @@ mod output;
 pub mod rebuild;
 /// Sends a command and waits for its answer.
 mod request;
+/// Where a follower is, in a file.
+mod resume;
 /// JSON Schema of messages.
 pub mod schema;
 /// Events to load, read ahead.

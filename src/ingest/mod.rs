@@ -6,6 +6,8 @@ pub mod admin;
 pub mod alerts;
 /// Whether a log is still the one that was read.
 pub mod anchors;
+/// What a topic holds, in the order of its times.
+pub mod by_time;
 /// What every client shares: settings, errors, a look at the cluster.
 pub mod client;
 /// A clock of day that is set back.

@@ -68,8 +68,6 @@ pub enum Step {
 
 impl Tail {
     pub async fn open(kafka: &Kafka, topic: &str, from: StartFrom) -> Result<Tail, BrokerError> {
-        let cluster = Cluster::new(kafka)?;
-        let partitions = cluster.partitions(topic).await?;
         let since = match from {
             StartFrom::Time(time_ms) => {
                 let (kafka, topic) = (kafka.clone(), topic.to_owned());
@@ -78,15 +76,46 @@ impl Tail {
             }
             StartFrom::Earliest | StartFrom::Latest => BTreeMap::new(),
         };
+        let start = |partition: i32, (first, end): (i64, i64)| match from {
+            StartFrom::Earliest => first,
+            StartFrom::Latest => end,
+            StartFrom::Time(_) => since.get(&partition).map_or(end, |start| (*start).clamp(first, end)),
+        };
+        Tail::begin(kafka, topic, start).await
+    }
+
+    /// From where an earlier one was; a partition that it did not know from its beginning.
+    pub async fn resume(kafka: &Kafka, topic: &str, places: &BTreeMap<i32, i64>) -> Result<Tail, BrokerError> {
+        let start = |partition: i32, (first, end): (i64, i64)| match places.get(&partition) {
+            Some(&place) if place > end => {
+                tracing::warn!(
+                    topic,
+                    partition,
+                    place,
+                    end,
+                    "it ends before: it is another log, and read from its beginning"
+                );
+                first
+            }
+            Some(&place) if place < first => {
+                tracing::warn!(topic, partition, place, first, "it begins behind: what lay between was deleted unread");
+                first
+            }
+            Some(&place) => place,
+            None => first,
+        };
+        Tail::begin(kafka, topic, start).await
+    }
+
+    /// `start`: where a partition begins to be read, which has these first and end offsets.
+    async fn begin(kafka: &Kafka, topic: &str, start: impl Fn(i32, (i64, i64)) -> i64) -> Result<Tail, BrokerError> {
+        let cluster = Cluster::new(kafka)?;
+        let partitions = cluster.partitions(topic).await?;
         let watermarks = Watermarks::new(kafka)?;
         let (mut next, mut ends, mut backlog) = (BTreeMap::new(), BTreeMap::new(), 0);
         for partition in 0..partitions {
             let (first, end) = watermarks.range(topic, partition).await?;
-            let start = match from {
-                StartFrom::Earliest => first,
-                StartFrom::Latest => end,
-                StartFrom::Time(_) => since.get(&partition).map_or(end, |start| (*start).clamp(first, end)),
-            };
+            let start = start(partition, (first, end));
             if start < end {
                 ends.insert(partition, end);
                 backlog += (end - start).unsigned_abs();
@@ -96,6 +125,20 @@ impl Tail {
         let consumer = read(kafka, topic, &next)?;
         let (kafka, topic, looked) = (kafka.clone(), topic.to_owned(), Instant::now());
         Ok(Tail { kafka, consumer, cluster, topic, next, looked, ends, told_end: false, backlog })
+    }
+
+    /// What comes next of each partition whose offsets are known.
+    pub fn places(&self) -> BTreeMap<i32, i64> {
+        let known = self.next.iter().filter_map(|(partition, next)| match next {
+            Offset::Offset(next) => Some((*partition, *next)),
+            _ => None,
+        });
+        known.collect()
+    }
+
+    /// Partitions of which not all has come that was there at the start.
+    pub fn behind(&self) -> impl Iterator<Item = i32> + '_ {
+        self.ends.keys().copied()
     }
 
     /// Waits for what comes next; may be dropped while it waits.

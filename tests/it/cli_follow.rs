@@ -1,5 +1,6 @@
 //! Commands that look on while a meter works: alerts as they come, the live view, an account's events.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -108,6 +109,70 @@ async fn alerts_come_as_they_are_published_and_a_program_runs_for_each() {
     let (_, lines) = channel();
     let mut deaf = Following { child, lines, log: None };
     assert_eq!(deaf.ends("a closed pipe ends it").await, 0);
+    assert!(running.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_come_in_the_order_of_their_times_and_who_resumes_misses_none() {
+    const ROUNDS: usize = 6;
+    const ACCOUNTS: usize = 12;
+    const PARTITIONS: i32 = 4;
+    let topics = Topics::create("alerts-resumed", 1).await;
+    topics.grow("alerts", PARTITIONS).await;
+    let meter = Meter::new(&topics, CATALOGUE);
+    let running = meter.start(&[]);
+    running.ready().await;
+    let publish = async |round: usize| {
+        for number in 0..ACCOUNTS {
+            let account = format!("team-{number}-{round}");
+            topics.command(&put(&account, "starter")).await; // 30 e-mail credits
+            topics.send("usage", &reveal(&account, "e1", 25)).await;
+        }
+        meter.caught_up(&topics).await;
+        meter.published().await;
+    };
+    for round in 0..ROUNDS {
+        publish(round).await;
+    }
+    let told = |line: &str| {
+        let alert: Value = serde_json::from_str(line).expect("JSON");
+        (alert["time"].as_str().expect("a time").to_owned(), alert["subject"].as_str().expect("an account").to_owned())
+    };
+    let list = |arguments: &[&str]| {
+        let output = meter.run(&[&["alerts", "--json"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").lines().map(told).collect::<Vec<_>>()
+    };
+    let all = list(&[]);
+    assert_eq!(all.len(), ROUNDS * ACCOUNTS);
+    assert!(all.is_sorted_by_key(|(time, _)| time), "{all:?}");
+    let used: Vec<i64> = topics.ends("alerts", PARTITIONS);
+    assert!(used.iter().filter(|end| **end > 0).count() > 1, "they lie in several partitions: {used:?}");
+
+    // Killed in the middle of what there was, and stopped; what comes meanwhile waits.
+    let folder = tempfile::tempdir().expect("a folder");
+    let (program, file) = (program(folder.path()), folder.path().join("place"));
+    let file = file.to_str().expect("text");
+    let mut heard = Vec::new();
+    for (round, signal_name) in [(ROUNDS, "-KILL"), (ROUNDS + 1, "-TERM")] {
+        let follow = ["alerts", "--follow", "--from", "earliest", "--json", "--exec", &program, "--resume", file];
+        let mut following = Following::start(&meter, &follow);
+        for _ in 0..ACCOUNTS {
+            heard.push(told(&following.line()));
+        }
+        signal(following.child.id(), signal_name);
+        until("it has ended", || std::future::ready(following.child.try_wait().expect("it is a child"))).await;
+        publish(round).await;
+        // What it had told beside: the program has run for it, so that it is not told again.
+        heard.extend(following.lines.try_iter().map(|line| told(&line)));
+    }
+    heard.extend(list(&["--resume", file]));
+    let (heard_once, all) = (BTreeSet::from_iter(heard.iter().cloned()), list(&[]));
+    assert_eq!(heard_once, BTreeSet::from_iter(all));
+    assert!(heard.len() <= heard_once.len() + 1, "only the one under way came again: {} lines", heard.len());
+    assert!(list(&["--resume", file]).is_empty(), "all is told");
+    let other = meter.run(&["alerts", "--account", "acme", "--resume", file]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("not in"), "{other:?}");
     assert!(running.terminate().await.success());
 }
 
