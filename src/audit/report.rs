@@ -19,7 +19,7 @@ pub struct Report {
     pub mismatches: u64,
     /// Usage records below the positions at the start of the audit.
     pub records: u64,
-    /// How they ended, as the log has it.
+    /// How they ended, as the log has it: at least so many, where it does not tell which of several attempts was decided.
     pub outcomes: BTreeMap<&'static str, u64>,
     /// The same of commands.
     pub commands: BTreeMap<&'static str, u64>,

@@ -176,6 +176,17 @@ impl Totals {
         }
     }
 
+    /// How many records were added.
+    pub fn records(&self, input: Input) -> u64 {
+        let of = |partition: &Partition| partition.input == input;
+        let sum = |totals: &ShardTotals| -> u64 {
+            let certain = totals.certain.iter().filter(|(partition, _)| of(partition)).flat_map(|(_, counts)| counts);
+            let open = totals.open_records.iter().filter(|(partition, _)| of(partition)).map(|(_, records)| records);
+            certain.chain(open).sum()
+        };
+        self.shards.iter().map(sum).sum()
+    }
+
     /// All that was added, with the least of what is open.
     pub fn sums(&self, input: Input) -> BTreeMap<&'static str, u64> {
         let mut sums = BTreeMap::new();

@@ -146,8 +146,12 @@ impl Watch for Progress {
 fn text(report: &Report) -> String {
     let Report { accounts_checked, mismatches, records, ambiguous, collisions, usage_days, passes, seconds, .. } =
         report;
-    let outcomes: Vec<String> =
+    let mut outcomes: Vec<String> =
         report.outcomes.iter().map(|(outcome, records)| format!("{records} {outcome}")).collect();
+    let known: u64 = report.outcomes.values().sum();
+    if known < *records {
+        outcomes.push(format!("{} one or another", records - known));
+    }
     let mut lines = vec![
         format!("{records} usage records: {}", outcomes.join(", ")),
         format!(

@@ -89,6 +89,15 @@ impl Granted {
         GrantKind::ALL.into_iter().fold(Credits::ZERO, |sum, kind| sum + self.credits(kind))
     }
 
+    /// As much of an amount as the balance can take in the place of what is granted of a kind.
+    pub fn fitting(&self, kind: GrantKind, amount: Amount) -> Amount {
+        let others = self.counted() - self.credits(kind);
+        match amount {
+            Amount::Limited(credits) => Amount::Limited(credits.min(Credits::BALANCE_MAX - others)),
+            Amount::Unlimited => Amount::Unlimited,
+        }
+    }
+
     /// What plan, add-ons, what was carried over and adjustments gave in numbers.
     pub fn own(&self) -> Credits {
         let lots = [GrantKind::Topup, GrantKind::Promo].map(|kind| self.credits(kind));
@@ -360,6 +369,18 @@ pub(super) mod tests {
         account.settle("email");
         account.grant("email", lot.kind, Amount::Limited(lot.left)).unwrap();
         account.lots.insert(created, lot.clone());
+    }
+
+    #[test]
+    fn what_is_granted_fits_beside_the_other_kinds() {
+        let (most, email) = (Credits::BALANCE_MAX, |credits: i64| Amount::Limited(Credits::whole(credits)));
+        let mut granted = Granted::default();
+        granted.add(GrantKind::Topup, email(7));
+        granted.add(GrantKind::Plan, Amount::Limited(most - Credits::whole(7)));
+        assert_eq!(granted.fitting(GrantKind::Plan, Amount::Limited(most)), granted.of(GrantKind::Plan));
+        assert_eq!(granted.fitting(GrantKind::Plan, email(5)), email(5));
+        assert_eq!(granted.fitting(GrantKind::Addon, email(5)), email(0));
+        assert_eq!(granted.fitting(GrantKind::Plan, Amount::Unlimited), Amount::Unlimited);
     }
 
     #[derive(Clone, Debug)]
