@@ -82,7 +82,7 @@ impl Shown<'_> {
 
     /// Why there is less than was asked for.
     fn missing(&self) -> Vec<String> {
-        let deleted = self.deleted_before.map(|day| format!("usage before {day} has been deleted: see usage.keep"));
+        let deleted = self.deleted_before.map(|day| format!("usage before {day} is kept no more: see usage.keep"));
         let off = "usage.breakdown is off: no usage is added up now, and there is no forecast";
         deleted.into_iter().chain((!self.breakdown).then(|| off.to_owned())).collect()
     }

@@ -173,7 +173,7 @@ pub struct Shown<'a> {
     pub timezone: &'static str,
     pub from: NaiveDate,
     pub to: NaiveDate,
-    /// Where the days begin that are kept, if the account had earlier ones that were asked for.
+    /// Where the days begin that are kept, if earlier ones of its cycles were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted_before: Option<NaiveDate>,
     /// Whether usage is added up now (`usage.breakdown`).
