@@ -40,7 +40,7 @@ impl ByTime {
                     Step::Record(record) => self.held.push(record),
                     Step::CaughtUp => self.caught_up = true,
                 },
-                Err(_) => self.held.in_vain = true,
+                Err(_) => self.held.in_vain = !self.held.each.is_empty(),
             }
         }
     }

@@ -151,9 +151,6 @@ async fn days_that_were_deleted_are_told_of() {
     }
     let text = past.meter.run(&["usage", "old", "--from", "2026-01-01", "--to", "2026-01-10"]);
     let text = String::from_utf8(text.stdout).expect("text");
-    assert!(
-        text.contains("no usage") && text.contains(&format!("usage before {kept_from} is kept no more")),
-        "{text}"
-    );
+    assert!(text.contains("no usage") && text.contains(&format!("usage before {kept_from} is kept no more")), "{text}");
     past.meter.audit();
 }

@@ -12,6 +12,7 @@ use super::alarms::Alarms;
 use super::hottest::Hottest;
 use crate::config::{Config, StartFrom};
 use crate::ingest::alerts::Alert;
+use crate::ingest::by_time::ByTime;
 use crate::ingest::client::BrokerError;
 use crate::ingest::decode::{self, Decoder, Raw};
 use crate::ingest::log::LogRecord;
@@ -167,10 +168,10 @@ async fn watch_alerts(config: Arc<Config>, state: Arc<Mutex<State>>) {
     }
 }
 
-/// From the topic's beginning and on, until it fails.
+/// From the topic's beginning and on, until it fails. By time: an account's alerts are in two partitions where some were added.
 async fn fold_alerts(config: &Config, state: &Mutex<State>) -> BrokerError {
     let mut tail = match Tail::open(&config.kafka, &config.kafka.topics.alerts, StartFrom::Earliest).await {
-        Ok(tail) => tail,
+        Ok(tail) => ByTime::new(tail),
         Err(error) => return error,
     };
     {
