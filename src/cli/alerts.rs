@@ -49,7 +49,7 @@ pub struct AlertsArgs {
     #[arg(long, value_name = "PROGRAM")]
     pub exec: Option<PathBuf>,
     /// A program that has not ended by then is killed, and counts as failed: the next alerts wait for it
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration, requires = "exec")]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::time_limit, requires = "exec")]
     pub exec_timeout: Duration,
 }
 

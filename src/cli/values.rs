@@ -97,6 +97,12 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "it must look like 30s, 10min or 72h".to_owned())
 }
 
+/// For what nothing could keep to if it were 0.
+pub fn time_limit(text: &str) -> Result<Duration, String> {
+    let limit = duration(text)?;
+    if limit.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(limit) }
+}
+
 pub fn threshold(text: &str) -> Result<Threshold, String> {
     Threshold::parse(text).ok_or_else(|| "it must look like `80%` or `remaining 100`".to_owned())
 }
@@ -159,6 +165,7 @@ mod tests {
         for wrong in ["", "abc", "5", "5 apples", "-1s"] {
             assert_eq!(duration(wrong), Err("it must look like 30s, 10min or 72h".to_owned()), "{wrong}");
         }
+        assert_eq!((time_limit("1s"), time_limit("0s").is_err()), (Ok(Duration::from_secs(1)), true));
         assert_eq!((bytes("4KiB"), bytes("1GiB"), bytes("4096")), (Ok(4096), Ok(1 << 30), Ok(4096)));
         for wrong in ["5", "0GiB", "4095", "1GB", "-1", "99999999999GiB"] {
             assert_eq!(
