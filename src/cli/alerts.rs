@@ -1,6 +1,6 @@
 //! Edges of balances, as the meter publishes them: what there is, or as they come.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::exec::Program;
+use super::exec::{Program, Ran};
 use super::output::{self, Output, Reader};
 use super::resume::{Noted, Place};
 use super::{Ended, values};
@@ -62,29 +62,38 @@ pub async fn run(args: AlertsArgs, config: &Config, output: Output) -> anyhow::R
 async fn print(args: AlertsArgs, config: &Config, output: Output, stop: CancellationToken) -> anyhow::Result<Ended> {
     tokio::spawn(app::stop_on_signal(stop.clone()));
     let from = args.from.unwrap_or(if args.follow { StartFrom::Latest } else { StartFrom::Earliest });
-    let (topic, account) = (&config.kafka.topics.alerts, args.account.as_deref());
-    let read = |path: &PathBuf| Place::read(path, topic, account);
-    let place = args.resume.as_ref().map(read).transpose()?.flatten();
+    let (meter, topic) = (&config.redis.prefix, &config.kafka.topics.alerts);
+    let own = Place {
+        meter: meter.clone(),
+        topic: topic.clone(),
+        account: args.account.clone(),
+        next: BTreeMap::new(),
+        read_ms: None,
+    };
+    let place = args.resume.as_ref().map(|path| Place::read(path, &own)).transpose()?.flatten();
     let opening = async {
         match &place {
-            Some(place) => Tail::resume(&config.kafka, topic, &place.next).await,
-            None => Tail::open(&config.kafka, topic, from).await,
+            Some(place) => Tail::resume(&config.kafka, topic, &place.next, place.read_ms).await,
+            None => Ok((Tail::open(&config.kafka, topic, from).await?, Vec::new())),
         }
     };
-    let tail = tokio::select! {
-        tail = opening => tail?,
+    let (tail, missed) = tokio::select! {
+        opened = opening => opened?,
         () = stop.cancelled() => return Ok(Ended::Well),
     };
-    let begin =
-        |path| Noted::begin(path, Place { topic: topic.clone(), account: args.account.clone(), next: tail.places() });
+    for missed in &missed {
+        note!("{missed}");
+    }
+    let place = Place { next: tail.places(), read_ms: place.and_then(|place| place.read_ms), ..own };
+    let begin = |path| Noted::begin(path, place);
     let mut noted = args.resume.map(begin).transpose()?;
     let mut tail = ByTime::new(tail);
     let mut teller = Teller {
-        meter: config.redis.prefix.clone(),
+        meter: meter.clone(),
         account: args.account,
         seen: Seen::new(SEEN_MAX),
         program: args.exec.map(|path| Program::new(path, args.exec_timeout)),
-        unreadable: 0,
+        missed: missed.len() as u64,
         output,
     };
     let gone = output::reader_gone();
@@ -105,11 +114,16 @@ async fn print(args: AlertsArgs, config: &Config, output: Output, stop: Cancella
             Step::CaughtUp => break,
             Step::Record(record) => {
                 let Told { reader, ran } = teller.tell(&record, &stop).await?;
-                if let Some(noted) = noted.as_mut().filter(|_| ran || reader == Reader::There) {
-                    noted.told(record.partition, record.offset);
-                    // What a program has done it does not do again; a line may come again.
-                    if ran {
-                        noted.save();
+                if let Some(noted) = &mut noted {
+                    match ran {
+                        None if reader == Reader::There => noted.told(&record),
+                        None => {}
+                        // What a program has done it does not do again; a line may come again.
+                        Some(Ran::Began) => {
+                            noted.told(&record);
+                            noted.save();
+                        }
+                        Some(Ran::NotAtAll) => bail!("it is to be put right: --resume goes on with that alert"),
                     }
                 }
                 if reader == Reader::Gone {
@@ -151,24 +165,25 @@ struct Teller {
     account: Option<String>,
     seen: Seen,
     program: Option<Program>,
-    unreadable: u64,
+    /// Records that could not be read, and what was not there any more.
+    missed: u64,
     output: Output,
 }
 
 struct Told {
     reader: Reader,
-    /// Whether the program was run for it.
-    ran: bool,
+    /// `None`: there is no program, or the alert is none of those that were asked for.
+    ran: Option<Ran>,
 }
 
 impl Teller {
     async fn tell(&mut self, record: &TailRecord, stop: &CancellationToken) -> anyhow::Result<Told> {
-        let nothing = Ok(Told { reader: Reader::There, ran: false });
+        let nothing = Ok(Told { reader: Reader::There, ran: None });
         let alert = match Alert::read(record, &self.meter) {
             Ok(Some(alert)) => alert,
             Ok(None) => return nothing,
             Err(error) => {
-                self.unreadable += 1;
+                self.missed += 1;
                 note!("the alert at {}@{} cannot be read: {error}", record.partition, record.offset);
                 return nothing;
             }
@@ -179,10 +194,11 @@ impl Teller {
         }
         let json = serde_json::to_string(&shown(&alert, &self.meter)).context("an alert as JSON")?;
         let reader = self.output.line(&if self.output.json { json.clone() } else { text(&alert) })?;
-        if let Some(program) = &mut self.program {
-            program.run(&alert, &json, stop).await;
-        }
-        Ok(Told { reader, ran: self.program.is_some() })
+        let ran = match &mut self.program {
+            Some(program) => Some(program.run(&alert, &json, stop).await),
+            None => None,
+        };
+        Ok(Told { reader, ran })
     }
 
     fn ended(&self) -> Ended {
@@ -190,7 +206,7 @@ impl Teller {
         if failed > 0 {
             note!("the program failed for {failed} alerts");
         }
-        if failed + self.unreadable == 0 { Ended::Well } else { Ended::Badly }
+        if failed + self.missed == 0 { Ended::Well } else { Ended::Badly }
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use super::output;
@@ -32,9 +32,17 @@ impl Program {
     }
 
     /// Runs it with an alert, and says so if that fails: the next alert may matter more.
-    pub async fn run(&mut self, alert: &Alert, json: &str, stop: &CancellationToken) {
-        let failure = match run(&self.path, self.limit, alert, json, stop).await {
-            Ok(End::Status(status)) if status.success() => return,
+    pub async fn run(&mut self, alert: &Alert, json: &str, stop: &CancellationToken) -> Ran {
+        let ended = match start(&self.path, alert) {
+            Ok(child) => run(child, self.limit, json, stop).await,
+            Err(error) => {
+                self.failed += 1;
+                note!("{} cannot be run for alert {}: {error}", self.path.display(), alert.id);
+                return Ran::NotAtAll;
+            }
+        };
+        let failure = match ended {
+            Ok(End::Status(status)) if status.success() => return Ran::Began,
             Ok(End::Status(status)) => status.to_string(),
             Ok(End::Killed) => {
                 let limit = humantime::format_duration(self.limit);
@@ -45,7 +53,16 @@ impl Program {
         };
         self.failed += 1;
         note!("{} failed for alert {}: {failure}", self.path.display(), alert.id);
+        Ran::Began
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// Whatever it has done.
+    Began,
+    /// There is no such program, or it may not be run.
+    NotAtAll,
 }
 
 enum End {
@@ -56,18 +73,15 @@ enum End {
     Left,
 }
 
-async fn run(
-    path: &Path,
-    limit: Duration,
-    alert: &Alert,
-    json: &str,
-    stop: &CancellationToken,
-) -> std::io::Result<End> {
+fn start(path: &Path, alert: &Alert) -> std::io::Result<Child> {
     let mut command = Command::new(path);
     command.envs(environment(alert)).stdin(Stdio::piped());
     // Our stdout is data.
     command.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
-    let mut child = command.spawn()?;
+    command.spawn()
+}
+
+async fn run(mut child: Child, limit: Duration, json: &str, stop: &CancellationToken) -> std::io::Result<End> {
     let mut stdin = child.stdin.take().expect("it is piped");
     let line = format!("{json}\n");
     let ended = async {

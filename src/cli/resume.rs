@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
 use crate::file;
+use crate::ingest::tail::TailRecord;
 use crate::note;
 
 /// What is told and not noted for so long may be told again by the next one.
@@ -19,10 +20,14 @@ const NOTE_WITHIN: Duration = Duration::from_secs(1);
 /// The offsets that come next, and of what they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
+    /// Several may share the topic.
+    pub meter: String,
     pub topic: String,
     /// `None`: of all accounts.
     pub account: Option<String>,
     pub next: BTreeMap<i32, i64>,
+    /// When the youngest record was published that was read. `None`: none was.
+    pub read_ms: Option<i64>,
 }
 
 /// Keeps the file.
@@ -35,8 +40,8 @@ pub struct Noted {
 }
 
 impl Place {
-    /// `None`: there is no such file so far.
-    pub fn read(path: &Path, topic: &str, account: Option<&str>) -> anyhow::Result<Option<Place>> {
+    /// `None`: there is no such file so far. `own`: what it must be a place of.
+    pub fn read(path: &Path, own: &Place) -> anyhow::Result<Option<Place>> {
         let text = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.with_context(|| format!("{}", path.display()))?,
@@ -47,16 +52,12 @@ impl Place {
                 path.display()
             )
         })?;
-        let of =
-            |account: Option<&str>| account.map_or("all accounts".to_owned(), |account| format!("account {account}"));
-        ensure!(
-            place.topic == topic && place.account.as_deref() == account,
-            "{} is a place in {} of {}, not in {topic} of {}: name another file",
-            path.display(),
-            place.topic,
-            of(place.account.as_deref()),
-            of(account),
-        );
+        let of = |Place { meter, topic, account, .. }: &Place| {
+            let account = account.as_ref().map_or("all accounts".to_owned(), |account| format!("account {account}"));
+            format!("{account} in topic {topic} of meter {meter}")
+        };
+        let (of, own) = (of(&place), of(own));
+        ensure!(of == own, "{} is of {of}, not of {own}: name another file", path.display());
         Ok(Some(place))
     }
 }
@@ -64,13 +65,16 @@ impl Place {
 impl Noted {
     /// Writes the file once, so that what cannot be written is told at the start.
     pub fn begin(path: PathBuf, place: Place) -> anyhow::Result<Noted> {
+        // Not the link to it.
+        let path = fs::canonicalize(&path).unwrap_or(path);
         let noted = Noted { path, place, due: None, failed: false };
         noted.write().with_context(|| format!("{} cannot be written", noted.path.display()))?;
         Ok(noted)
     }
 
-    pub fn told(&mut self, partition: i32, offset: i64) {
-        self.place.next.insert(partition, offset + 1);
+    pub fn told(&mut self, record: &TailRecord) {
+        self.place.next.insert(record.partition, record.offset + 1);
+        self.place.read_ms = self.place.read_ms.max(Some(record.timestamp_ms));
         self.due.get_or_insert_with(|| Instant::now() + NOTE_WITHIN);
     }
 
@@ -95,6 +99,8 @@ impl Noted {
             );
         }
         self.failed = written.is_err();
+        // It is tried again.
+        self.due = written.err().map(|_| Instant::now() + NOTE_WITHIN);
     }
 
     fn write(&self) -> io::Result<()> {
@@ -114,43 +120,71 @@ impl Noted {
 mod tests {
     use super::*;
 
-    fn place(account: Option<&str>) -> Place {
-        Place { topic: "alerts".to_owned(), account: account.map(str::to_owned), next: BTreeMap::from([(0, 7)]) }
+    fn place(meter: &str, account: Option<&str>) -> Place {
+        let next = BTreeMap::from([(0, 7)]);
+        Place { meter: meter.into(), topic: "alerts".into(), account: account.map(str::to_owned), next, read_ms: None }
+    }
+
+    fn record(partition: i32, offset: i64, timestamp_ms: i64) -> TailRecord {
+        TailRecord { partition, offset, timestamp_ms, ..TailRecord::default() }
     }
 
     #[tokio::test]
     async fn what_was_told_is_in_the_file_and_nothing_is_written_for_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("place");
-        assert_eq!(Place::read(&path, "alerts", None).unwrap(), None);
-        let mut noted = Noted::begin(path.clone(), place(None)).unwrap();
-        let read = || Place::read(&path, "alerts", None).unwrap().expect("it is there").next;
-        assert_eq!(read(), BTreeMap::from([(0, 7)]));
-        noted.told(0, 9);
-        noted.told(3, 0);
-        assert_eq!(read(), BTreeMap::from([(0, 7)]), "not yet");
+        let (path, link) = (folder.path().join("place"), folder.path().join("link"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let own = place("meter", None);
+        let read = || Place::read(&path, &own).unwrap();
+        assert_eq!(read(), None);
+        drop(Noted::begin(path.clone(), own.clone()).unwrap());
+        let mut noted = Noted::begin(link.clone(), own.clone()).unwrap();
+        noted.told(&record(0, 9, 50));
+        noted.told(&record(3, 0, 40));
+        assert_eq!(read(), Some(own.clone()), "not yet");
         noted.due().await;
         noted.save();
-        assert_eq!(read(), BTreeMap::from([(0, 10), (3, 1)]));
+        let told = Place { next: BTreeMap::from([(0, 10), (3, 1)]), read_ms: Some(50), ..own.clone() };
+        assert_eq!(read(), Some(told));
+        assert!(link.is_symlink(), "what it leads to is written");
         fs::remove_file(&path).unwrap();
         noted.save();
-        assert!(!path.exists(), "nothing was told since");
-        let files = fs::read_dir(folder.path()).unwrap().count();
-        assert_eq!(files, 0, "no partial file is left");
+        assert_eq!(read(), None, "nothing was told since");
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["link"], "no partial file is left");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_failed_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inside, away) = (folder.path().join("in"), folder.path().join("away"));
+        let (path, own) = (inside.join("place"), place("meter", None));
+        fs::create_dir(&inside).unwrap();
+        let mut noted = Noted::begin(path.clone(), own.clone()).unwrap();
+        noted.told(&record(0, 9, 50));
+        fs::rename(&inside, &away).unwrap();
+        noted.save();
+        fs::rename(&away, &inside).unwrap();
+        noted.due().await;
+        noted.save();
+        let next = Place::read(&path, &own).unwrap().map(|place| place.next);
+        assert_eq!(next, Some(BTreeMap::from([(0, 10)])));
     }
 
     #[test]
     fn a_file_of_something_else_is_refused_with_what_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("place");
-        Noted::begin(path.clone(), place(Some("acme"))).unwrap();
-        let told = |topic: &str, account: Option<&str>| Place::read(&path, topic, account).unwrap_err().to_string();
-        assert!(Place::read(&path, "alerts", Some("acme")).unwrap().is_some());
-        assert!(told("alerts", None).contains("in alerts of account acme, not in alerts of all accounts"));
-        assert!(told("other", Some("acme")).contains("not in other of account acme"));
+        Noted::begin(path.clone(), place("meter", Some("acme"))).unwrap();
+        let told = |own: Place| Place::read(&path, &own).unwrap_err().to_string();
+        assert!(Place::read(&path, &place("meter", Some("acme"))).unwrap().is_some());
+        let all = told(place("meter", None));
+        assert!(all.contains("is of account acme in topic alerts of meter meter, not of all accounts in"), "{all}");
+        assert!(told(place("other", Some("acme"))).contains("not of account acme in topic alerts of meter other"));
+        assert!(told(Place { topic: "x".into(), ..place("meter", Some("acme")) }).contains("in topic x of"));
         fs::write(&path, "").unwrap();
-        assert!(told("alerts", None).contains("is no place of `alerts --resume`"), "torn, or another file");
+        assert!(told(place("meter", None)).contains("is no place of `alerts --resume`"), "torn, or another file");
         let nowhere = folder.path().join("nowhere").join("place");
-        assert!(Noted::begin(nowhere, place(None)).is_err());
+        assert!(Noted::begin(nowhere, place("meter", None)).is_err());
     }
 }

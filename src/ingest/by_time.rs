@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::client::BrokerError;
 use super::tail::{Step, Tail, TailRecord};
@@ -15,32 +15,53 @@ const WAIT: Duration = Duration::from_secs(2);
 
 /// A tail of which the records that were there at the start come by time, each partition's in its order. Those after them
 /// come as they do.
-pub struct ByTime {
-    tail: Tail,
+pub struct ByTime<S = Tail> {
+    tail: S,
     held: Held,
+    /// Since when something is held and nothing goes.
+    waiting: Option<Instant>,
     caught_up: bool,
 }
 
-impl ByTime {
-    pub fn new(tail: Tail) -> ByTime {
-        ByTime { tail, held: Held::default(), caught_up: false }
+/// What a [`ByTime`] needs of a tail.
+pub trait Source {
+    /// May be dropped while it waits.
+    fn next(&mut self) -> impl Future<Output = Result<Step, BrokerError>> + Send;
+    /// Partitions of which not all has come that was there at the start.
+    fn behind(&self) -> impl Iterator<Item = i32>;
+}
+
+impl<S: Source> ByTime<S> {
+    pub fn new(tail: S) -> ByTime<S> {
+        ByTime { tail, held: Held::default(), waiting: None, caught_up: false }
     }
 
     /// Waits for what comes next; may be dropped while it waits.
     pub async fn next(&mut self) -> Result<Step, BrokerError> {
         loop {
             if let Some(record) = self.held.first(self.tail.behind()) {
+                self.waiting = None;
                 return Ok(Step::Record(record));
             }
             if std::mem::take(&mut self.caught_up) {
                 return Ok(Step::CaughtUp);
             }
-            match timeout(WAIT, self.tail.next()).await {
-                Ok(step) => match step? {
-                    Step::Record(record) => self.held.push(record),
-                    Step::CaughtUp => self.caught_up = true,
-                },
-                Err(_) => self.held.in_vain = !self.held.each.is_empty(),
+            // Not while nothing is held: a tail that is dropped again and again comes to nothing else that it does.
+            let step = if self.held.each.is_empty() {
+                self.tail.next().await
+            } else {
+                let since = *self.waiting.get_or_insert_with(Instant::now);
+                match timeout_at(since + WAIT, self.tail.next()).await {
+                    Ok(step) => step,
+                    Err(_) => {
+                        self.held.in_vain = true;
+                        continue;
+                    }
+                }
+            };
+            match step? {
+                Step::Record(record) => self.held.push(record),
+                Step::CaughtUp => self.caught_up = true,
             }
         }
     }
@@ -119,6 +140,32 @@ mod tests {
     #[test]
     fn a_partition_keeps_its_order_though_its_times_go_back() {
         assert_eq!(all(&mut held(&[(0, 9), (0, 1), (1, 5)]), &[]), [(1, 5), (0, 9), (0, 1)]);
+    }
+
+    /// Gives a record of partition 0 now and then, though partition 1 is behind and silent, and ends with an error.
+    struct Trickle(i64);
+
+    impl Source for Trickle {
+        async fn next(&mut self) -> Result<Step, BrokerError> {
+            tokio::time::sleep(WAIT / 8).await;
+            self.0 += 1;
+            match self.0 {
+                100.. => Err(BrokerError::NoTopic { topic: "alerts".to_owned() }),
+                timestamp_ms => Ok(Step::Record(TailRecord { timestamp_ms, ..TailRecord::default() })),
+            }
+        }
+
+        fn behind(&self) -> impl Iterator<Item = i32> {
+            [1].into_iter()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_partition_holds_nobody_up_though_others_go_on() {
+        let mut trickle = ByTime::new(Trickle(0));
+        let Ok(Step::Record(first)) = trickle.next().await else { panic!("a record goes before the tail ends") };
+        assert_eq!(first.timestamp_ms, 1);
+        assert!(trickle.tail.0 > 1, "partition 1 was waited for");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::{Instant, sleep_until};
 
+use super::by_time::Source;
 use super::client::{self, BrokerError, Cluster, Reasons};
 use super::ledger_tail::will_not_pass;
 use super::scan::offsets_at;
@@ -17,6 +18,8 @@ use crate::config::{Kafka, StartFrom};
 
 /// How often it looks for partitions that were added.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How far records of one log may be from the order of their times: those who wrote them have clocks of their own.
+const CLOCKS_APART_MS: i64 = 60_000;
 const FIXED: [(&str, &str); 6] = [
     ("check.crcs", "true"),
     ("enable.auto.commit", "false"),
@@ -69,11 +72,7 @@ pub enum Step {
 impl Tail {
     pub async fn open(kafka: &Kafka, topic: &str, from: StartFrom) -> Result<Tail, BrokerError> {
         let since = match from {
-            StartFrom::Time(time_ms) => {
-                let (kafka, topic) = (kafka.clone(), topic.to_owned());
-                let asked = tokio::task::spawn_blocking(move || offsets_at(&kafka, &topic, time_ms));
-                asked.await.expect("asking does not panic")?
-            }
+            StartFrom::Time(time_ms) => asked_offsets(kafka, topic, time_ms).await?,
             StartFrom::Earliest | StartFrom::Latest => BTreeMap::new(),
         };
         let start = |partition: i32, (first, end): (i64, i64)| match from {
@@ -84,31 +83,45 @@ impl Tail {
         Tail::begin(kafka, topic, start).await
     }
 
-    /// From where an earlier one was; a partition that it did not know from its beginning.
-    pub async fn resume(kafka: &Kafka, topic: &str, places: &BTreeMap<i32, i64>) -> Result<Tail, BrokerError> {
+    /// From where an earlier one was, which had read nothing younger than `read_ms`; a partition that it did not know from its
+    /// beginning. Also tells, for people, what it has missed.
+    pub async fn resume(
+        kafka: &Kafka,
+        topic: &str,
+        places: &BTreeMap<i32, i64>,
+        read_ms: Option<i64>,
+    ) -> Result<(Tail, Vec<String>), BrokerError> {
+        let younger = match read_ms {
+            Some(read_ms) => asked_offsets(kafka, topic, read_ms + CLOCKS_APART_MS).await?,
+            None => BTreeMap::new(),
+        };
+        let mut missed = Vec::new();
         let start = |partition: i32, (first, end): (i64, i64)| match places.get(&partition) {
-            Some(&place) if place > end => {
-                tracing::warn!(
-                    topic,
-                    partition,
-                    place,
-                    end,
-                    "it ends before: it is another log, and read from its beginning"
-                );
+            // What lies below would have been read, and is younger than anything that was.
+            Some(&place) if place > end || younger.get(&partition).is_some_and(|younger| *younger < place) => {
+                missed.push(format!(
+                    "{topic}/{partition} is another log than the one that was read up to {place}: it is read from its beginning"
+                ));
                 first
             }
             Some(&place) if place < first => {
-                tracing::warn!(topic, partition, place, first, "it begins behind: what lay between was deleted unread");
+                missed.push(format!(
+                    "{topic}/{partition}: what lay from {place} to {first} was deleted before it was read"
+                ));
                 first
             }
             Some(&place) => place,
             None => first,
         };
-        Tail::begin(kafka, topic, start).await
+        Ok((Tail::begin(kafka, topic, start).await?, missed))
     }
 
     /// `start`: where a partition begins to be read, which has these first and end offsets.
-    async fn begin(kafka: &Kafka, topic: &str, start: impl Fn(i32, (i64, i64)) -> i64) -> Result<Tail, BrokerError> {
+    async fn begin(
+        kafka: &Kafka,
+        topic: &str,
+        mut start: impl FnMut(i32, (i64, i64)) -> i64,
+    ) -> Result<Tail, BrokerError> {
         let cluster = Cluster::new(kafka)?;
         let partitions = cluster.partitions(topic).await?;
         let watermarks = Watermarks::new(kafka)?;
@@ -136,13 +149,7 @@ impl Tail {
         known.collect()
     }
 
-    /// Partitions of which not all has come that was there at the start.
-    pub fn behind(&self) -> impl Iterator<Item = i32> + '_ {
-        self.ends.keys().copied()
-    }
-
-    /// Waits for what comes next; may be dropped while it waits.
-    pub async fn next(&mut self) -> Result<Step, BrokerError> {
+    async fn step(&mut self) -> Result<Step, BrokerError> {
         loop {
             if self.ends.is_empty() && !self.told_end {
                 self.told_end = true;
@@ -217,6 +224,23 @@ impl Tail {
         }
         Ok(())
     }
+}
+
+impl Source for Tail {
+    async fn next(&mut self) -> Result<Step, BrokerError> {
+        self.step().await
+    }
+
+    fn behind(&self) -> impl Iterator<Item = i32> {
+        self.ends.keys().copied()
+    }
+}
+
+/// The first offset of each partition whose record is as young as that.
+async fn asked_offsets(kafka: &Kafka, topic: &str, time_ms: i64) -> Result<BTreeMap<i32, i64>, BrokerError> {
+    let (kafka, topic) = (kafka.clone(), topic.to_owned());
+    let asked = tokio::task::spawn_blocking(move || offsets_at(&kafka, &topic, time_ms));
+    asked.await.expect("asking does not panic")
 }
 
 fn read(kafka: &Kafka, topic: &str, next: &BTreeMap<i32, Offset>) -> Result<StreamConsumer<Reasons>, BrokerError> {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::mpsc::channel;
 
+use chrono::DateTime;
 use serde_json::{Value, json};
 
 use crate::support::following::Following;
@@ -136,7 +137,8 @@ async fn alerts_come_in_the_order_of_their_times_and_who_resumes_misses_none() {
     }
     let told = |line: &str| {
         let alert: Value = serde_json::from_str(line).expect("JSON");
-        (alert["time"].as_str().expect("a time").to_owned(), alert["subject"].as_str().expect("an account").to_owned())
+        let time = DateTime::parse_from_rfc3339(alert["time"].as_str().expect("a time")).expect("RFC 3339");
+        (time.timestamp_millis(), alert["subject"].as_str().expect("an account").to_owned())
     };
     let list = |arguments: &[&str]| {
         let output = meter.run(&[&["alerts", "--json"], arguments].concat());
@@ -172,7 +174,56 @@ async fn alerts_come_in_the_order_of_their_times_and_who_resumes_misses_none() {
     assert!(heard.len() <= heard_once.len() + 1, "only the one under way came again: {} lines", heard.len());
     assert!(list(&["--resume", file]).is_empty(), "all is told");
     let other = meter.run(&["alerts", "--account", "acme", "--resume", file]);
-    assert!(String::from_utf8_lossy(&other.stderr).contains("not in"), "{other:?}");
+    assert!(
+        !other.status.success() && String::from_utf8_lossy(&other.stderr).contains("not of account acme"),
+        "{other:?}"
+    );
+
+    // What is only printed is noted too, a moment later.
+    let lines_only = folder.path().join("lines");
+    let lines_only = lines_only.to_str().expect("text");
+    let mut following = Following::start(&meter, &["alerts", "--follow", "--from", "earliest", "--resume", lines_only]);
+    (0..heard_once.len()).for_each(|_| drop(following.line()));
+    let told: i64 = topics.ends("alerts", PARTITIONS).iter().sum();
+    let noted = || {
+        let place: Value = serde_json::from_slice(&std::fs::read(lines_only).ok()?).expect("it is whole at any time");
+        let next = place["next"].as_object()?.values().filter_map(Value::as_i64);
+        (next.sum::<i64>() == told).then_some(())
+    };
+    until("all is noted", || std::future::ready(noted())).await;
+    signal(following.child.id(), "-KILL");
+    until("it has ended", || std::future::ready(following.child.try_wait().expect("it is a child"))).await;
+    assert!(list(&["--resume", lines_only]).is_empty());
+
+    // A program that is not there is not run, and the alert waits.
+    let nowhere = folder.path().join("nowhere");
+    let waits = ["alerts", "--resume", nowhere.to_str().expect("text"), "--exec", "/no/such/program"];
+    for _ in 0..2 {
+        let output = meter.run(&waits);
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).lines().count()), (Some(1), 1));
+    }
+
+    // What was not read and is gone is told of, and so is a log that is another.
+    let ends = topics.ends("alerts", PARTITIONS);
+    let (busiest, end) = (0..).zip(ends).max_by_key(|(_, end)| *end).expect("there are partitions");
+    topics.delete_below("alerts", busiest, 1).await;
+    let left = heard_once.len() - 1;
+    for (next, read_ms, says) in [
+        (0, json!(null), "what lay from 0 to 1 was deleted before it was read"),
+        (2, json!(1), "is another log than the one that was read up to 2"),
+        (end + 1, json!(null), "is another log"),
+    ] {
+        let place = json!({
+            "meter": meter.prefix, "topic": topics.name("alerts"), "account": null,
+            "next": { busiest.to_string(): next }, "read_ms": read_ms,
+        });
+        let file = folder.path().join("made-up");
+        std::fs::write(&file, place.to_string()).expect("a file");
+        let output = meter.run(&["alerts", "--resume", file.to_str().expect("text")]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && told.contains(says), "{says}: {told}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), left, "{says}");
+    }
     assert!(running.terminate().await.success());
 }
 
