@@ -133,6 +133,8 @@ struct Expected {
     exhausted: BTreeMap<String, i64>,
     /// partition and offset → reason.
     dead: BTreeMap<(i32, i64), String>,
+    /// Ids of lines about voids.
+    ledger: BTreeSet<String>,
 }
 
 impl Traffic {
@@ -427,6 +429,7 @@ impl Table {
         let (denials, again) = check_denials(topics, &expected);
         let alerts = check_alerts(topics, &expected);
         check_dead_letters(topics, &expected);
+        check_ledger(topics, &expected);
         let records: u64 = expected.outcomes.values().sum();
         assert_eq!(meter.audit()["records"], json!(records), "the audit agrees");
         Seen { records, outcomes, denials, alerts, again }
@@ -477,6 +480,8 @@ impl Table {
                 count("voided");
                 let charge = charges.remove(event_id);
                 voided.insert(event_id.clone(), charge.is_some());
+                let came_of_it = if charge.is_some() { "refund" } else { "waits" };
+                expected.ledger.insert(format!("{}/{}/{}/{came_of_it}", topics.name("usage"), at.0, at.1));
                 if let Some(charge) = charge {
                     let Sent { account, contact, .. } = &self.events[event_id];
                     *expected.used.get_mut(account).expect("it was charged") -= charge;
@@ -605,6 +610,17 @@ fn check_alerts(topics: &Topics, expected: &Expected) -> usize {
 }
 
 /// Every record that is dead has a letter with its reason.
+/// Every command is answered, and every void told of, at least once.
+fn check_ledger(topics: &Topics, expected: &Expected) {
+    let commands = topics.read("commands", 1).into_iter().map(|command| format!("command/{}", command.offset()));
+    let mut missing: BTreeSet<String> = commands.chain(expected.ledger.iter().cloned()).collect();
+    for line in topics.read("ledger", 1) {
+        let line: Value = serde_json::from_slice(line.payload().expect("a value")).expect("JSON");
+        missing.remove(line["id"].as_str().expect("an id"));
+    }
+    assert!(missing.is_empty(), "lines of the ledger that are not there: {missing:?}");
+}
+
 fn check_dead_letters(topics: &Topics, expected: &Expected) {
     let mut letters = BTreeMap::new();
     for letter in topics.read("dead-letter", 1) {
