@@ -125,7 +125,7 @@ fn good(event_type: &str) -> Value {
 }
 
 /// Values that a field may have, good and bad, as JSON texts.
-const VALUES: [&str; 52] = [
+const VALUES: [&str; 55] = [
     "null",
     "\"\"",
     "\"x\"",
@@ -143,6 +143,9 @@ const VALUES: [&str; 52] = [
     "[\" +080 %\"]",
     "[\"remaining 1.5\"]",
     "[\"remaining  7 \"]",
+    "[\"remaining \\t7\"]",
+    "[\"remaining -0.0\"]",
+    "[\"remaining -0.01\"]",
     "[\"remaining -1\"]",
     "[\"80 percent\"]",
     "0",
