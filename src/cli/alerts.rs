@@ -1,6 +1,6 @@
 //! Edges of balances, as the meter publishes them: what there is, or as they come.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::exec::{Program, Ran};
 use super::output::{self, Output, Reader};
-use super::resume::{Noted, Place};
+use super::resume::{Followed, Noted, Place};
 use super::{Ended, values};
 use crate::app;
 use crate::config::{Config, StartFrom};
@@ -63,14 +63,8 @@ async fn print(args: AlertsArgs, config: &Config, output: Output, stop: Cancella
     tokio::spawn(app::stop_on_signal(stop.clone()));
     let from = args.from.unwrap_or(if args.follow { StartFrom::Latest } else { StartFrom::Earliest });
     let (meter, topic) = (&config.redis.prefix, &config.kafka.topics.alerts);
-    let own = Place {
-        meter: meter.clone(),
-        topic: topic.clone(),
-        account: args.account.clone(),
-        next: BTreeMap::new(),
-        read_ms: None,
-    };
-    let place = args.resume.as_ref().map(|path| Place::read(path, &own)).transpose()?.flatten();
+    let of = Followed { meter: meter.clone(), topic: topic.clone(), account: args.account.clone() };
+    let place = args.resume.as_ref().map(|path| Place::read(path, &of)).transpose()?.flatten();
     let opening = async {
         match &place {
             Some(place) => Tail::resume(&config.kafka, topic, &place.next, place.read_ms).await,
@@ -84,7 +78,7 @@ async fn print(args: AlertsArgs, config: &Config, output: Output, stop: Cancella
     for missed in &missed {
         note!("{missed}");
     }
-    let place = Place { next: tail.places(), read_ms: place.and_then(|place| place.read_ms), ..own };
+    let place = Place { of, next: tail.places(), read_ms: place.and_then(|place| place.read_ms) };
     let begin = |path| Noted::begin(path, place);
     let mut noted = args.resume.map(begin).transpose()?;
     let mut tail = ByTime::new(tail);

@@ -1,6 +1,7 @@
 //! Where a follower is, in a file: the next one goes on from there, and misses nothing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,14 +18,21 @@ use crate::note;
 /// What is told and not noted for so long may be told again by the next one.
 const NOTE_WITHIN: Duration = Duration::from_secs(1);
 
-/// The offsets that come next, and of what they are.
+/// What is followed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct Followed {
     /// Several may share the topic.
     pub meter: String,
     pub topic: String,
-    /// `None`: of all accounts.
+    /// `None`: all accounts.
     pub account: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    #[serde(flatten)]
+    pub of: Followed,
+    /// The offsets that come next, by partition.
     pub next: BTreeMap<i32, i64>,
     /// When the youngest record was published that was read. `None`: none was.
     pub read_ms: Option<i64>,
@@ -40,8 +48,8 @@ pub struct Noted {
 }
 
 impl Place {
-    /// `None`: there is no such file so far. `own`: what it must be a place of.
-    pub fn read(path: &Path, own: &Place) -> anyhow::Result<Option<Place>> {
+    /// `None`: there is no such file so far. `followed`: what it must be a place of.
+    pub fn read(path: &Path, followed: &Followed) -> anyhow::Result<Option<Place>> {
         let text = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.with_context(|| format!("{}", path.display()))?,
@@ -52,13 +60,20 @@ impl Place {
                 path.display()
             )
         })?;
-        let of = |Place { meter, topic, account, .. }: &Place| {
-            let account = account.as_ref().map_or("all accounts".to_owned(), |account| format!("account {account}"));
-            format!("{account} in topic {topic} of meter {meter}")
-        };
-        let (of, own) = (of(&place), of(own));
-        ensure!(of == own, "{} is of {of}, not of {own}: name another file", path.display());
+        let of = &place.of;
+        ensure!(of == followed, "{} is of {of}, not of {followed}: name another file", path.display());
         Ok(Some(place))
+    }
+}
+
+impl fmt::Display for Followed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Followed { meter, topic, account } = self;
+        match account {
+            Some(account) => write!(f, "account {account}")?,
+            None => f.write_str("all accounts")?,
+        }
+        write!(f, " in topic {topic} of meter {meter}")
     }
 }
 
@@ -120,9 +135,12 @@ impl Noted {
 mod tests {
     use super::*;
 
-    fn place(meter: &str, account: Option<&str>) -> Place {
-        let next = BTreeMap::from([(0, 7)]);
-        Place { meter: meter.into(), topic: "alerts".into(), account: account.map(str::to_owned), next, read_ms: None }
+    fn followed(meter: &str, account: Option<&str>) -> Followed {
+        Followed { meter: meter.to_owned(), topic: "alerts".to_owned(), account: account.map(str::to_owned) }
+    }
+
+    fn place(of: &Followed) -> Place {
+        Place { of: of.clone(), next: BTreeMap::from([(0, 7)]), read_ms: None }
     }
 
     fn record(partition: i32, offset: i64, timestamp_ms: i64) -> TailRecord {
@@ -134,8 +152,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, link) = (folder.path().join("place"), folder.path().join("link"));
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        let own = place("meter", None);
-        let read = || Place::read(&path, &own).unwrap();
+        let of = followed("meter", None);
+        let (own, read) = (place(&of), || Place::read(&path, &of).unwrap());
         assert_eq!(read(), None);
         drop(Noted::begin(path.clone(), own.clone()).unwrap());
         let mut noted = Noted::begin(link.clone(), own.clone()).unwrap();
@@ -158,16 +176,16 @@ mod tests {
     async fn a_write_that_failed_is_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let (inside, away) = (folder.path().join("in"), folder.path().join("away"));
-        let (path, own) = (inside.join("place"), place("meter", None));
+        let (path, of) = (inside.join("place"), followed("meter", None));
         fs::create_dir(&inside).unwrap();
-        let mut noted = Noted::begin(path.clone(), own.clone()).unwrap();
+        let mut noted = Noted::begin(path.clone(), place(&of)).unwrap();
         noted.told(&record(0, 9, 50));
         fs::rename(&inside, &away).unwrap();
         noted.save();
         fs::rename(&away, &inside).unwrap();
         noted.due().await;
         noted.save();
-        let next = Place::read(&path, &own).unwrap().map(|place| place.next);
+        let next = Place::read(&path, &of).unwrap().map(|place| place.next);
         assert_eq!(next, Some(BTreeMap::from([(0, 10)])));
     }
 
@@ -175,16 +193,17 @@ mod tests {
     fn a_file_of_something_else_is_refused_with_what_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("place");
-        Noted::begin(path.clone(), place("meter", Some("acme"))).unwrap();
-        let told = |own: Place| Place::read(&path, &own).unwrap_err().to_string();
-        assert!(Place::read(&path, &place("meter", Some("acme"))).unwrap().is_some());
-        let all = told(place("meter", None));
+        let acme = || followed("meter", Some("acme"));
+        Noted::begin(path.clone(), place(&acme())).unwrap();
+        let told = |of: Followed| Place::read(&path, &of).unwrap_err().to_string();
+        assert!(Place::read(&path, &acme()).unwrap().is_some());
+        let all = told(followed("meter", None));
         assert!(all.contains("is of account acme in topic alerts of meter meter, not of all accounts in"), "{all}");
-        assert!(told(place("other", Some("acme"))).contains("not of account acme in topic alerts of meter other"));
-        assert!(told(Place { topic: "x".into(), ..place("meter", Some("acme")) }).contains("in topic x of"));
+        assert!(told(followed("other", Some("acme"))).contains("not of account acme in topic alerts of meter other"));
+        assert!(told(Followed { topic: "x".into(), ..acme() }).contains("in topic x of"));
         fs::write(&path, "").unwrap();
-        assert!(told(place("meter", None)).contains("is no place of `alerts --resume`"), "torn, or another file");
+        assert!(told(acme()).contains("is no place of `alerts --resume`"), "torn, or another file");
         let nowhere = folder.path().join("nowhere").join("place");
-        assert!(Noted::begin(nowhere, place("meter", None)).is_err());
+        assert!(Noted::begin(nowhere, place(&acme())).is_err());
     }
 }

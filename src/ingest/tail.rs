@@ -12,14 +12,13 @@ use tokio::time::{Instant, sleep_until};
 use super::by_time::Source;
 use super::client::{self, BrokerError, Cluster, Reasons};
 use super::ledger_tail::will_not_pass;
+use super::recorded::CLOCKS_APART_MS;
 use super::scan::offsets_at;
 use super::watermarks::Watermarks;
 use crate::config::{Kafka, StartFrom};
 
 /// How often it looks for partitions that were added.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// How far records of one log may be from the order of their times: those who wrote them have clocks of their own.
-const CLOCKS_APART_MS: i64 = 60_000;
 const FIXED: [(&str, &str); 6] = [
     ("check.crcs", "true"),
     ("enable.auto.commit", "false"),
