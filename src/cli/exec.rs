@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 
 pub struct Program {
     path: PathBuf,
-    /// A program that takes longer is killed: the next alerts wait for it.
+    /// A program that takes longer is killed, with what it has started: the next alerts wait for it.
     limit: Duration,
     /// Runs that did not end well.
     pub failed: u64,
@@ -75,7 +76,8 @@ enum End {
 
 fn start(path: &Path, alert: &Alert) -> std::io::Result<Child> {
     let mut command = Command::new(path);
-    command.envs(environment(alert)).stdin(Stdio::piped());
+    // In a group of its own: Ctrl-C in a terminal is for this command, and a program is killed with its children.
+    command.envs(environment(alert)).stdin(Stdio::piped()).process_group(0);
     // Our stdout is data.
     command.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
     command.spawn()
@@ -99,8 +101,16 @@ async fn run(mut child: Child, limit: Duration, json: &str, stop: &CancellationT
         () = stopped => return Ok(End::Left),
         () = tokio::time::sleep(limit) => {}
     }
-    child.kill().await?;
+    kill(&mut child).await?;
     Ok(End::Killed)
+}
+
+async fn kill(child: &mut Child) -> std::io::Result<()> {
+    // The group has the program's id. Once the program has ended there is none to be had, and none is needed.
+    if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+        kill_process_group(group, Signal::KILL)?;
+    }
+    child.wait().await.map(drop)
 }
 
 fn environment(alert: &Alert) -> [(&'static str, String); 12] {
@@ -124,6 +134,10 @@ fn environment(alert: &Alert) -> [(&'static str, String); 12] {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::unix::pipe;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::ingest::alerts::tests::alert;
@@ -177,6 +191,30 @@ mod tests {
             program.run(&alert("low acme email 80% 5/10 3"), "{}", &CancellationToken::new()).await;
             assert_eq!(program.failed, failed);
         }
+    }
+
+    /// A shell script's `curl`, for one, would go on beside those of the next alerts.
+    #[tokio::test]
+    async fn what_a_program_has_started_is_killed_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let line = format!("exec 3<>{}; (echo begun >&3; sleep 1000) & wait", fifo.display());
+        let path = script(folder.path(), &line);
+        // On a busy machine it may be killed before it begins.
+        for limit in [Duration::from_millis(100), Duration::from_secs(2), MINUTE] {
+            let mut told = pipe::OpenOptions::new().open_receiver(&fifo).unwrap();
+            let mut program = Program::new(path.clone(), limit);
+            program.run(&alert("low acme email 80% 5/10 3"), "{}", &CancellationToken::new()).await;
+            assert_eq!(program.failed, 1);
+            // It ends when nobody has it open any more.
+            let mut text = String::new();
+            timeout(MINUTE, told.read_to_string(&mut text)).await.expect("something goes on").unwrap();
+            if !text.is_empty() {
+                return;
+            }
+        }
+        panic!("it did not begin");
     }
 
     #[tokio::test]
