@@ -21,13 +21,12 @@ use crate::config::{Config, StartFrom};
 use crate::ingest::alerts::Alert;
 use crate::ingest::by_time::ByTime;
 use crate::ingest::clock;
+use crate::ingest::scan::SILENCE_MAX;
 use crate::ingest::tail::{Step, Tail, TailRecord};
 use crate::note;
 
 /// Ids that are remembered, 10 MB: a relay that died repeats what it had under way, a few hundred.
 const SEEN_MAX: usize = 200_000;
-/// A broker that is there delivers something within this time.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub struct AlertsArgs {

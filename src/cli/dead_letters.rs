@@ -1,7 +1,6 @@
 //! Records that could not be judged: which there are, what one holds, and sent again once the fault is mended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args, Subcommand};
@@ -13,12 +12,11 @@ use crate::config::{Config, StartFrom};
 use crate::ingest::by_time::ByTime;
 use crate::ingest::letter::{Letter, Place};
 use crate::ingest::producer::{Acknowledgement, Outgoing, Producer};
+use crate::ingest::scan::SILENCE_MAX;
 use crate::ingest::tail::{Step, Tail};
 use crate::ledger::outcome::DeadReason;
 use crate::note;
 
-/// A broker that is there delivers something within this time.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Records on their way to Kafka.
 const UNDER_WAY_MAX: usize = 1_000;
 

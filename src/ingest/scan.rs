@@ -13,7 +13,7 @@ use super::fault::{Fault, not_allowed};
 use crate::config::Kafka;
 
 /// A broker that is there delivers something within this time.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
+pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The client pauses a partition that is far ahead for this long, a second by default.
 const DEFAULTS: [(&str, &str); 2] = [("fetch.wait.max.ms", "20"), ("fetch.queue.backoff.ms", "20")];
 pub(super) const POLL: Duration = Duration::from_millis(100);
