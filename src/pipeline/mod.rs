@@ -7,6 +7,8 @@
 mod answers;
 /// From records to a call.
 pub mod batch;
+/// Too many dead records.
+mod dead;
 /// What goes in, and what is to be done.
 mod io;
 /// The lane to one shard.
@@ -26,15 +28,17 @@ mod repricing;
 /// A shard that does not answer.
 mod silent;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ledger::call::{Input as Topic, LastRead, Note, Partition, Stamp};
 use crate::ledger::catalogue::Catalogue;
 
+pub use dead::DeadLimit;
 pub use io::{Answer, Effect, Input, Progress};
 
 use batch::{Accounts, Batch, Call, Known};
+use dead::DeadWindows;
 use lane::{Bounds, Lane, Probe, Push, ReadTo, Work};
 use record::{Body, Record};
 use recorded::{Decision, Recorded};
@@ -55,14 +59,6 @@ pub struct Settings {
     pub in_order: bool,
 }
 
-/// Beyond so many dead records among so many offsets of a partition it halts: a bad price list or program must not
-/// drain a topic into the dead letters.
-#[derive(Clone, Copy, Debug)]
-pub struct DeadLimit {
-    pub records: usize,
-    pub among: i64,
-}
-
 #[derive(Debug)]
 pub struct Pipeline {
     settings: Settings,
@@ -71,8 +67,7 @@ pub struct Pipeline {
     accounts: Accounts,
     partitions: BTreeMap<Partition, Reading>,
     lanes: Vec<Lane>,
-    /// Dead records by partition, in the window that began at the offset.
-    dead: BTreeMap<Partition, DeadWindow>,
+    dead: BTreeMap<Partition, DeadWindows>,
     /// What the question is about that has no answer yet.
     recalling: Option<u64>,
     /// Some lane is shut, and no question is under way that would open them all.
@@ -80,12 +75,6 @@ pub struct Pipeline {
     recorded: Recorded,
     last_id: u64,
     stopping: bool,
-}
-
-#[derive(Clone, Debug, Default)]
-struct DeadWindow {
-    start: i64,
-    offsets: BTreeSet<i64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -425,17 +414,12 @@ impl Pipeline {
     /// The partition that has more dead records than it may.
     fn too_many_dead(&mut self, notes: &[Note]) -> Option<Partition> {
         let limit = self.settings.dead_limit;
-        for note in notes {
-            let window = self.dead.entry(note.partition).or_default();
-            if note.offset >= window.start + limit.among {
-                *window = DeadWindow { start: note.offset, ..DeadWindow::default() };
-            }
-            window.offsets.insert(note.offset);
-            if window.offsets.len() > limit.records {
-                return Some(note.partition);
-            }
-        }
-        None
+        let alive = || self.lanes.iter().filter(|lane| !matches!(lane.work, Work::Halted));
+        let too_many = |note: &&Note| {
+            let applied = alive().filter_map(|lane| lane.applied(note.partition)).min().unwrap_or(0);
+            self.dead.entry(note.partition).or_default().count(note.offset, applied, limit)
+        };
+        notes.iter().find(too_many).map(|note| note.partition)
     }
 
     fn halt_partition(&mut self, partition: Partition, effects: &mut Vec<Effect>) {
