@@ -244,6 +244,7 @@ impl Shard {
                 credit_type: class.credit_type.clone(),
                 cost,
                 cycle: class.cycle.unwrap_or(group.cycle),
+                unlimited: remaining.is_none(),
                 mark: set.map(|(_, mark)| mark.member),
                 member: count.map(|count| count.user.into()),
                 usage: day.map(|day| (day, class.action.clone(), event.event.user.clone().unwrap_or_default())),

@@ -133,14 +133,14 @@ impl Account {
     }
 
     /// Gives back what was charged to a closed cycle: what exceeds its overage is again in the lots that it was taken from, as
-    /// far as they live; the rest expires there, for late use to take.
-    pub fn refund_late(&mut self, number: i32, credit_type: &str, amount: Credits) {
+    /// far as they live; the rest expires there, for late use to take. `unlimited`: nothing was taken for it.
+    pub fn refund_late(&mut self, number: i32, credit_type: &str, amount: Credits, unlimited: bool) {
         let closed = self.closed.get_mut(&number).expect("the call was refused if it is kept no more");
         closed.change();
         let counter = closed.counters.entry(credit_type.to_owned()).or_default();
         let mut back = amount - amount.min(counter.overage());
         counter.charged = counter.charged - amount;
-        if counter.granted.total() == Amount::Unlimited {
+        if unlimited {
             return;
         }
         // What the open cycle takes comes from what there was before.
@@ -155,7 +155,9 @@ impl Account {
         }
         let closed = self.closed.get_mut(&number).expect("it was there above");
         let counter = closed.counters.get_mut(credit_type).expect("it was there above");
-        (counter.expired, counter.spare) = (counter.expired + back, counter.spare + back);
+        if counter.granted.total() != Amount::Unlimited {
+            (counter.expired, counter.spare) = (counter.expired + back, counter.spare + back);
+        }
     }
 
     /// A closed cycle takes credits of a lot that went on from it; below zero, gives them back.
@@ -173,7 +175,9 @@ impl Account {
         }
         for (&other, closed) in self.closed.range_mut(number..) {
             let counter = closed.counters.entry(credit_type.to_owned()).or_default();
-            counter.moved = counter.moved - taken;
+            if counter.granted.total() != Amount::Unlimited {
+                counter.moved = counter.moved - taken;
+            }
             if other > number {
                 counter.granted.take(kind, taken);
                 closed.change();

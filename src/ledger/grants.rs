@@ -261,6 +261,18 @@ impl Account {
         order.into_iter().map(|(_, source)| source).collect()
     }
 
+    /// What is left in what has begun, in the order in which it burns, and when each ends. As of the last settling.
+    pub fn burning(&self, credit_type: &str) -> Vec<(Credits, i64)> {
+        let of = |source| match source {
+            Source::Pool => (self.pools.get(credit_type).map_or(Credits::ZERO, |pool| pool.left), self.cycle.end_ms),
+            Source::Lot(created) => {
+                let lot = &self.lots[&created];
+                (lot.left, lot.expires_ms.unwrap_or(self.cycle.end_ms))
+            }
+        };
+        self.burn_order(credit_type).into_iter().map(of).collect()
+    }
+
     fn left_of(&mut self, credit_type: &str, source: Source) -> &mut Credits {
         match source {
             Source::Pool => &mut self.pools.entry(credit_type.to_owned()).or_default().left,
@@ -291,14 +303,25 @@ impl Account {
     /// Gives back what was charged: where nothing was granted for it, that is covered first, the rest is again in what burns last.
     /// So pool and lots are as if it had never been charged, unless one of them has come, grown or ended since: what was taken
     /// from one that is gone comes back to the pool.
-    pub fn refund(&mut self, credit_type: &str, amount: Credits) {
+    /// `unlimited`: nothing was taken for it.
+    pub fn refund(&mut self, credit_type: &str, amount: Credits, unlimited: bool) {
         // What it comes back to must not depend on when something else was settled.
         self.settle(credit_type);
         let counter = self.counters.entry(credit_type.to_owned()).or_default();
         counter.charged = counter.charged - amount;
-        let counter = *counter;
-        let Amount::Limited(granted) = counter.granted else { return };
-        let (cycle, order) = (self.cycle.number, self.burn_order(credit_type));
+        let (counter, cycle) = (*counter, self.cycle.number);
+        let Amount::Limited(granted) = counter.granted else {
+            // It has become unlimited since. Lots may go on to a cycle in which it is not.
+            let mut back = if unlimited { Credits::ZERO } else { amount };
+            for created in self.lots_used_in(cycle, credit_type) {
+                let lot = self.lots.get_mut(&created).expect("it is in the order");
+                let given = back.min(lot.used[&cycle]);
+                lot.take(cycle, Credits::ZERO - given);
+                back = back - given;
+            }
+            return;
+        };
+        let order = self.burn_order(credit_type);
         let left = order.iter().fold(Credits::ZERO, |sum, source| sum + *self.left_of(credit_type, *source));
         let mut back = (granted - counter.expired - counter.charged - left).max(Credits::ZERO);
         for source in order.into_iter().rev() {
@@ -440,8 +463,8 @@ pub(super) mod tests {
                     Op::Refund(credits) => {
                         let credits = credits.min(charged);
                         charged -= credits;
-                        late.refund("email", Credits::whole(credits));
-                        at_once.refund("email", Credits::whole(credits));
+                        late.refund("email", Credits::whole(credits), false);
+                        at_once.refund("email", Credits::whole(credits), false);
                     }
                     Op::Adjust(credits) => {
                         for account in [&mut late, &mut at_once] {
@@ -481,7 +504,7 @@ pub(super) mod tests {
                     charge(&mut without, *credits);
                 }
                 if index == comes_after {
-                    with.refund("email", Credits::whole(charges[voided].0));
+                    with.refund("email", Credits::whole(charges[voided].0), false);
                 }
             }
             with.settle("email");

@@ -7,7 +7,8 @@
 //! of each that found nothing charged: that may wait for ever.
 //!
 //! What comes back covers overage first, then it is again in what it was taken from, first in what burns last. A closed cycle lets
-//! expire what was its own, and its statement is restated.
+//! expire what was its own, and its statement is restated. Where a type has become unlimited within the cycle, what was charged before
+//! comes back to top-ups and promos, which may go on to a cycle that is not; for what was charged after, nothing was taken.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,6 +43,8 @@ pub struct Charge {
     pub cost: Credits,
     /// The cycle that it was charged to.
     pub cycle: i32,
+    /// Nothing was taken for it: the type was unlimited.
+    pub unlimited: bool,
     /// The mark that it has set, of what is charged once.
     pub mark: Option<i64>,
     /// The member for whom it was counted; `None`: the account had no limit of that type.
@@ -60,13 +63,17 @@ impl Kept {
             credit_type: words.next()?.to_owned(),
             cost: Credits::from_thousandths(words.next()?.parse().ok()?),
             cycle: words.next()?.parse().ok()?,
+            unlimited: false,
             mark: None,
             member: None,
             usage: None,
         };
         let mark = words.next()?;
         let counted = mark.strip_suffix('m');
-        charge.mark = match counted.unwrap_or(mark) {
+        let mark = counted.unwrap_or(mark);
+        let untaken = mark.strip_suffix('u');
+        charge.unlimited = untaken.is_some();
+        charge.mark = match untaken.unwrap_or(mark) {
             "-" => None,
             mark => Some(mark.parse().ok()?),
         };
@@ -86,10 +93,11 @@ impl Kept {
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Kept::Charged(charge) = self else { return f.write_str("-") };
-        let Charge { credit_type, cost, cycle, mark, member, usage } = charge;
+        let Charge { credit_type, cost, cycle, unlimited, mark, member, usage } = charge;
         let mark = mark.map_or("-".to_owned(), |mark| mark.to_string());
+        let untaken = if *unlimited { "u" } else { "" };
         let counted = if member.is_some() { "m" } else { "" };
-        write!(f, "{credit_type} {} {cycle} {mark}{counted}", cost.thousandths())?;
+        write!(f, "{credit_type} {} {cycle} {mark}{untaken}{counted}", cost.thousandths())?;
         match (usage, member) {
             (Some((day, action, user)), _) => write!(f, " {} {action} {user}", day_number(*day)),
             (None, Some(user)) => write!(f, " - - {user}"),
@@ -192,9 +200,9 @@ impl Shard {
         }
         let before = remaining(account);
         if lives && account.cycle.number == charge.cycle {
-            account.refund(&charge.credit_type, charge.cost);
+            account.refund(&charge.credit_type, charge.cost, charge.unlimited);
         } else {
-            account.refund_late(charge.cycle, &charge.credit_type, charge.cost);
+            account.refund_late(charge.cycle, &charge.credit_type, charge.cost, charge.unlimited);
         }
         let after = remaining(account);
         let or_null = |amount: Option<Credits>| amount.map_or("null".to_owned(), |amount| amount.to_string());
@@ -261,6 +269,7 @@ mod tests {
             credit_type: "email".into(),
             cost: Credits::from_thousandths(1_500),
             cycle: -3,
+            unlimited: false,
             mark: Some(-7),
             member: None,
             usage: day_of_number(20_261_125).map(|day| (day, "reveal_email".into(), "Ada von L".into())),
@@ -276,6 +285,11 @@ mod tests {
                 Kept::Charged(Charge { member: Some("".into()), usage: None, mark: None, ..charge.clone() }),
                 "email 1500 -3 -m - - ",
             ),
+            (
+                Kept::Charged(Charge { member: Some("Ada von L".into()), unlimited: true, ..charge.clone() }),
+                "email 1500 -3 -7um 20261125 reveal_email Ada von L",
+            ),
+            (Kept::Charged(Charge { usage: None, mark: None, unlimited: true, ..charge.clone() }), "email 1500 -3 -u"),
             (Kept::Charged(Charge { usage: None, mark: None, ..charge }), "email 1500 -3 -"),
         ] {
             assert_eq!((kept.to_string(), Kept::parse(text)), (text.to_owned(), Some(kept)));

@@ -105,7 +105,7 @@ actions = ["reveal_email", "enrich", "reveal_phone", "verify"]
 [plans.unlimited]
 interval = "monthly"
 allowance = { email = "unlimited", phone = 10 }
-actions = ["reveal_email", "enrich"]
+actions = ["reveal_email", "enrich", "reveal_phone"]
 overage = "allow"
 "#;
 

@@ -80,8 +80,8 @@ allowance = { email = 300 }
 actions = ["reveal_email"]
 [plans.unlimited]
 interval = "monthly"
-allowance = { email = "unlimited" }
-actions = ["reveal_email"]
+allowance = { email = "unlimited", phone = 16 }
+actions = ["reveal_email", "reveal_phone", "enrich", "verify"]
 "#;
 
 /// How much of what a row's last step was answered must be what it says.

@@ -162,7 +162,7 @@ local function one_by_one(group, counter, rows)
         once.known[mark], once.added[mark] = true, true
       end
       if class_voidable[class] and (not reason or reason == 4) then
-        charges.keep_of(group, e, class, cost - uncovered, is_set and mark, count, rows, row)
+        charges.keep_of(group, e, class, cost - uncovered, not left, is_set and mark, count, rows, row)
       end
       local is_charged = not reason or reason == 4
       if rows and is_charged then
@@ -303,7 +303,7 @@ for g = 1, group_count do
       counter[t].charged = counter[t].charged + sum
     end
     reply[g + 2] = table.concat(verdicts)
-    charges.keep_all(group, rows)
+    charges.keep_all(group, counter, rows)
     group.usage = rows and (has_one_day and usage.journalled or usage.after)(group, rows)
   end
   -- Events that were denied are counted beside the charges.

@@ -34,7 +34,7 @@ local function take_late(account, number, lot, taken)
   for other, closed in pairs(account.closed) do
     if other >= number then
       local c = closed_counter_of(closed, credit_type)
-      c.moved = c.moved - taken
+      c.moved = total(c.granted) and c.moved - taken or 0
       if other > number then
         c.granted[kind] = c.granted[kind] - taken
         change_closed(closed)

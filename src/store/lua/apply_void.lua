@@ -6,8 +6,9 @@ function charges.keep(name, member, text)
   charges.changed[name][member] = true
 end
 
--- Keeps what an event was charged: a mark that it has set, and what was counted for its member, are given away with it.
-function charges.keep_of(group, e, class, cost, mark, count, rows, row)
+-- Keeps what an event was charged, and whether nothing was taken for it since the type is unlimited: a mark that it has set, and
+-- what was counted for its member, are given away with it.
+function charges.keep_of(group, e, class, cost, unlimited, mark, count, rows, row)
   local ask = group.asks[e]
   local cycle = class_cycle[class] and text(class_cycle[class]) or group.cycle
   local _, member
@@ -19,17 +20,19 @@ function charges.keep_of(group, e, class, cost, mark, count, rows, row)
     place = ' ' .. group.used_days[rows.day[row] or 1] .. ' ' .. class_action[class] .. ' ' .. rows.user[row]
   end
   charges.keep(ask.keys[1], ask.member,
-    table.concat({ type_name[class_type[class]], text(cost), cycle, (member or '-') .. (count and 'm' or '') }, ' ') .. place)
+    table.concat({ type_name[class_type[class]], text(cost), cycle,
+      (member or '-') .. (unlimited and 'u' or '') .. (count and 'm' or '') }, ' ') .. place)
 end
 
 -- The same where all of a group's events are charged or free as told.
-function charges.keep_all(group, rows)
+function charges.keep_all(group, counter, rows)
   for e in pairs(group.asks) do
     if not group.seen[e] and not (group.free and group.free[e]) then
       local b1, b2 = byte(group.kinds, 2 * e - 1, 2 * e)
       local class = kind_class[b1 * 256 + b2]
       local mark = group.once and group.once.mark_of[e]
-      charges.keep_of(group, e, class, class_cost[class], mark, nil, rows, rows and usage.row_of(group, e))
+      local c = counter[class_type[class]]
+      charges.keep_of(group, e, class, class_cost[class], c and c.unlimited, mark, nil, rows, rows and usage.row_of(group, e))
     end
   end
 end
@@ -135,18 +138,28 @@ function charges.counter_in_hand(group, counter, credit_type)
   return t, counter[t]
 end
 
--- Gives back what was charged, first to what burns last; what was taken from a lot that is gone comes back to the pool.
+-- Gives back what was charged, first to what burns last; what was taken from a lot that is gone comes back to the pool. Where the
+-- type is unlimited by now, only lots matter.
 -- Mirrors ledger/grants.rs.
-function charges.refund_now(group, c, credit_type, cost)
+function charges.refund_now(group, c, credit_type, cost, unlimited)
   local account = whole_account(group)
   local stored, pool = counter_of(account, credit_type), pool_of(account, credit_type)
   stored.charged = c.charged
   settle(account, credit_type)
   c.charged = c.charged - cost
-  if not c.granted then
+  local order, back = burn_order(account, credit_type), c.granted and c.granted - c.expired - c.charged
+  if not back then
+    back = unlimited and 0 or cost
+    for i = #order, 1, -1 do
+      local lot = order[i][6]
+      if lot.used and lot.used[account.number] then
+        local given = math.min(back, lot.used[account.number])
+        take_from(lot, account.number, -given)
+        back = back - given
+      end
+    end
     return
   end
-  local order, back = burn_order(account, credit_type), c.granted - c.expired - c.charged
   for _, source in ipairs(order) do
     back = back - source[6].left
   end
@@ -168,7 +181,7 @@ end
 
 -- What exceeds the overage of a closed cycle is again in the lots that it was taken from, as far as they live; the rest expires
 -- there, for late use to take. Mirrors ledger/closed.rs.
-function charges.refund_late(account, number, credit_type, cost)
+function charges.refund_late(account, number, credit_type, cost, unlimited)
   local closed = account.closed[number]
   local c = closed_counter_of(closed, credit_type)
   local granted = total(c.granted)
@@ -176,7 +189,7 @@ function charges.refund_late(account, number, credit_type, cost)
   local back = cost - math.min(cost, over)
   c.charged = c.charged - cost
   change_closed(closed)
-  if not granted then
+  if unlimited then
     return
   end
   settle(account, credit_type)
@@ -189,7 +202,9 @@ function charges.refund_late(account, number, credit_type, cost)
       take_late(account, number, lot, -given)
     end
   end
-  c.expired, c.spare = c.expired + back, c.spare + back
+  if granted then
+    c.expired, c.spare = c.expired + back, c.spare + back
+  end
 end
 
 -- What the ledger topic says of a void.
@@ -213,8 +228,9 @@ function charges.take_back(group, e, class, counter, rows, row, range, line)
   end
   charges.keep(name, ask.member, false)
   local credit_type, cost, cycle, mark, place = match(kept, '^(%S+) (%d+) (%-?%d+) (%S+) ?(.*)$')
-  local counted
-  mark, counted = match(mark, '^(%-?%d*)(m?)$')
+  local unlimited, counted
+  mark, unlimited, counted = match(mark, '^(%-?%d*)(u?)(m?)$')
+  unlimited = unlimited == 'u'
   cost = tonumber(cost)
   local own_cycle = class_cycle[class] and text(class_cycle[class]) or group.cycle
   if counted == 'm' and own_cycle == cycle then
@@ -240,17 +256,17 @@ function charges.take_back(group, e, class, counter, rows, row, range, line)
     alerts_after_use(group, counter)
     before = remaining(c)
     if account.number == number then
-      charges.refund_now(group, c, credit_type, cost)
+      charges.refund_now(group, c, credit_type, cost, unlimited)
     else
       local open = account.counters[credit_type] or {}
       open.charged = c.charged
-      charges.refund_late(account, number, credit_type, cost)
+      charges.refund_late(account, number, credit_type, cost, unlimited)
       open = account.counters[credit_type] or c
       c.granted, c.usable = open.granted, open.granted and open.granted - open.expired
     end
     after = remaining(c)
   else
-    charges.refund_late(account, number, credit_type, cost)
+    charges.refund_late(account, number, credit_type, cost, unlimited)
   end
   charges.tell(group, range, line, 'refund', 'credits.ledger.refund.v1', '"credit_type":"' .. credit_type .. '","amount":'
     .. credits(cost) .. ',"cycle":' .. cycle .. ',"before":' .. credits(before) .. ',"after":' .. credits(after))

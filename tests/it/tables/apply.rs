@@ -64,6 +64,11 @@ pub const OUTCOMES: &[Row] = &[
     ("put acme small; use e1 reveal_phone contact=c1; void e1; use e2 reveal_phone contact=c1", "charged", "phone 16/8/0/8/0"),
     ("put acme small overage=3; use e1 reveal_email x=12; use e2 reveal_email; void e1", "voided", "email 10/1/0/9/0"),
     ("put acme small; use e1 reveal_email x=3; @+22d use e2 reveal_email; void e1", "voided", "email 10/1/0/9/0, closed0.email 10/0/10/0/0"),
+    // Where a type became unlimited within the cycle, what was charged before comes back to what goes on; for what came after, nothing was taken.
+    ("put acme small; grant acme email 5 topup until=+90d; use e1 reveal_email x=12; put acme unlimited; void e1; put acme small; @+22d tick; sweep", "took renew", "email 15/0/0/15/0"),
+    ("put acme small; grant acme email 5 topup until=+90d; use e1 reveal_email x=12; put acme unlimited; use e2 reveal_email x=2; void e2; put acme small; @+22d tick; sweep", "took renew", "email 13/0/0/13/0"),
+    ("put acme small; grant acme email 5 topup until=+90d; @+20d use e1 reveal_email x=12; put acme unlimited; put acme small; @+22d tick; sweep; void e1", "voided", "email 15/0/0/15/0, closed0.email unlimited/0/0/0/0"),
+    ("put acme small; grant acme email 5 topup until=+90d; use e1 reveal_email x=12; put acme unlimited; @+20d use e2 reveal_email x=2; put acme small; @+22d tick; sweep; void e2", "voided", "email 13/0/0/13/0"),
 ];
 
 /// Events that end as dead letters: first found, then produced, then counted.
