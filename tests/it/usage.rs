@@ -94,6 +94,15 @@ async fn usage_is_told_by_day_of_the_accounts_zone_member_and_action() {
     // 12 credits were used yesterday, and 17 are left.
     assert_eq!((&forecast["remaining"], &forecast["last_day"]["credits_per_day"]), (&json!(17), &json!(12)));
     assert_eq!(forecast["last_day"]["before_renewal"], true, "{forecast}");
+    // A promo burns first, and most of it ends unused within the hour.
+    let ends = (Utc::now() + chrono::TimeDelta::hours(1)).to_rfc3339_opts(SecondsFormat::Secs, true);
+    let promo = ["grant", "acme", "--type", "email", "--amount", "1000", "--kind", "promo", "--expires-at", &ends];
+    assert!(meter.run(&promo).status.success());
+    let with_promo = meter.json(&["usage", "acme", "--forecast", "--json"])["forecast"]["email"].clone();
+    assert_eq!(with_promo["remaining"], 1017, "{with_promo}");
+    let day_of = |forecast: &Value| forecast["last_day"]["runs_out"].as_str().expect("a time")[..10].to_owned();
+    let within = Utc::now() + chrono::TimeDelta::days(3);
+    assert!(day_of(&with_promo) >= day_of(&forecast) && day_of(&with_promo) < within.to_rfc3339(), "{with_promo}");
     // Where nothing is added up, a rate of 0 is not told for one.
     let off = meter.json(&["usage", "acme", "--forecast", "--set", "usage.breakdown=false", "--json"]);
     assert_eq!((&off["breakdown"], off.get("forecast")), (&json!(false), None), "{off}");
