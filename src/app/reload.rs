@@ -18,6 +18,8 @@ use crate::store::{Store, StoreError};
 
 /// How often the file is looked at. Its content is compared: a file that is swapped behind a link may keep its time.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Looks in a row that do not find it. It may be written anew: who replaces a file leaves it away for a moment.
+const AWAY_LOOKS: u32 = 5;
 
 pub struct Reloader {
     pub config: Config,
@@ -54,7 +56,7 @@ impl Reloader {
         let other_catalogue = self.other_catalogue.clone();
         let mut look = tokio::time::interval(LOOK_EVERY);
         let judged = self.in_force.borrow().text.to_string();
-        let mut looking = Looking { judged: Some(judged), changing: None, said: None, reloader: self };
+        let mut looking = Looking { judged: Some(judged), changing: None, away: 0, said: None, reloader: self };
         loop {
             let why = tokio::select! {
                 () = stop.cancelled() => return,
@@ -76,6 +78,8 @@ struct Looking {
     judged: Option<String>,
     /// The file as it was at the last look, while it is not judged.
     changing: Option<String>,
+    /// Looks in a row that could not read it.
+    away: u32,
     /// The last refusal, so that it is said once.
     said: Option<String>,
 }
@@ -90,13 +94,19 @@ impl Looking {
         let text = match tokio::fs::read_to_string(path).await {
             Ok(text) => text,
             Err(error) => {
-                // It may be written anew right now: the next look tells. A signal asks for an answer.
-                if why == Why::Signal {
-                    self.refused(why, path.display().to_string(), error.to_string());
+                self.away += 1;
+                // A signal asks for an answer.
+                if why == Why::Signal || self.away == AWAY_LOOKS {
+                    let reason = format!("{error}: put it back, no meter starts without it");
+                    self.refused(why, path.display().to_string(), reason);
                 }
                 return;
             }
         };
+        if std::mem::take(&mut self.away) >= AWAY_LOOKS {
+            self.said = None;
+            tracing::info!(path = %path.display(), "the catalogue can be read again");
+        }
         let known = self.judged.as_ref() == Some(&text);
         if why == Why::Due {
             // It may be half written: what stands still is judged.

@@ -74,6 +74,9 @@ pub async fn run(args: BacktestArgs, config: &Config, output: Output) -> anyhow:
         output.answer(&report, || text(&statements))?;
     }
     note!("{}", told(&tally, seconds));
+    if !tally.read_any() {
+        note!("no line of {} could be judged", args.file.display());
+    }
     let well = tally.read_any() && (!args.strict || tally.is_clean());
     Ok(if well { Ended::Well } else { Ended::Badly })
 }

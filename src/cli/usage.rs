@@ -21,7 +21,7 @@ pub struct UsageArgs {
     /// The account: the `subject` of its events
     #[arg(value_parser = values::name)]
     pub account: String,
-    /// First day, in the account's time zone [default: the first of its open cycle]
+    /// First day, in the account's time zone [default: the first of its open cycle, or --to if that is earlier]
     #[arg(long, value_name = "DATE", value_parser = values::date)]
     pub from: Option<NaiveDate>,
     /// Last day [default: today]

@@ -147,6 +147,15 @@ async fn a_price_changes_at_its_date_and_what_is_refused_changes_nothing() {
     running.signal("-HUP");
     reloads(&running, "unchanged", 1).await;
     running.ready().await;
+    // Who deletes it hears of it before the next start, each time.
+    for (refused, unchanged) in [(6, 2), (7, 3)] {
+        std::fs::remove_file(file.path()).expect("it is there");
+        reloads(&running, "refused", refused).await;
+        file.write(&with_prices(2, &second));
+        running.signal("-HUP");
+        reloads(&running, "unchanged", unchanged).await;
+    }
+    running.ready().await;
     let audit = meter.audit();
     assert_eq!((&audit["mismatches"], &audit["outcomes"]["charged"]), (&json!(0), &json!(6)), "{audit}");
     assert!(running.terminate().await.success());
