@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::groups::GroupInfo;
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::statistics::{Broker, Statistics};
+use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::fault::{Fault, Reported};
 use crate::config::{Kafka, Topics};
@@ -157,6 +157,16 @@ const RECONNECT_MAX_DEFAULT: Duration = Duration::from_secs(10);
 pub fn attempt_within(settings: &ClientConfig) -> Duration {
     let most = settings.get(RECONNECT_MAX).and_then(|ms| ms.parse().ok());
     most.map_or(RECONNECT_MAX_DEFAULT, Duration::from_millis).max(RECONNECT_MAX_DEFAULT) * 2
+}
+
+/// Reads partitions from these offsets, also those that were paused: a pause outlives an assignment.
+///
+/// They are resumed before it. What is asked of a partition while the client's own thread starts it, librdkafka may pass over as
+/// outdated, without an error: resumed afterwards it may stay paused, and be read no more.
+pub fn assign<C: ConsumerContext + 'static>(consumer: &BaseConsumer<C>, from: &TopicPartitionList) -> KafkaResult<()> {
+    // Those that the client does not know yet are not paused.
+    consumer.resume(from)?;
+    consumer.assign(from)
 }
 
 /// The name of an input topic.

@@ -24,7 +24,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use self::commit::{COMMIT_TIMEOUT, Committing};
 use self::unread::{Holds, Unreadable};
-use super::client::{BrokerError, topic_of};
+use super::client::{self, BrokerError, topic_of};
 use super::decode::{Decoder, Raw};
 use super::group::{Connection, Group, Rebalance};
 use super::in_step::InStep;
@@ -360,15 +360,11 @@ impl Thread {
 
     fn assign(&mut self) {
         let list = self.list(self.reading.iter());
-        if let Err(error) = self.consumer.assign(&list) {
+        if let Err(error) = client::assign(&self.consumer, &list) {
             self.tell(FromKafka::Halted {
                 partition: None,
                 reason: format!("kafka refused the assignment: {error}; restart the worker"),
             });
-        }
-        // The client keeps a pause over an assignment.
-        if let Err(error) = self.consumer.resume(&list) {
-            self.complain(&error, "could not resume reading");
         }
         self.room.assigned();
         self.statistics_since_change = 0;

@@ -152,8 +152,7 @@ fn read_side_by_side(
         let next = waiting.iter().filter_map(|(partition, notes)| Some((*partition, notes.front()?.offset)));
         let mut turn: BTreeMap<Partition, i64> = next.take(at_once).collect();
         let list = list(kafka, &turn);
-        // The client keeps a pause over an assignment.
-        let assigned = list.and_then(|list| consumer.assign(&list).and_then(|()| consumer.resume(&list)));
+        let assigned = list.and_then(|list| client::assign(consumer, &list));
         assigned.map_err(|error| unreadable(kafka, note, error.to_string()))?;
         let mut heard = Instant::now();
         let mut last = None;

@@ -1,7 +1,13 @@
 //! Records that could not be judged, as the command line lists, shows and sends them again.
 
+use std::thread;
+use std::time::{Duration as Time, Instant};
+
 use chrono::{Duration, Utc};
+use credit_meter::ingest::client;
 use credit_meter::ledger::outcome::Outcome;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::support::kafka::{Outgoing, Topics};
@@ -74,4 +80,43 @@ async fn what_was_dead_is_listed_shown_and_charged_once_when_it_is_sent_again() 
 
 fn record(account: &str, value: Vec<u8>) -> Outgoing {
     Outgoing { key: Some(account.into()), value: Some(value), ..Outgoing::default() }
+}
+
+/// As dead records are read again, and partitions after a rebalance of which there was enough: the client may take what is asked of
+/// a partition for outdated while it starts it. Several at once, so that threads are in each other's way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_was_paused_is_read_from_where_it_is_assigned_anew() {
+    const RECORDS: i64 = 50;
+    let topics = Topics::create("paused", 24).await;
+    for number in 0..RECORDS {
+        for partition in 0..24 {
+            topics.send("usage", &Outgoing { partition, ..record("acme", number.to_string().into_bytes()) }).await;
+        }
+    }
+    let read = |partition: i32| {
+        let (topic, brokers) = (topics.name("usage"), topics.brokers.clone());
+        thread::spawn(move || {
+            let mut config = ClientConfig::new();
+            config.set("bootstrap.servers", brokers).set("group.id", &topic).set("fetch.wait.max.ms", "10");
+            let consumer: BaseConsumer = config.create().expect("the settings are right");
+            for turn in 0..400 {
+                let mut list = TopicPartitionList::new();
+                let offset = turn % RECORDS;
+                list.add_partition_offset(&topic, partition, Offset::Offset(offset)).expect("a valid offset");
+                client::assign(&consumer, &list).expect("it is assigned");
+                // It may give nothing before its time is over, where it passes over what is from before.
+                let since = Instant::now();
+                let message = loop {
+                    match consumer.poll(Time::from_secs(1)) {
+                        Some(message) => break message.expect("a record"),
+                        None => assert!(since.elapsed() < Time::from_secs(60), "turn {turn}: nothing comes"),
+                    }
+                };
+                assert_eq!(message.offset(), offset);
+                consumer.pause(&list).expect("it is paused");
+            }
+        })
+    };
+    let reading: Vec<_> = (0..24).map(read).collect();
+    tokio::task::block_in_place(|| reading.into_iter().for_each(|thread| thread.join().expect("all was read")));
 }
