@@ -69,8 +69,9 @@ pub enum Key<'a> {
     /// Deleted once the floor has passed the day by the restamp tolerance. Absent = none.
     Day(&'a str, i64, SetIndex),
     /// `v:<day>:<account>` hash: what events of voidable actions whose time is in that UTC day were charged, by the member
-    /// that `d:` has of them: `<type> <thousandths> <cycle> <mark or -> [<20261125> <action> <member>]`; `-` = their void
-    /// came first. Deleted with the day. Absent = nothing that may be voided.
+    /// that `d:` has of them: `<type> <thousandths> <cycle> <mark or ->[u][m] [<20261125> <action> <member>]`, `u` where the
+    /// type was unlimited, `m` where it counts for the member; `-` = their void came first. Deleted with the day. Absent =
+    /// nothing that may be voided.
     Charges(&'a str, i64),
     /// `u:<20261125>:<account>` hash: usage of a day of the account's zone, by member (`""`: the event named none), each a
     /// list of numbers in MessagePack: for each action events charged, thousandths, events denied, free. The actions

@@ -147,9 +147,8 @@ function charges.refund_now(group, c, credit_type, cost, unlimited)
   stored.charged = c.charged
   settle(account, credit_type)
   c.charged = c.charged - cost
-  local order, back = burn_order(account, credit_type), c.granted and c.granted - c.expired - c.charged
-  if not back then
-    back = unlimited and 0 or cost
+  local order, back = burn_order(account, credit_type), unlimited and 0 or cost
+  if not c.granted then
     for i = #order, 1, -1 do
       local lot = order[i][6]
       if lot.used and lot.used[account.number] then
@@ -160,6 +159,7 @@ function charges.refund_now(group, c, credit_type, cost, unlimited)
     end
     return
   end
+  back = c.granted - c.expired - c.charged
   for _, source in ipairs(order) do
     back = back - source[6].left
   end
